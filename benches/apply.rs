@@ -1,0 +1,76 @@
+//! What apply costs: entries of many small commands, on a state with and without other keys.
+
+use std::hint::black_box;
+
+use criterion::BatchSize;
+use criterion::Criterion;
+use criterion::criterion_group;
+use criterion::criterion_main;
+use holdfast::machine::apply::apply_entry;
+use holdfast::machine::entry::Batch;
+use holdfast::machine::entry::Stamps;
+use holdfast::machine::entry::encode_entry;
+use holdfast::state::State;
+use holdfast::types::ClusterTime;
+use holdfast::types::LogIndex;
+use holdfast::types::Term;
+use holdfast::types::WallMillis;
+
+const COMMANDS: usize = 100;
+
+fn entry(words: impl Fn(usize) -> Vec<Vec<u8>>) -> Vec<u8> {
+    let mut batch = Batch::new(b"default");
+    for n in 0..COMMANDS {
+        let words = words(n);
+        batch.push_command(0, words.iter().map(Vec::as_slice));
+    }
+    let stamps = Stamps { clock: ClusterTime(1), wall: WallMillis(1), seed: 1 };
+    encode_entry(&stamps, &[batch])
+}
+
+fn text(words: &[&str]) -> Vec<Vec<u8>> {
+    words.iter().map(|word| word.as_bytes().to_vec()).collect()
+}
+
+fn filled(keys: usize) -> State {
+    let mut state = State::new(16);
+    for n in 0..keys {
+        state.put_string(0, format!("key:{n:012}").as_bytes(), &[b'x'; 64], None);
+    }
+    state.take_changes();
+    state
+}
+
+fn apply(c: &mut Criterion) {
+    let value = "x".repeat(64);
+    let cases = [
+        ("set", entry(|n| text(&["SET", &format!("key:{:012}", n * 7919), &value]))),
+        ("incr", entry(|n| text(&["INCR", &format!("counter:{n}")]))),
+        ("lock", entry(|n| text(&["LOCK", &format!("lock:{n}"), "me", "PX", "30000"]))),
+        ("qpush", entry(|_| text(&["QPUSH", "q", &value]))),
+    ];
+    for (name, entry) in &cases {
+        let mut state = filled(1_000_000);
+        let mut index = 0;
+        c.bench_function(&format!("apply 100 {name}, 1M keys"), |b| {
+            b.iter(|| {
+                index += 1;
+                black_box(apply_entry(&mut state, LogIndex(index), Term(1), entry).expect("a legal entry"))
+            });
+        });
+    }
+    c.bench_function("take changes of 10,000 rows", |b| {
+        b.iter_batched(
+            || {
+                let mut state = State::new(1);
+                (0..10_000).for_each(|n| state.put_string(0, format!("key:{n}").as_bytes(), &[b'x'; 64], None));
+                state
+            },
+            |mut state| black_box(state.take_changes()),
+            BatchSize::LargeInput,
+        );
+    });
+}
+
+criterion_group!(benches, apply);
+criterion_main!(benches);

@@ -1,0 +1,12 @@
+//! What each command is and does: a row and a function (DESIGN.md D1).
+
+pub mod command_docs;
+pub mod error;
+pub mod keys;
+pub mod locks;
+mod long_double;
+pub mod queues;
+pub mod session;
+pub mod spec;
+pub mod strings;
+pub mod table;

@@ -1,0 +1,172 @@
+//! Agreement: what everybody else knows of it.
+//!
+//! A [`Group`] is the handle of one replicated state on this node: propose commands, read what was
+//! applied, learn where the group stands. Behind it is a [`Replicator`]; Raft is the first.
+
+pub mod cluster_clock;
+pub mod mailbox;
+pub mod raft;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use parking_lot::RwLockReadGuard;
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+use crate::consensus::cluster_clock::ClusterClock;
+use crate::machine::apply::BatchReplies;
+use crate::machine::entry::Batch;
+use crate::resp::Reply;
+use crate::state::State;
+use crate::types::ClusterTime;
+use crate::types::LogIndex;
+use crate::types::NodeId;
+use crate::types::Term;
+use crate::types::WallMillis;
+
+/// Why a proposal or a barrier has no outcome to show.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ProposeError {
+    /// Nothing was executed; this node does not lead the group.
+    #[error("this node does not lead the group")]
+    NotLeader { leader: Option<NodeId> },
+    /// The entry may still commit. Repeat only what may happen twice, or read first.
+    #[error("the outcome is unknown; the commands may still take effect")]
+    OutcomeUnknown,
+    /// Nothing was executed; too much waits already. Try again a little later.
+    #[error("too many proposals are waiting")]
+    Overloaded,
+    /// Nothing was executed; the commands would not fit one entry.
+    #[error("a batch of {bytes} bytes is larger than an entry may be ({max} bytes)")]
+    TooLarge { bytes: usize, max: usize },
+    /// Nothing was executed; the node is going down.
+    #[error("the node is shutting down")]
+    Stopped,
+}
+
+/// Where a proposer wants its replies.
+pub type ReplySender = oneshot::Sender<Result<BatchReplies, ProposeError>>;
+
+/// What this node is in its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Leader,
+    Follower,
+    Candidate,
+    Learner,
+}
+
+impl Role {
+    /// As INFO and the metrics say it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Leader => "leader",
+            Role::Follower => "follower",
+            Role::Candidate => "candidate",
+            Role::Learner => "learner",
+        }
+    }
+}
+
+/// Where a group stands on this node.
+#[derive(Debug, Clone, Copy)]
+pub struct Status {
+    pub role: Role,
+    pub term: Term,
+    pub leader: Option<NodeId>,
+    pub commit: LogIndex,
+    pub applied: LogIndex,
+    /// Bytes of log on disk, nearly.
+    pub log_bytes: u64,
+    /// Entries proposed and not applied yet.
+    pub entries_in_flight: u64,
+    /// Batches proposed since the start.
+    pub proposals: u64,
+    /// Batches that were refused or whose outcome stayed unknown.
+    pub proposals_failed: u64,
+    /// Synced (or, without fsync, plain) writes of the log since the start.
+    pub log_writes: u64,
+    /// Microseconds those took together.
+    pub log_write_micros: u64,
+    /// The last entry whose rows are in `data/`.
+    pub flushed: LogIndex,
+}
+
+/// One engine of agreement for one group.
+pub trait Replicator: Send + Sync {
+    /// Proposes a batch; the replies come after apply. Never waits.
+    fn propose(&self, batch: Batch, reply: ReplySender);
+    /// Asks for a read barrier: answered when everything that was acknowledged before the call is applied here.
+    fn barrier(&self, done: oneshot::Sender<Result<(), ProposeError>>);
+    /// True while reads from the applied state are linearizable without a barrier.
+    fn may_read(&self) -> bool;
+    /// Where the group stands.
+    fn status(&self) -> Status;
+}
+
+/// A read borrow of the applied state.
+pub type StateGuard<'a> = RwLockReadGuard<'a, State>;
+
+/// Handle of one group on this node; cheap to clone.
+#[derive(Clone)]
+pub struct Group {
+    replicator: Arc<dyn Replicator>,
+    state: Arc<RwLock<State>>,
+    clock: Arc<ClusterClock>,
+}
+
+impl Group {
+    /// Puts a handle together.
+    #[must_use]
+    pub fn new(replicator: Arc<dyn Replicator>, state: Arc<RwLock<State>>, clock: Arc<ClusterClock>) -> Group {
+        Group { replicator, state, clock }
+    }
+
+    /// Proposes a batch; resolves after it was applied, with one reply per item. Cancel safe in the sense
+    /// that dropping the future takes nothing back: the commands may still take effect.
+    pub fn propose(&self, batch: Batch) -> impl Future<Output = Result<Vec<Reply>, ProposeError>> + Send + use<> {
+        let (sender, receiver) = oneshot::channel();
+        self.replicator.propose(batch, sender);
+        async move { receiver.await.unwrap_or(Err(ProposeError::OutcomeUnknown)) }
+    }
+
+    /// The applied state, if this node may answer linearizable reads from it right now.
+    #[must_use]
+    pub fn try_read(&self) -> Option<StateGuard<'_>> {
+        self.replicator.may_read().then(|| self.state.read())
+    }
+
+    /// The applied state, however old it is.
+    #[must_use]
+    pub fn read_applied(&self) -> StateGuard<'_> {
+        self.state.read()
+    }
+
+    /// Waits until everything acknowledged before the call is applied here.
+    pub fn barrier(&self) -> impl Future<Output = Result<(), ProposeError>> + Send + use<> {
+        let (sender, receiver) = oneshot::channel();
+        self.replicator.barrier(sender);
+        async move { receiver.await.unwrap_or(Err(ProposeError::Stopped)) }
+    }
+
+    /// The cluster clock, as this node would stamp it now.
+    #[must_use]
+    pub fn now(&self) -> ClusterTime {
+        self.clock.now()
+    }
+
+    /// This node's wall clock.
+    #[must_use]
+    pub fn wall(&self) -> WallMillis {
+        self.clock.wall()
+    }
+
+    /// Where the group stands.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.replicator.status()
+    }
+}

@@ -1,0 +1,152 @@
+//! The thread that applies committed entries, in order, and answers those who wait for them.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use raft::eraftpb::Entry;
+
+use crate::clock::Clock;
+use crate::consensus::ProposeError;
+use crate::consensus::ReplySender;
+use crate::consensus::mailbox::Mailbox;
+use crate::consensus::raft::flusher::FlushJob;
+use crate::consensus::raft::replica::Shared;
+use crate::consensus::raft::replica::stop_process;
+use crate::machine::apply::BatchReplies;
+use crate::machine::apply::apply_entry;
+use crate::state::State;
+use crate::types::LogIndex;
+use crate::types::Millis;
+use crate::types::Monotonic;
+use crate::types::Term;
+
+/// Rows that changed before a flush begins without waiting for its interval.
+const FLUSH_ROWS: usize = 16_384;
+/// Rows that changed before apply waits for the flusher: memory and the length of a flush are bounded.
+const FLUSH_ROWS_MAX: usize = 131_072;
+/// Apply gives the state's lock to readers at least this often, between entries.
+const LOCK_MICROS: u64 = 2_000;
+
+/// Committed entries and who waits for them.
+pub struct ApplyJob {
+    pub entries: Vec<Entry>,
+    /// One list per entry; empty for entries that nobody here waits for.
+    pub replies: Vec<Vec<Option<ReplySender>>>,
+}
+
+/// What the applier is asked to do.
+pub enum ApplierJob {
+    Apply(ApplyJob),
+    /// Hand everything to the flusher and end.
+    Stop,
+}
+
+/// State of the applier thread.
+pub struct Applier {
+    pub state: Arc<RwLock<State>>,
+    pub shared: Arc<Shared>,
+    pub mailbox: Arc<Mailbox<ApplierJob>>,
+    pub flusher: Arc<Mailbox<FlushJob>>,
+    pub flusher_busy: Arc<AtomicBool>,
+    pub clock: Arc<dyn Clock>,
+    pub flush_interval: Millis,
+    pub last_flush: Monotonic,
+}
+
+impl Applier {
+    /// Starts the thread.
+    pub fn start(mut self) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name("apply".into()).spawn(move || {
+            let mut jobs = Vec::new();
+            loop {
+                self.mailbox.receive(&mut jobs, Duration::from_millis(self.flush_interval.0.clamp(10, 1000)));
+                for job in jobs.drain(..) {
+                    match job {
+                        ApplierJob::Apply(job) => self.apply(job),
+                        ApplierJob::Stop => {
+                            self.flush_everything();
+                            return;
+                        }
+                    }
+                }
+                self.flush_when_due();
+            }
+        })
+    }
+
+    fn apply(&mut self, job: ApplyJob) {
+        let mut entries = job.entries.iter().zip(job.replies).peekable();
+        let mut done: Vec<(ReplySender, BatchReplies)> = Vec::new();
+        while entries.peek().is_some() {
+            let started = self.clock.monotonic();
+            let mut state = self.state.write();
+            for (entry, replies) in entries.by_ref() {
+                let (index, term) = (LogIndex(entry.index), Term(entry.term));
+                let answers = match apply_entry(&mut state, index, term, &entry.data) {
+                    Ok(answers) => answers,
+                    Err(error) => stop_process(&format!("entry {index} cannot be applied"), &error),
+                };
+                let waiting = replies.into_iter().zip(answers);
+                done.extend(waiting.filter_map(|(reply, answers)| reply.map(|reply| (reply, answers))));
+                if self.clock.monotonic().micros_since(started) > LOCK_MICROS {
+                    break;
+                }
+            }
+            let (applied, earliest) = (state.meta().applied, state.earliest_deadline());
+            drop(state);
+            self.shared.on_applied(applied, earliest);
+            for (reply, answers) in done.drain(..) {
+                // The connection may be gone; then nobody wants to know.
+                let _ = reply.send(Ok(answers));
+            }
+        }
+    }
+
+    fn flush_when_due(&mut self) {
+        let (pending, moved) = {
+            let state = self.state.read();
+            (state.pending_changes(), state.meta().applied > self.shared.counters.flush_requested())
+        };
+        if !moved {
+            return;
+        }
+        let now = self.clock.monotonic();
+        if pending >= FLUSH_ROWS_MAX {
+            while self.flusher_busy.load(Ordering::Acquire) {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        let due = pending >= FLUSH_ROWS || now.since(self.last_flush) >= self.flush_interval;
+        if due && !self.flusher_busy.load(Ordering::Acquire) {
+            self.flush(now);
+        }
+    }
+
+    fn flush(&mut self, now: Monotonic) {
+        let (batch, index, term) = {
+            let mut state = self.state.write();
+            let batch = state.take_changes();
+            (batch, state.meta().applied, state.meta().applied_term)
+        };
+        self.last_flush = now;
+        self.shared.counters.set_flush_requested(index);
+        self.flusher_busy.store(true, Ordering::Release);
+        self.flusher.send(FlushJob::Rows { batch, index, term });
+    }
+
+    fn flush_everything(&mut self) {
+        self.flush(self.clock.monotonic());
+        self.flusher.send(FlushJob::Stop);
+    }
+}
+
+/// Refuses those who wait for entries that will not be applied any more.
+pub fn refuse(job: ApplyJob, error: &ProposeError) {
+    for reply in job.replies.into_iter().flatten().flatten() {
+        let _ = reply.send(Err(error.clone()));
+    }
+}

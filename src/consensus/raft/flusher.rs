@@ -1,0 +1,123 @@
+//! The thread that brings changed rows to `data/` and lets go of the log they came from.
+//!
+//! Order, which is what makes a crash at any instruction recoverable (DESIGN.md D2):
+//!
+//! ```text
+//! log durable through i  ─►  rows and applied index i written to data/ (memory)
+//!                        ─►  data/ flushed: rows through i on disk  ─►  log purged through i
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::config::AppendFsync;
+use crate::config::SharedConfig;
+use crate::consensus::mailbox::Mailbox;
+use crate::consensus::raft::replica::Shared;
+use crate::consensus::raft::replica::stop_process;
+use crate::storage::DataBatch;
+use crate::storage::DataStore;
+use crate::storage::LogStore;
+use crate::storage::StorageError;
+use crate::storage::Watermark;
+use crate::types::GroupId;
+use crate::types::LogIndex;
+use crate::types::Term;
+
+/// The log is purged after this many entries, whatever their size.
+const PURGE_ENTRIES: u64 = 100_000;
+
+/// What the flusher is asked to do.
+pub enum FlushJob {
+    /// Rows as of an index.
+    Rows { batch: DataBatch, index: LogIndex, term: Term },
+    /// Flush everything and end.
+    Stop,
+}
+
+/// State of the flusher thread.
+pub struct Flusher {
+    pub group: GroupId,
+    pub log: Arc<LogStore>,
+    pub data: Arc<DataStore>,
+    pub watermark: Watermark,
+    pub config: SharedConfig,
+    pub shared: Arc<Shared>,
+    pub mailbox: Arc<Mailbox<FlushJob>>,
+    /// True while rows wait here or are being written; the applier gives no more meanwhile.
+    pub busy: Arc<AtomicBool>,
+    /// Everything up to here was purged from the log.
+    pub purged: LogIndex,
+}
+
+impl Flusher {
+    /// Starts the thread.
+    pub fn start(mut self) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name("flusher".into()).spawn(move || {
+            let mut jobs = Vec::new();
+            loop {
+                self.mailbox.receive(&mut jobs, Duration::from_secs(1));
+                if jobs.is_empty() {
+                    self.check(Flusher::every_second);
+                }
+                for job in jobs.drain(..) {
+                    match job {
+                        FlushJob::Rows { batch, index, term } => {
+                            self.check(|this| this.write_rows(batch, index, term));
+                            self.busy.store(false, Ordering::Release);
+                        }
+                        FlushJob::Stop => {
+                            self.check(Flusher::flush_all);
+                            return;
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    fn check(&mut self, work: impl FnOnce(&mut Flusher) -> Result<(), StorageError>) {
+        if let Err(error) = work(self) {
+            stop_process("writing the state failed", &error);
+        }
+    }
+
+    /// RocksDB tells of failed background work only when asked. In `everysec`, whatever was written is
+    /// synced within about a second.
+    fn every_second(&mut self) -> Result<(), StorageError> {
+        let failed = self.log.background_errors() + self.data.background_errors();
+        if failed > 0 {
+            return Err(StorageError::Rocks(format!("{failed} background writes failed; see the LOG files")));
+        }
+        if self.config.get().appendfsync == AppendFsync::EverySec && self.shared.counters.take_unsynced() {
+            self.log.sync()?;
+        }
+        Ok(())
+    }
+
+    fn write_rows(&mut self, batch: DataBatch, index: LogIndex, term: Term) -> Result<(), StorageError> {
+        // The state must never be ahead of the durable log, in no mode.
+        if self.shared.counters.take_unsynced() {
+            self.log.sync()?;
+        }
+        self.data.write(batch)?;
+        self.watermark.advance(term, index)?;
+        self.shared.counters.set_flushed(index);
+        let entries = index.0 - self.purged.0;
+        if entries >= PURGE_ENTRIES || self.shared.log_bytes() >= self.config.get().log_max_bytes {
+            self.data.flush()?;
+            self.log.purge(self.group, index)?;
+            self.shared.reset_log_bytes();
+            self.purged = index;
+        }
+        Ok(())
+    }
+
+    fn flush_all(&mut self) -> Result<(), StorageError> {
+        self.log.sync()?;
+        self.data.flush()
+    }
+}

@@ -1,0 +1,81 @@
+//! The thread that makes log entries durable: one synced write for everything that waits.
+//!
+//! While one sync runs, the driver goes on proposing; what it proposed meanwhile is the next write.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::consensus::mailbox::Mailbox;
+use crate::consensus::raft::group_core::Persist;
+use crate::consensus::raft::replica::Counters;
+use crate::consensus::raft::replica::kind_of;
+use crate::consensus::raft::replica::stop_process;
+use crate::storage::HardStateRecord;
+use crate::storage::LogBatch;
+use crate::storage::LogStore;
+use crate::storage::StorageError;
+use crate::types::GroupId;
+
+/// What the writer is asked to do.
+pub enum WriterJob {
+    Persist(Persist),
+    Stop,
+}
+
+/// Puts what a Ready wants durable into a batch.
+pub fn add_to_batch(batch: &mut LogBatch, group: GroupId, persist: &Persist) {
+    for entry in &persist.entries {
+        batch.append_parts(group, entry.index, entry.term, kind_of(entry), &entry.data, &entry.context);
+    }
+    if let Some(hard_state) = &persist.hard_state {
+        let record = HardStateRecord { term: hard_state.term, vote: hard_state.vote, commit: hard_state.commit };
+        batch.hard_state(group, record);
+    }
+}
+
+/// Writes a batch and counts it.
+pub fn write(log: &LogStore, batch: LogBatch, sync: bool, clock: &dyn Clock, counters: &Counters) -> Result<(), StorageError> {
+    let start = clock.monotonic();
+    log.write(batch, sync)?;
+    counters.log_written(clock.monotonic().micros_since(start));
+    Ok(())
+}
+
+/// Starts the writer. `persisted` is told the last token of each write, in order.
+pub fn start(
+    group: GroupId,
+    log: Arc<LogStore>,
+    mailbox: Arc<Mailbox<WriterJob>>,
+    clock: Arc<dyn Clock>,
+    counters: Arc<Counters>,
+    persisted: impl Fn(u64) + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("log-writer".into()).spawn(move || {
+        let mut jobs = Vec::new();
+        loop {
+            mailbox.receive(&mut jobs, Duration::from_secs(3600));
+            let mut batch = LogBatch::new();
+            let (mut last, mut stop) = (None, false);
+            for job in jobs.drain(..) {
+                match job {
+                    WriterJob::Persist(persist) => {
+                        add_to_batch(&mut batch, group, &persist);
+                        last = Some(persist.token);
+                    }
+                    WriterJob::Stop => stop = true,
+                }
+            }
+            if let Some(token) = last {
+                if let Err(error) = write(&log, batch, true, clock.as_ref(), &counters) {
+                    stop_process("writing the log failed", &error);
+                }
+                persisted(token);
+            }
+            if stop {
+                return;
+            }
+        }
+    })
+}

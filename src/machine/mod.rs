@@ -1,0 +1,4 @@
+//! The deterministic state machine: entries in, replies and changed rows out.
+
+pub mod apply;
+pub mod entry;

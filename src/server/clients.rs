@@ -1,0 +1,382 @@
+//! Who is connected: the registry behind CLIENT LIST, CLIENT KILL and CLIENT PAUSE.
+//!
+//! A connection tells its registry entry what it does once per batch of input, by relaxed atomics; only names,
+//! which change rarely, stand behind a lock. Nothing here is taken on the way of a single command but one load of
+//! the pause mode.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicI64;
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::server::gates::Found;
+use crate::server::stats;
+use crate::types::ClientId;
+use crate::types::Millis;
+use crate::types::Monotonic;
+
+/// One connected client, as others see it.
+#[derive(Debug)]
+pub struct ClientHandle {
+    pub id: ClientId,
+    pub addr: SocketAddr,
+    pub laddr: SocketAddr,
+    /// The socket's file descriptor, for people who look at `ss` or `lsof`.
+    pub fd: i32,
+    pub since: Monotonic,
+    /// What changes rarely.
+    pub names: Mutex<Names>,
+    /// Nanoseconds of the monotonic clock.
+    last_active: AtomicU64,
+    /// Row number plus one, and the subcommand's plus one; 0 is none.
+    last_command: AtomicU32,
+    pub db: AtomicU8,
+    pub protocol: AtomicU8,
+    /// Commands queued by MULTI; -1 outside one.
+    pub queued: AtomicI64,
+    /// Keys watched.
+    pub watched: AtomicUsize,
+    /// Bytes received and not executed yet, and free bytes of that buffer.
+    pub input_bytes: AtomicUsize,
+    pub input_free: AtomicUsize,
+    /// Bytes of replies not sent yet.
+    pub output_bytes: AtomicUsize,
+    pub is_unevictable: AtomicBool,
+    pub leaves_keys_untouched: AtomicBool,
+    /// Waits in a command (DEBUG SLEEP) or in CLIENT PAUSE.
+    pub is_blocked: AtomicBool,
+    is_doomed: AtomicBool,
+    /// Wakes the connection when it was doomed or the node shuts down.
+    pub wake: Notify,
+}
+
+/// The names a client goes by.
+#[derive(Debug, Clone, Default)]
+pub struct Names {
+    /// CLIENT SETNAME.
+    pub name: String,
+    /// The ACL user.
+    pub user: String,
+    pub library: String,
+    pub library_version: String,
+}
+
+impl ClientHandle {
+    /// Notes that the client was active, and with which command last.
+    pub fn note_activity(&self, now: Monotonic, last: Option<Found>) {
+        self.last_active.store(now.0, Ordering::Relaxed);
+        if let Some(found) = last {
+            self.last_command.store(pack_command(found), Ordering::Relaxed);
+        }
+    }
+
+    /// Asks the connection to close: at once when it waits, else after the command that runs.
+    pub fn kill(&self) {
+        self.is_doomed.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// True once the client was killed.
+    pub fn is_doomed(&self) -> bool {
+        self.is_doomed.load(Ordering::Acquire)
+    }
+
+    /// Seconds since the client connected.
+    pub fn age_seconds(&self, now: Monotonic) -> u64 {
+        now.since(self.since).0 / 1000
+    }
+
+    fn last_command_name(&self) -> String {
+        let packed = self.last_command.load(Ordering::Relaxed);
+        let Some(row) = (packed >> 16).checked_sub(1).and_then(|row| stats::rows().get(row as usize)) else {
+            return "NULL".to_owned();
+        };
+        match (packed & 0xffff).checked_sub(1).and_then(|sub| row.subcommands.get(sub as usize)) {
+            Some(sub) => format!("{}|{}", row.name, sub.name),
+            None => row.name.to_owned(),
+        }
+    }
+
+    fn flags(&self) -> String {
+        let mut flags = String::new();
+        if self.queued.load(Ordering::Relaxed) >= 0 {
+            flags.push('x');
+        }
+        if self.is_blocked.load(Ordering::Relaxed) {
+            flags.push('b');
+        }
+        if self.is_doomed() {
+            flags.push('A');
+        }
+        if self.is_unevictable.load(Ordering::Relaxed) {
+            flags.push('e');
+        }
+        if self.leaves_keys_untouched.load(Ordering::Relaxed) {
+            flags.push('T');
+        }
+        if flags.is_empty() {
+            flags.push('N');
+        }
+        flags
+    }
+
+    /// The client's line of CLIENT LIST, with the fields of Redis 7.2.
+    pub fn describe(&self, now: Monotonic) -> String {
+        let names = self.names.lock().clone();
+        let idle = now.since(Monotonic(self.last_active.load(Ordering::Relaxed))).0 / 1000;
+        let input = self.input_bytes.load(Ordering::Relaxed);
+        let free = self.input_free.load(Ordering::Relaxed);
+        let output = self.output_bytes.load(Ordering::Relaxed);
+        let mut line = String::with_capacity(320);
+        let _infallible = write!(
+            line,
+            "id={} addr={} laddr={} fd={} name={} age={} idle={idle} flags={} db={} sub=0 psub=0 ssub=0 multi={} \
+             watch={} qbuf={input} qbuf-free={free} argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl={output} oll=0 omem=0 \
+             tot-mem={} events=r cmd={} user={} redir=-1 resp={} lib-name={} lib-ver={}",
+            self.id.0,
+            self.addr,
+            self.laddr,
+            self.fd,
+            names.name,
+            self.age_seconds(now),
+            self.flags(),
+            self.db.load(Ordering::Relaxed),
+            self.queued.load(Ordering::Relaxed),
+            self.watched.load(Ordering::Relaxed),
+            input + free + output + size_of::<ClientHandle>(),
+            self.last_command_name(),
+            names.user,
+            self.protocol.load(Ordering::Relaxed),
+            names.library,
+            names.library_version,
+        );
+        line
+    }
+}
+
+fn pack_command(found: Found) -> u32 {
+    let number = |index: usize| u32::try_from(index + 1).unwrap_or(0) & 0xffff;
+    (stats::row_index(found.row).map_or(0, number) << 16) | found.sub.map_or(0, |(at, _)| number(at))
+}
+
+/// Which commands CLIENT PAUSE holds back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Paused {
+    Nothing,
+    Writes,
+    All,
+}
+
+#[derive(Debug)]
+struct Registry {
+    clients: DashMap<ClientId, Arc<ClientHandle>>,
+    next_id: AtomicU64,
+    /// As [`Paused`].
+    paused: AtomicU8,
+    paused_until: Mutex<Monotonic>,
+    /// Wakes all who wait for the end of a pause.
+    unpaused: Notify,
+}
+
+/// All connected clients; a cheap handle.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    registry: Arc<Registry>,
+}
+
+impl Default for Clients {
+    fn default() -> Clients {
+        Clients::new()
+    }
+}
+
+impl Clients {
+    /// Nobody yet.
+    #[must_use]
+    pub fn new() -> Clients {
+        let registry = Registry {
+            clients: DashMap::new(),
+            next_id: AtomicU64::new(1),
+            paused: AtomicU8::new(Paused::Nothing as u8),
+            paused_until: Mutex::new(Monotonic(0)),
+            unpaused: Notify::new(),
+        };
+        Clients { registry: Arc::new(registry) }
+    }
+
+    /// Enters a new client. The entry stays until [`Clients::remove`].
+    pub fn add(&self, addr: SocketAddr, laddr: SocketAddr, fd: i32, now: Monotonic) -> Arc<ClientHandle> {
+        let id = ClientId(self.registry.next_id.fetch_add(1, Ordering::Relaxed));
+        let handle = Arc::new(ClientHandle {
+            id,
+            addr,
+            laddr,
+            fd,
+            since: now,
+            names: Mutex::new(Names { user: "default".to_owned(), ..Names::default() }),
+            last_active: AtomicU64::new(now.0),
+            last_command: AtomicU32::new(0),
+            db: AtomicU8::new(0),
+            protocol: AtomicU8::new(2),
+            queued: AtomicI64::new(-1),
+            watched: AtomicUsize::new(0),
+            input_bytes: AtomicUsize::new(0),
+            input_free: AtomicUsize::new(0),
+            output_bytes: AtomicUsize::new(0),
+            is_unevictable: AtomicBool::new(false),
+            leaves_keys_untouched: AtomicBool::new(false),
+            is_blocked: AtomicBool::new(false),
+            is_doomed: AtomicBool::new(false),
+            wake: Notify::new(),
+        });
+        self.registry.clients.insert(id, Arc::clone(&handle));
+        handle
+    }
+
+    /// Takes a client out.
+    pub fn remove(&self, id: ClientId) {
+        self.registry.clients.remove(&id);
+    }
+
+    /// Number of clients.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.registry.clients.len()
+    }
+
+    /// True when nobody is connected.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.registry.clients.is_empty()
+    }
+
+    /// All clients, oldest first.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<ClientHandle>> {
+        let mut all: Vec<_> = self.registry.clients.iter().map(|entry| Arc::clone(entry.value())).collect();
+        all.sort_by_key(|client| client.id);
+        all
+    }
+
+    /// How many clients wait in a command or in a pause.
+    #[must_use]
+    pub fn blocked(&self) -> usize {
+        self.registry.clients.iter().filter(|entry| entry.is_blocked.load(Ordering::Relaxed)).count()
+    }
+
+    /// Wakes every connection, so that it sees that the node shuts down.
+    pub fn wake_all(&self) {
+        for entry in &self.registry.clients {
+            entry.wake.notify_one();
+        }
+    }
+
+    /// What is held back now, whether or not its time is over: one relaxed load.
+    #[inline]
+    #[must_use]
+    pub fn paused(&self) -> Paused {
+        match self.registry.paused.load(Ordering::Relaxed) {
+            0 => Paused::Nothing,
+            1 => Paused::Writes,
+            _ => Paused::All,
+        }
+    }
+
+    /// Holds commands back for `length`. A pause that runs already is only made wider and longer, as in Redis.
+    pub fn pause(&self, what: Paused, now: Monotonic, length: Millis) {
+        let mut until = self.registry.paused_until.lock();
+        let end = Monotonic(now.0.saturating_add(length.0.saturating_mul(1_000_000)));
+        let running = if *until > now { self.paused() } else { Paused::Nothing };
+        *until = if running == Paused::Nothing { end } else { end.max(*until) };
+        self.registry.paused.store(running.max(what) as u8, Ordering::Relaxed);
+    }
+
+    /// Ends the pause.
+    pub fn unpause(&self) {
+        let mut until = self.registry.paused_until.lock();
+        *until = Monotonic(0);
+        self.registry.paused.store(Paused::Nothing as u8, Ordering::Relaxed);
+        self.registry.unpaused.notify_waiters();
+    }
+
+    /// How long the pause still lasts; `None`, and the pause is over, when its time has come.
+    #[must_use]
+    pub fn pause_left(&self, now: Monotonic) -> Option<Millis> {
+        let until = self.registry.paused_until.lock();
+        if *until > now {
+            return Some(Millis(until.since(now).0 + 1));
+        }
+        self.registry.paused.store(Paused::Nothing as u8, Ordering::Relaxed);
+        None
+    }
+
+    /// Resolves at the next CLIENT UNPAUSE.
+    pub async fn unpaused(&self) {
+        self.registry.unpaused.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    #[test]
+    fn ids_grow_and_are_not_used_again() {
+        let clients = Clients::new();
+        let first = clients.add(address(1), address(6379), 7, Monotonic(0)).id;
+        clients.remove(first);
+        let second = clients.add(address(1), address(6379), 7, Monotonic(0)).id;
+        assert!(second > first);
+        assert_eq!(clients.len(), 1);
+    }
+
+    #[test]
+    fn a_line_of_client_list_has_the_fields_that_clients_parse() {
+        let clients = Clients::new();
+        let client = clients.add(address(50000), address(6379), 9, Monotonic(1_000_000_000));
+        client.names.lock().name = "worker".into();
+        let line = client.describe(Monotonic(4_500_000_000));
+        assert!(line.starts_with("id=1 addr=127.0.0.1:50000 laddr=127.0.0.1:6379 fd=9 name=worker age=3 idle=3 flags=N db=0"));
+        assert!(line.contains(" multi=-1 watch=0 qbuf=0 "));
+        assert!(line.ends_with(" cmd=NULL user=default redir=-1 resp=2 lib-name= lib-ver="));
+    }
+
+    #[test]
+    fn a_pause_is_only_made_wider_and_longer() {
+        let clients = Clients::new();
+        let at = |ms: u64| Monotonic(ms * 1_000_000);
+        clients.pause(Paused::All, at(0), Millis(200));
+        clients.pause(Paused::Writes, at(10), Millis(20));
+        assert_eq!((clients.paused(), clients.pause_left(at(10))), (Paused::All, Some(Millis(191))));
+        assert_eq!(clients.pause_left(at(200)), None);
+        assert_eq!(clients.paused(), Paused::Nothing);
+        clients.pause(Paused::Writes, at(300), Millis(20));
+        assert_eq!(clients.paused(), Paused::Writes);
+        clients.unpause();
+        assert_eq!(clients.paused(), Paused::Nothing);
+    }
+
+    #[test]
+    fn a_killed_client_is_marked() {
+        let clients = Clients::new();
+        let client = clients.add(address(1), address(6379), 7, Monotonic(0));
+        client.kill();
+        assert!(client.is_doomed());
+        assert!(client.describe(Monotonic(0)).contains("flags=A"));
+    }
+}

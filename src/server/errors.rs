@@ -1,0 +1,85 @@
+//! The one place where what went wrong below becomes a RESP error line (COMMANDS.md 2.7).
+//!
+//! The first word of a line is its code, and the code is a contract: it says whether the command was executed.
+//! Of all codes only `INDOUBT` leaves that open.
+
+use std::borrow::Cow;
+
+use crate::commands::error::CommandError;
+use crate::consensus::ProposeError;
+use crate::resp::Reply;
+
+/// The reply to a write, or to a read that needed the group, which got no outcome.
+pub fn propose_error(error: &ProposeError) -> Reply {
+    match error {
+        ProposeError::NotLeader { .. } => {
+            Reply::error("READONLY This node does not lead its shard now. The command was not executed.")
+        }
+        ProposeError::OutcomeUnknown => Reply::error(
+            "INDOUBT No answer from the shard in time. The command may or may not have been executed.",
+        ),
+        ProposeError::Overloaded => {
+            Reply::error("TRYAGAIN Too many writes are waiting. The command was not executed.")
+        }
+        ProposeError::TooLarge { .. } => Reply::error(format!("ERR {error}. The command was not executed.")),
+        ProposeError::Stopped => {
+            Reply::error("CLUSTERDOWN This node is shutting down. The command was not executed.")
+        }
+    }
+}
+
+/// The reply to a linearizable read for which there was no quorum, or no leader to ask.
+pub fn read_error(error: &ProposeError) -> Reply {
+    match error {
+        ProposeError::NotLeader { .. } | ProposeError::OutcomeUnknown | ProposeError::Stopped => {
+            Reply::error("CLUSTERDOWN The shard has no leader with a quorum now. Nothing was read.")
+        }
+        ProposeError::Overloaded | ProposeError::TooLarge { .. } => propose_error(error),
+    }
+}
+
+/// The reply to a command that was refused; nothing was changed.
+pub fn command_error(error: CommandError) -> Reply {
+    Reply::from(error)
+}
+
+/// The code of an error line: its first word. Anything that is no error code counts as `ERR`.
+pub fn code(text: &str) -> &str {
+    match text.split(' ').next() {
+        Some(word) if !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_uppercase()) => word,
+        _ => "ERR",
+    }
+}
+
+/// Bytes that a client sent, for quoting them in an error: cut to `at_most` bytes and to what comes before a NUL,
+/// as Redis's `%.128s` does.
+pub fn quoted(bytes: &[u8], at_most: usize) -> Cow<'_, str> {
+    let end = bytes.iter().take(at_most).position(|byte| *byte == 0).unwrap_or(bytes.len().min(at_most));
+    String::from_utf8_lossy(&bytes[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_of_an_error_is_its_first_word() {
+        assert_eq!(code("WRONGTYPE Operation against"), "WRONGTYPE");
+        assert_eq!(code("no code at all"), "ERR");
+        assert_eq!(code(""), "ERR");
+    }
+
+    #[test]
+    fn only_an_unknown_outcome_is_in_doubt() {
+        assert!(matches!(propose_error(&ProposeError::OutcomeUnknown), Reply::Error(text) if text.starts_with("INDOUBT ")));
+        assert!(matches!(propose_error(&ProposeError::Overloaded), Reply::Error(text) if text.starts_with("TRYAGAIN ")));
+        assert!(matches!(read_error(&ProposeError::OutcomeUnknown), Reply::Error(text) if text.starts_with("CLUSTERDOWN ")));
+    }
+
+    #[test]
+    fn quoting_stops_at_a_nul_and_at_the_limit() {
+        assert_eq!(quoted(b"abc\0def", 128), "abc");
+        assert_eq!(quoted(b"abcdef", 3), "abc");
+        assert_eq!(quoted(b"", 3), "");
+    }
+}

@@ -1,0 +1,204 @@
+//! What must hold before a command runs: a list of small functions, tried in order.
+//!
+//! Each says in one place what it refuses and in which words; clients match on the texts, which are Redis 7.0's.
+//! A command that was refused between MULTI and EXEC breaks its transaction.
+
+use crate::commands::spec::CommandSpec;
+use crate::commands::spec::Execute;
+use crate::commands::spec::Flags;
+use crate::commands::spec::SessionCommand;
+use crate::commands::table;
+use crate::resp::Reply;
+use crate::resp::Request;
+use crate::server::errors;
+
+/// The longest key, in bytes (COMMANDS.md 2.8).
+pub const KEY_BYTES_MAX: usize = 64 << 10;
+
+/// The row of a command, and of its subcommand if it has one.
+#[derive(Clone, Copy)]
+pub struct Found {
+    pub row: &'static CommandSpec,
+    /// The subcommand's place among the row's subcommands, and its row.
+    pub sub: Option<(usize, &'static CommandSpec)>,
+}
+
+impl Found {
+    /// The row whose arity and flags count.
+    #[inline]
+    pub fn leaf(&self) -> &'static CommandSpec {
+        self.sub.map_or(self.row, |(_, sub)| sub)
+    }
+
+    /// As error texts name it: `get`, or `config|get`.
+    pub fn full_name(&self) -> String {
+        match self.sub {
+            Some((_, sub)) => format!("{}|{}", self.row.name, sub.name),
+            None => self.row.name.to_owned(),
+        }
+    }
+}
+
+/// What the gates look at.
+pub struct Attempt<'a> {
+    pub request: &'a Request,
+    pub found: Found,
+    /// The client must log in first.
+    pub must_log_in: bool,
+    /// The client is between MULTI and EXEC.
+    pub in_transaction: bool,
+}
+
+type Gate = fn(&Attempt<'_>) -> Result<(), Reply>;
+
+/// In Redis's order.
+const GATES: [Gate; 4] = [arity_fits, client_is_logged_in, fits_a_transaction, keys_are_bounded];
+
+/// Finds a request's row and passes it through the gates; the error is what to answer.
+#[inline]
+pub fn admit(request: &Request, must_log_in: bool, in_transaction: bool) -> Result<Found, Reply> {
+    let found = find(request)?;
+    let attempt = Attempt { request, found, must_log_in, in_transaction };
+    for gate in GATES {
+        gate(&attempt)?;
+    }
+    Ok(found)
+}
+
+/// The row of a request.
+#[inline]
+pub fn find(request: &Request) -> Result<Found, Reply> {
+    let Some(row) = table::find(request.name()) else { return Err(unknown_command(request)) };
+    if row.subcommands.is_empty() || request.len() < 2 {
+        return Ok(Found { row, sub: None });
+    }
+    let word = request.arg(1);
+    let is_meant = |sub: &CommandSpec| sub.name.as_bytes().eq_ignore_ascii_case(word);
+    match row.subcommands.iter().position(is_meant) {
+        Some(at) => Ok(Found { row, sub: Some((at, &row.subcommands[at])) }),
+        None => Err(unknown_subcommand(row, word)),
+    }
+}
+
+fn unknown_command(request: &Request) -> Reply {
+    const QUOTED_MAX: usize = 128;
+    let mut arguments = String::new();
+    for word in request.args().skip(1) {
+        if arguments.len() >= QUOTED_MAX {
+            break;
+        }
+        arguments.push('\'');
+        arguments.push_str(&errors::quoted(word, QUOTED_MAX - (arguments.len() - 1)));
+        arguments.push_str("' ");
+    }
+    let name = errors::quoted(request.name(), QUOTED_MAX);
+    Reply::error(format!("ERR unknown command '{name}', with args beginning with: {arguments}"))
+}
+
+fn unknown_subcommand(row: &CommandSpec, word: &[u8]) -> Reply {
+    let word = errors::quoted(word, 128);
+    Reply::error(format!("ERR unknown subcommand '{word}'. Try {} HELP.", row.name.to_ascii_uppercase()))
+}
+
+fn arity_fits(attempt: &Attempt<'_>) -> Result<(), Reply> {
+    if attempt.found.leaf().arity_allows(attempt.request.len()) {
+        return Ok(());
+    }
+    let name = attempt.found.full_name();
+    Err(Reply::error(format!("ERR wrong number of arguments for '{name}' command")))
+}
+
+fn client_is_logged_in(attempt: &Attempt<'_>) -> Result<(), Reply> {
+    if !attempt.must_log_in || attempt.found.row.flags.has(Flags::NO_AUTH) {
+        return Ok(());
+    }
+    Err(Reply::error("NOAUTH Authentication required."))
+}
+
+fn fits_a_transaction(attempt: &Attempt<'_>) -> Result<(), Reply> {
+    let is_refused = || attempt.found.leaf().flags.has(Flags::NO_MULTI) && !is_never_queued(attempt.found.row);
+    if !attempt.in_transaction || !is_refused() {
+        return Ok(());
+    }
+    Err(Reply::error("ERR Command not allowed inside a transaction"))
+}
+
+fn keys_are_bounded(attempt: &Attempt<'_>) -> Result<(), Reply> {
+    // A request that is shorter as a whole has no longer key.
+    if attempt.request.raw().len() <= KEY_BYTES_MAX {
+        return Ok(());
+    }
+    let words: Vec<&[u8]> = attempt.request.args().collect();
+    let is_too_long = |at: &usize| words[*at].len() > KEY_BYTES_MAX;
+    if !attempt.found.leaf().keys.positions(&words).iter().any(is_too_long) {
+        return Ok(());
+    }
+    Err(Reply::error(format!("ERR key is longer than {KEY_BYTES_MAX} bytes")))
+}
+
+/// Commands that run at once even between MULTI and EXEC: those that open, end or refuse a transaction.
+pub fn is_never_queued(row: &CommandSpec) -> bool {
+    use SessionCommand::*;
+    matches!(row.execute, Execute::Session(Multi | Exec | Discard | Watch | Quit | Reset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(words: &[&[u8]]) -> Request {
+        Request::from_args(words)
+    }
+
+    fn refusal(words: &[&[u8]], must_log_in: bool, in_transaction: bool) -> String {
+        match admit(&request(words), must_log_in, in_transaction) {
+            Err(Reply::Error(text)) => text.into_owned(),
+            Err(other) => panic!("{other:?}"),
+            Ok(found) => found.full_name(),
+        }
+    }
+
+    #[test]
+    fn commands_are_refused_in_the_words_of_redis() {
+        let long = [b'x'; 200];
+        let cases: &[(&[&[u8]], &str)] = &[
+            (&[b"foo"], "ERR unknown command 'foo', with args beginning with: "),
+            (&[b"FoO", b"a", b"b"], "ERR unknown command 'FoO', with args beginning with: 'a' 'b' "),
+            (&[b"get"], "ERR wrong number of arguments for 'get' command"),
+            (&[b"GET", b"a", b"b"], "ERR wrong number of arguments for 'get' command"),
+            (&[b"config"], "ERR wrong number of arguments for 'config' command"),
+            (&[b"config", b"get"], "ERR wrong number of arguments for 'config|get' command"),
+            (&[b"client", b"x"], "ERR unknown subcommand 'x'. Try CLIENT HELP."),
+            (&[b"CLIENT", b"ID"], "client|id"),
+        ];
+        for (words, text) in cases {
+            assert_eq!(refusal(words, false, false), *text);
+        }
+        let quoted = "x".repeat(128);
+        let expected = format!("ERR unknown command '{quoted}', with args beginning with: '{quoted}' ");
+        assert_eq!(refusal(&[&long, &long, &long], false, false), expected);
+    }
+
+    #[test]
+    fn only_logging_in_is_open_to_strangers() {
+        assert_eq!(refusal(&[b"get", b"k"], true, false), "NOAUTH Authentication required.");
+        assert_eq!(refusal(&[b"auth", b"p"], true, false), "auth");
+        assert_eq!(refusal(&[b"hello", b"3"], true, false), "hello");
+    }
+
+    #[test]
+    fn a_long_key_is_refused_and_a_long_value_is_not() {
+        let long = vec![b'k'; KEY_BYTES_MAX + 1];
+        assert_eq!(refusal(&[b"get", &long], false, false), "ERR key is longer than 65536 bytes");
+        assert_eq!(refusal(&[b"set", b"k", &long], false, false), "set");
+        assert_eq!(refusal(&[b"get", &long[1..]], false, false), "get");
+    }
+
+    #[test]
+    fn what_ends_a_transaction_is_never_queued() {
+        for name in ["multi", "exec", "discard", "watch", "quit", "reset"] {
+            assert!(is_never_queued(table::find(name.as_bytes()).unwrap()), "{name}");
+        }
+        assert!(!is_never_queued(table::find(b"ping").unwrap()));
+    }
+}

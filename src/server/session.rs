@@ -1,0 +1,417 @@
+//! What a connection is, apart from its socket: who is on it, which database, which protocol, which transaction.
+//!
+//! The commands that only concern this stand here as well: PING ECHO HELLO AUTH SELECT RESET QUIT. Others that a
+//! connection answers by itself are sent on to `client_command`, `info`, `config_command` and `admin_commands`.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use subtle::ConstantTimeEq;
+
+use crate::commands::command_docs;
+use crate::commands::error::CommandError;
+use crate::commands::spec::Execute;
+use crate::commands::spec::SessionCommand;
+use crate::config::Config;
+use crate::resp::Protocol;
+use crate::resp::Reply;
+use crate::resp::Request;
+use crate::resp::arguments::eq_ignore_case;
+use crate::resp::arguments::parse_i64;
+use crate::resp::render;
+use crate::server::Services;
+use crate::server::admin_commands;
+use crate::server::client_command;
+use crate::server::clients::ClientHandle;
+use crate::server::config_command;
+use crate::server::errors;
+use crate::server::gates;
+use crate::server::gates::Found;
+use crate::server::info;
+use crate::server::transaction::Transaction;
+use crate::state::DbIndex;
+
+/// The version of Redis whose behaviour clients may expect; they choose features by it.
+pub const REDIS_VERSION: &str = "7.2.4";
+
+const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
+const NO_PASSWORD_SET: &str = "ERR AUTH <password> called without any password configured for the default user. Are you \
+                               sure your configuration is correct?";
+const HELLO_NEEDS_AUTH: &str = "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO \
+                                <proto> AUTH <user> <pass> option can be used to authenticate the client and select the \
+                                RESP protocol version at the same time";
+
+/// Which replies a client wants (CLIENT REPLY).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Replies {
+    #[default]
+    On,
+    Off,
+    /// All but the next one.
+    SkipNext,
+}
+
+/// What becomes of a command that the connection answers itself.
+#[derive(Debug)]
+pub enum Answer {
+    Reply(Reply),
+    /// No reply at all.
+    Nothing,
+    /// The reply, after this time.
+    After(Duration, Reply),
+    /// The reply, and then the connection closes.
+    Last(Reply),
+    /// The connection closes without a reply.
+    Close,
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Answer {
+        Answer::Reply(reply)
+    }
+}
+
+/// One client's side of the server.
+#[derive(Debug)]
+pub struct Session {
+    pub client: Arc<ClientHandle>,
+    pub db: DbIndex,
+    pub protocol: Protocol,
+    /// The ACL user; the only one of this version is `default`.
+    pub user: Box<[u8]>,
+    pub is_logged_in: bool,
+    pub transaction: Transaction,
+    pub replies: Replies,
+    /// Nothing more is executed; the connection closes once its replies are sent.
+    pub is_closing: bool,
+    /// The configuration as of this batch of input.
+    pub config: Arc<Config>,
+    config_generation: u64,
+}
+
+impl Session {
+    /// The session of a client that has just connected.
+    pub fn new(client: Arc<ClientHandle>, services: &Services) -> Session {
+        let config_generation = services.config.generation();
+        let config = services.config.get();
+        Session {
+            client,
+            db: 0,
+            protocol: Protocol::Resp2,
+            user: (*b"default").into(),
+            is_logged_in: config.requirepass.is_none(),
+            transaction: Transaction::default(),
+            replies: Replies::On,
+            is_closing: false,
+            config,
+            config_generation,
+        }
+    }
+
+    /// Looks whether the configuration was changed: one atomic load when it was not.
+    #[inline]
+    pub fn refresh_config(&mut self, services: &Services) {
+        let generation = services.config.generation();
+        if generation != self.config_generation {
+            self.config = services.config.get();
+            self.config_generation = generation;
+        }
+    }
+
+    /// True when the client has to log in before anything else.
+    #[inline]
+    pub fn must_log_in(&self) -> bool {
+        !self.is_logged_in && self.config.requirepass.is_some()
+    }
+
+    /// Renders a reply, unless the client asked for none.
+    #[inline]
+    pub fn emit(&mut self, reply: &Reply, out: &mut BytesMut) {
+        match self.replies {
+            Replies::On => render(reply, self.protocol, out),
+            Replies::Off => {}
+            Replies::SkipNext => self.replies = Replies::On,
+        }
+    }
+
+    /// Shows others where this session stands; once per batch of input.
+    pub fn publish(&self) {
+        let client = &self.client;
+        let queued = self.transaction.queued().map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
+        client.db.store(self.db, Ordering::Relaxed);
+        client.protocol.store(if self.protocol == Protocol::Resp3 { 3 } else { 2 }, Ordering::Relaxed);
+        client.queued.store(queued, Ordering::Relaxed);
+        client.watched.store(self.transaction.watched(), Ordering::Relaxed);
+    }
+
+    /// Runs a command that needs nothing of the log. MULTI, EXEC and their like never come here inside EXEC.
+    pub fn run(&mut self, services: &Services, found: Found, request: &Request) -> Answer {
+        let SessionCall { command, sub } = SessionCall::of(found);
+        self.refresh_config(services);
+        match command {
+            SessionCommand::Ping => ping(request).into(),
+            SessionCommand::Echo => Reply::bulk(request.arg(1)).into(),
+            SessionCommand::Hello => self.hello(request).into(),
+            SessionCommand::Auth => self.auth(request).into(),
+            SessionCommand::Select => self.select(request).into(),
+            SessionCommand::Quit => Answer::Last(Reply::Ok),
+            SessionCommand::Reset => self.reset().into(),
+            SessionCommand::Client => client_command::run(self, services, sub, request),
+            SessionCommand::Info => info::run(services, request).into(),
+            SessionCommand::Config => config_command::run(services, sub, request).into(),
+            SessionCommand::Command => describe_commands(sub, request).into(),
+            SessionCommand::Time => admin_commands::time(services).into(),
+            SessionCommand::Slowlog => admin_commands::slowlog(services, sub, request).into(),
+            SessionCommand::Latency => admin_commands::latency(services, sub, request).into(),
+            SessionCommand::Wait => admin_commands::wait(request).into(),
+            SessionCommand::Shutdown => admin_commands::shutdown(services, request),
+            SessionCommand::Debug => admin_commands::debug(self, services, request),
+            SessionCommand::Multi => self.transaction.begin(self.db).into(),
+            SessionCommand::Discard => self.transaction.discard().into(),
+            SessionCommand::Unwatch => {
+                self.transaction.unwatch();
+                Reply::Ok.into()
+            }
+            SessionCommand::Exec => Reply::error("ERR EXEC without MULTI").into(),
+            SessionCommand::Watch => Reply::error("ERR WATCH inside MULTI is not allowed").into(),
+        }
+    }
+
+    /// Runs a session command among EXEC's, where nothing waits and every command has a reply.
+    pub fn run_in_exec(&mut self, services: &Services, request: &Request) -> Reply {
+        let found = match gates::find(request) {
+            Ok(found) => found,
+            Err(refusal) => return refusal,
+        };
+        match self.run(services, found, request) {
+            Answer::Reply(reply) | Answer::After(_, reply) => reply,
+            Answer::Nothing => Reply::Ok,
+            Answer::Last(reply) => {
+                self.is_closing = true;
+                reply
+            }
+            Answer::Close => {
+                self.is_closing = true;
+                Reply::Ok
+            }
+        }
+    }
+
+    /// The database that SELECT names.
+    pub fn parse_db(&self, word: &[u8]) -> Result<DbIndex, Reply> {
+        let number = parse_i64(word).ok_or(CommandError::NotAnInteger).map_err(Reply::from)?;
+        let is_there = |db: &DbIndex| *db < self.config.databases;
+        let db = DbIndex::try_from(number).ok().filter(is_there);
+        db.ok_or(CommandError::DbOutOfRange).map_err(Reply::from)
+    }
+
+    fn select(&mut self, request: &Request) -> Reply {
+        match self.parse_db(request.arg(1)) {
+            Ok(db) => {
+                self.db = db;
+                Reply::Ok
+            }
+            Err(refusal) => refusal,
+        }
+    }
+
+    fn reset(&mut self) -> Reply {
+        self.transaction.reset();
+        self.db = 0;
+        self.protocol = Protocol::Resp2;
+        self.replies = Replies::On;
+        self.is_logged_in = self.config.requirepass.is_none();
+        self.client.is_unevictable.store(false, Ordering::Relaxed);
+        self.client.leaves_keys_untouched.store(false, Ordering::Relaxed);
+        self.client.names.lock().name.clear();
+        Reply::simple("RESET")
+    }
+
+    fn auth(&mut self, request: &Request) -> Reply {
+        if request.len() > 3 {
+            return CommandError::Syntax.into();
+        }
+        if request.len() == 2 && self.config.requirepass.is_none() {
+            return Reply::error(NO_PASSWORD_SET);
+        }
+        let (user, given) = match request.len() {
+            2 => (b"default".as_slice(), request.arg(1)),
+            _ => (request.arg(1), request.arg(2)),
+        };
+        self.log_in(user, given)
+    }
+
+    fn log_in(&mut self, user: &[u8], given: &[u8]) -> Reply {
+        let is_right = is_password(self.config.requirepass.as_deref(), given);
+        if user != b"default" || !is_right {
+            return Reply::error(WRONG_PASSWORD);
+        }
+        self.is_logged_in = true;
+        Reply::Ok
+    }
+
+    fn hello(&mut self, request: &Request) -> Reply {
+        match self.try_hello(request) {
+            Ok(reply) | Err(reply) => reply,
+        }
+    }
+
+    fn try_hello(&mut self, request: &Request) -> Result<Reply, Reply> {
+        let wanted = Hello::parse(request)?;
+        if let Some((user, given)) = wanted.login {
+            let reply = self.log_in(user, given);
+            if reply.is_error() {
+                return Err(reply);
+            }
+        }
+        if self.must_log_in() {
+            return Err(Reply::error(HELLO_NEEDS_AUTH));
+        }
+        if let Some(name) = wanted.name {
+            client_command::set_name(self, name)?;
+        }
+        if let Some(protocol) = wanted.protocol {
+            self.protocol = protocol;
+        }
+        Ok(self.greeting())
+    }
+
+    fn greeting(&self) -> Reply {
+        let version = if self.protocol == Protocol::Resp3 { 3 } else { 2 };
+        let id = i64::try_from(self.client.id.0).unwrap_or(i64::MAX);
+        let pairs = [
+            ("server", Reply::bulk("redis")),
+            ("version", Reply::bulk(REDIS_VERSION)),
+            ("proto", Reply::Integer(version)),
+            ("id", Reply::Integer(id)),
+            ("mode", Reply::bulk("standalone")),
+            ("role", Reply::bulk("master")),
+            ("modules", Reply::Array(Vec::new())),
+        ];
+        Reply::Map(pairs.into_iter().map(|(name, value)| (Reply::bulk(name), value)).collect())
+    }
+}
+
+/// A session command and its subcommand, in lower case.
+struct SessionCall {
+    command: SessionCommand,
+    sub: &'static str,
+}
+
+impl SessionCall {
+    fn of(found: Found) -> SessionCall {
+        let Execute::Session(command) = found.row.execute else {
+            unreachable!("only rows that the session executes are sent here")
+        };
+        SessionCall { command, sub: found.sub.map_or("", |(_, sub)| sub.name) }
+    }
+}
+
+/// What HELLO asks for.
+#[derive(Debug, Default, PartialEq)]
+struct Hello<'a> {
+    protocol: Option<Protocol>,
+    login: Option<(&'a [u8], &'a [u8])>,
+    name: Option<&'a [u8]>,
+}
+
+impl Hello<'_> {
+    fn parse(request: &Request) -> Result<Hello<'_>, Reply> {
+        let mut wanted = Hello::default();
+        if let Some(word) = request.get(1) {
+            wanted.protocol = match parse_i64(word) {
+                Some(2) => Some(Protocol::Resp2),
+                Some(3) => Some(Protocol::Resp3),
+                Some(_) => return Err(Reply::error("NOPROTO unsupported protocol version")),
+                None => {
+                    return Err(Reply::error("ERR Protocol version is not an integer or out of range"));
+                }
+            };
+        }
+        let mut at = 2;
+        while let Some(word) = request.get(at) {
+            let left = request.len() - at - 1;
+            if eq_ignore_case(word, "auth") && left >= 2 {
+                wanted.login = Some((request.arg(at + 1), request.arg(at + 2)));
+                at += 3;
+            } else if eq_ignore_case(word, "setname") && left >= 1 {
+                wanted.name = Some(request.arg(at + 1));
+                at += 2;
+            } else {
+                let word = errors::quoted(word, 128);
+                return Err(Reply::error(format!("ERR Syntax error in HELLO option '{word}'")));
+            }
+        }
+        Ok(wanted)
+    }
+}
+
+/// COMMAND and its subcommands.
+fn describe_commands(sub: &str, request: &Request) -> Reply {
+    let words: Vec<&[u8]> = request.args().skip(2).collect();
+    let described = match sub {
+        "count" => Ok(command_docs::count()),
+        "info" => Ok(command_docs::info_named_commands(&words)),
+        "docs" => Ok(command_docs::docs(&words)),
+        "list" => command_docs::list(&words),
+        "getkeys" => command_docs::getkeys(&words),
+        "help" => Ok(command_docs::help()),
+        _ => Ok(command_docs::info_all()),
+    };
+    described.unwrap_or_else(errors::command_error)
+}
+
+fn ping(request: &Request) -> Reply {
+    match request.len() {
+        1 => Reply::Simple(Cow::Borrowed("PONG")),
+        2 => Reply::bulk(request.arg(1)),
+        _ => CommandError::WrongArity("ping".to_owned()).into(),
+    }
+}
+
+/// No password lets everybody in. The comparison takes as long for a near miss as for a far one.
+fn is_password(password: Option<&str>, given: &[u8]) -> bool {
+    password.is_none_or(|password| bool::from(password.as_bytes().ct_eq(given)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(words: &[&[u8]]) -> String {
+        let request = Request::from_args(words);
+        match Hello::parse(&request) {
+            Err(Reply::Error(text)) => text.into_owned(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn hello_takes_a_login_and_a_name() {
+        let request = Request::from_args(&[b"HELLO", b"3", b"auth", b"u", b"p", b"SETNAME", b"n"]);
+        let wanted = Hello::parse(&request).unwrap();
+        assert_eq!(wanted.protocol, Some(Protocol::Resp3));
+        assert_eq!(wanted.login, Some((b"u".as_slice(), b"p".as_slice())));
+        assert_eq!(wanted.name, Some(b"n".as_slice()));
+        assert_eq!(Hello::parse(&Request::from_args(&[b"hello"])).unwrap(), Hello::default());
+    }
+
+    #[test]
+    fn hello_refuses_in_the_words_of_redis() {
+        assert_eq!(refusal(&[b"hello", b"4"]), "NOPROTO unsupported protocol version");
+        assert_eq!(refusal(&[b"hello", b"x"]), "ERR Protocol version is not an integer or out of range");
+        assert_eq!(refusal(&[b"hello", b"3", b"auth", b"u"]), "ERR Syntax error in HELLO option 'auth'");
+        assert_eq!(refusal(&[b"hello", b"3", b"foo"]), "ERR Syntax error in HELLO option 'foo'");
+    }
+
+    #[test]
+    fn a_password_is_compared_as_a_whole() {
+        assert!(is_password(None, b"anything"));
+        assert!(is_password(Some("secret"), b"secret"));
+        assert!(!is_password(Some("secret"), b"secre"));
+        assert!(!is_password(Some("secret"), b""));
+    }
+}

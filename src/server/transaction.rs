@@ -1,0 +1,288 @@
+//! MULTI, EXEC, DISCARD and WATCH as written states.
+//!
+//! ```text
+//!            MULTI                      EXEC, DISCARD
+//! Outside ─────────► Queuing ───────────────────────► Outside
+//!                      │  a command that is refused      ▲
+//!                      ▼                                  │ EXEC: EXECABORT; DISCARD
+//!                    Broken ─────────────────────────────┘
+//! ```
+//! What was watched lives beside these: WATCH comes before MULTI, and both EXEC and DISCARD end it.
+
+use bytes::Bytes;
+
+use crate::commands::spec::CommandSpec;
+use crate::machine::entry::Queued;
+use crate::machine::entry::Watched;
+use crate::resp::Reply;
+use crate::resp::Request;
+use crate::state::DbIndex;
+use crate::types::LogIndex;
+
+/// Bytes that the commands of a transaction may take together (COMMANDS.md 2.8).
+pub const BYTES_MAX: usize = 64 << 20;
+
+/// A command between MULTI and EXEC.
+#[derive(Debug)]
+pub enum Step {
+    /// Goes into the log with the others.
+    Logged,
+    /// Answered by the connection itself once the others were applied.
+    Session(Request),
+}
+
+/// Everything that EXEC runs.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// In the order in which they were sent.
+    pub steps: Vec<Step>,
+    /// The logged ones among them, in the same order.
+    pub commands: Vec<Queued>,
+    pub watched: Vec<Watched>,
+    /// One of the commands writes.
+    pub has_writes: bool,
+}
+
+/// What EXEC finds.
+#[derive(Debug)]
+pub enum Exec {
+    /// There was no MULTI.
+    WithoutMulti,
+    /// A command was refused before; nothing runs.
+    Aborted,
+    Run(Plan),
+}
+
+/// Where a connection stands between MULTI and EXEC.
+#[derive(Debug, Default)]
+enum Phase {
+    #[default]
+    Outside,
+    Queuing {
+        plan: Plan,
+        bytes: usize,
+        /// The database of the next command: SELECT among the queued commands moves it.
+        db: DbIndex,
+    },
+    Broken,
+}
+
+/// The transaction of one connection.
+#[derive(Debug, Default)]
+pub struct Transaction {
+    phase: Phase,
+    watched: Vec<Watched>,
+}
+
+impl Transaction {
+    /// True between MULTI and EXEC or DISCARD.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        !matches!(self.phase, Phase::Outside)
+    }
+
+    /// Commands queued; `None` outside MULTI.
+    pub fn queued(&self) -> Option<usize> {
+        match &self.phase {
+            Phase::Outside => None,
+            Phase::Queuing { plan, .. } => Some(plan.steps.len()),
+            Phase::Broken => Some(0),
+        }
+    }
+
+    /// Keys watched.
+    pub fn watched(&self) -> usize {
+        self.watched.len()
+    }
+
+    /// True when EXEC would write, so that a pause of writes holds it back.
+    pub fn has_writes(&self) -> bool {
+        matches!(&self.phase, Phase::Queuing { plan, .. } if plan.has_writes)
+    }
+
+    /// MULTI.
+    pub fn begin(&mut self, db: DbIndex) -> Reply {
+        if self.is_open() {
+            return Reply::error("ERR MULTI calls can not be nested");
+        }
+        self.phase = Phase::Queuing { plan: Plan::default(), bytes: 0, db };
+        Reply::Ok
+    }
+
+    /// Queues a command. Its bytes are copied: the transaction may live much longer than the read buffer.
+    pub fn queue(&mut self, row: &'static CommandSpec, request: &Request) -> Reply {
+        let Phase::Queuing { plan, bytes, db } = &mut self.phase else { return Reply::simple("QUEUED") };
+        *bytes += request.raw().len();
+        if *bytes > BYTES_MAX {
+            self.phase = Phase::Broken;
+            return Reply::error(format!("ERR a transaction may take {} MiB at most", BYTES_MAX >> 20));
+        }
+        let kept = Bytes::copy_from_slice(request.raw());
+        if let crate::commands::spec::Execute::Session(_) = row.execute {
+            let words: Vec<&[u8]> = request.args().collect();
+            plan.steps.push(Step::Session(Request::from_args(&words)));
+        } else {
+            let args = (0..request.len()).map(|at| slice_of(&kept, request, at)).collect();
+            plan.commands.push(Queued { db: *db, args });
+            plan.steps.push(Step::Logged);
+            plan.has_writes |= row.is_write();
+        }
+        Reply::simple("QUEUED")
+    }
+
+    /// A SELECT was queued: later commands run in that database.
+    pub fn select(&mut self, to: DbIndex) {
+        if let Phase::Queuing { db, .. } = &mut self.phase {
+            *db = to;
+        }
+    }
+
+    /// A command was refused: EXEC will run nothing.
+    pub fn break_up(&mut self) {
+        if self.is_open() {
+            self.phase = Phase::Broken;
+        }
+    }
+
+    /// EXEC: takes what is to run; the connection stands outside again, and nothing is watched any more.
+    pub fn exec(&mut self) -> Exec {
+        if !self.is_open() {
+            return Exec::WithoutMulti;
+        }
+        let watched = std::mem::take(&mut self.watched);
+        match std::mem::take(&mut self.phase) {
+            Phase::Outside => Exec::WithoutMulti,
+            Phase::Broken => Exec::Aborted,
+            Phase::Queuing { plan, .. } => Exec::Run(Plan { watched, ..plan }),
+        }
+    }
+
+    /// DISCARD.
+    pub fn discard(&mut self) -> Reply {
+        if !self.is_open() {
+            return Reply::error("ERR DISCARD without MULTI");
+        }
+        self.reset();
+        Reply::Ok
+    }
+
+    /// WATCH of one key, with the index of its last change; `None` when it is absent. A key that is watched already
+    /// keeps its first index: a change in between must be noticed.
+    pub fn watch(&mut self, db: DbIndex, key: &[u8], changed: Option<LogIndex>) {
+        if !self.watched.iter().any(|watch| watch.db == db && *watch.key == *key) {
+            self.watched.push(Watched { db, key: key.into(), changed });
+        }
+    }
+
+    /// UNWATCH.
+    pub fn unwatch(&mut self) {
+        self.watched.clear();
+    }
+
+    /// Back to the start: RESET, and the end of the connection.
+    pub fn reset(&mut self) {
+        self.phase = Phase::Outside;
+        self.watched.clear();
+    }
+}
+
+/// The argument's bytes in the copy that was made of the whole request.
+fn slice_of(kept: &Bytes, request: &Request, at: usize) -> Bytes {
+    let arg = request.arg(at);
+    let start = arg.as_ptr() as usize - request.raw().as_ptr() as usize;
+    kept.slice(start..start + arg.len())
+}
+
+/// Puts EXEC's reply together: what the log answered, in the places of the logged commands, and what the connection
+/// answers to its own, in order.
+pub fn merge(steps: Vec<Step>, logged: Vec<Reply>, mut answer: impl FnMut(&Request) -> Reply) -> Vec<Reply> {
+    let mut logged = logged.into_iter();
+    let missing = || Reply::error("ERR a reply of the transaction is missing");
+    let reply = |step: Step| match step {
+        Step::Logged => logged.next().unwrap_or_else(missing),
+        Step::Session(request) => answer(&request),
+    };
+    steps.into_iter().map(reply).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::table;
+
+    fn row(name: &str) -> &'static CommandSpec {
+        table::find(name.as_bytes()).unwrap()
+    }
+
+    fn queue(transaction: &mut Transaction, words: &[&str]) -> Reply {
+        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        transaction.queue(row(std::str::from_utf8(words[0]).unwrap()), &Request::from_args(&words))
+    }
+
+    fn is_error(reply: &Reply, text: &str) -> bool {
+        matches!(reply, Reply::Error(found) if found == text)
+    }
+
+    #[test]
+    fn multi_queues_until_exec() {
+        let mut transaction = Transaction::default();
+        assert_eq!(transaction.queued(), None);
+        assert_eq!(transaction.begin(0), Reply::Ok);
+        assert!(is_error(&transaction.begin(0), "ERR MULTI calls can not be nested"));
+        assert_eq!(queue(&mut transaction, &["set", "k", "v"]), Reply::simple("QUEUED"));
+        assert!(transaction.has_writes());
+        transaction.select(3);
+        queue(&mut transaction, &["get", "k"]);
+        queue(&mut transaction, &["ping"]);
+        assert_eq!(transaction.queued(), Some(3));
+        let Exec::Run(plan) = transaction.exec() else { panic!("runs") };
+        let commands: Vec<(DbIndex, &[u8])> = plan.commands.iter().map(|c| (c.db, c.args[1].as_ref())).collect();
+        assert_eq!(commands, [(0, b"k".as_slice()), (3, b"k")]);
+        assert!(matches!(plan.steps[2], Step::Session(_)));
+        assert!(!transaction.is_open());
+    }
+
+    #[test]
+    fn a_refused_command_aborts_exec_once() {
+        let mut transaction = Transaction::default();
+        transaction.begin(0);
+        transaction.break_up();
+        assert_eq!(queue(&mut transaction, &["ping"]), Reply::simple("QUEUED"));
+        assert!(matches!(transaction.exec(), Exec::Aborted));
+        assert!(matches!(transaction.exec(), Exec::WithoutMulti));
+    }
+
+    #[test]
+    fn exec_and_discard_end_what_was_watched() {
+        let mut transaction = Transaction::default();
+        assert!(is_error(&transaction.discard(), "ERR DISCARD without MULTI"));
+        transaction.watch(0, b"k", Some(LogIndex(7)));
+        transaction.watch(0, b"k", Some(LogIndex(9)));
+        transaction.watch(1, b"k", None);
+        assert_eq!(transaction.watched(), 2);
+        transaction.begin(0);
+        let Exec::Run(plan) = transaction.exec() else { panic!("runs") };
+        assert_eq!(plan.watched[0].changed, Some(LogIndex(7)));
+        assert_eq!(transaction.watched(), 0);
+        transaction.watch(0, b"k", None);
+        transaction.begin(0);
+        assert_eq!(transaction.discard(), Reply::Ok);
+        assert_eq!(transaction.watched(), 0);
+    }
+
+    #[test]
+    fn an_exec_outside_multi_keeps_what_is_watched() {
+        let mut transaction = Transaction::default();
+        transaction.watch(0, b"k", None);
+        assert!(matches!(transaction.exec(), Exec::WithoutMulti));
+        assert_eq!(transaction.watched(), 1);
+    }
+
+    #[test]
+    fn replies_stand_where_their_commands_stood() {
+        let ping = Request::from_args(&[b"ping"]);
+        let steps = vec![Step::Logged, Step::Session(ping), Step::Logged];
+        let merged = merge(steps, vec![Reply::Integer(1), Reply::Integer(2)], |_| Reply::simple("PONG"));
+        assert_eq!(merged, [Reply::Integer(1), Reply::simple("PONG"), Reply::Integer(2)]);
+    }
+}

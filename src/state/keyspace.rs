@@ -1,0 +1,248 @@
+//! The rows of one database, in memory.
+//!
+//! Why many small hash tables and not one: a table that doubles rehashes everything it holds at
+//! once, which at ten million keys is a stall of seconds. With 16384 parts each growth touches a
+//! sixteen-thousandth of the keys, and SCAN gets a cursor that survives growth for nothing: a key
+//! never changes its part, so the part's number is the cursor.
+//!
+//! Why key and string value share one buffer: most rows are short strings, and a second allocation
+//! would cost each of them more than its key.
+
+use hashbrown::HashTable;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::state::locks::Lock;
+use crate::state::queues::Queue;
+use crate::types::ClusterTime;
+use crate::types::LogIndex;
+
+/// Parts of a database; SCAN's cursor runs over them.
+pub const PARTS: usize = 1 << 14;
+
+/// What a row holds besides its key.
+#[derive(Debug)]
+pub enum Object {
+    /// A string; its bytes follow the key in the row's buffer.
+    String,
+    /// A lock (COMMANDS.md 2.2).
+    Lock(Box<Lock>),
+    /// A queue (COMMANDS.md 2.3); its messages are rows of their own on disk.
+    Queue(Box<Queue>),
+}
+
+impl Object {
+    /// What TYPE answers.
+    #[must_use]
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Object::String => "string",
+            Object::Lock(_) => "lock",
+            Object::Queue(_) => "queue",
+        }
+    }
+}
+
+/// A key and what it holds.
+#[derive(Debug)]
+pub struct Row {
+    /// The key, then (for strings) the value.
+    buffer: Vec<u8>,
+    key_len: u32,
+    /// Listed in the changes that wait for the next flush.
+    pub(super) dirty: bool,
+    /// The index of the entry that changed the row last (WATCH compares it).
+    pub(super) changed: LogIndex,
+    /// When the key expires, in key time (see [`crate::state::State::key_now`]); NEVER for most.
+    pub(super) deadline: ClusterTime,
+    pub(super) object: Object,
+}
+
+impl Row {
+    pub(super) fn string(key: &[u8], value: &[u8]) -> Row {
+        let mut buffer = Vec::with_capacity(key.len() + value.len());
+        buffer.extend_from_slice(key);
+        buffer.extend_from_slice(value);
+        Row::new(buffer, key.len(), Object::String)
+    }
+
+    pub(super) fn with_object(key: &[u8], object: Object) -> Row {
+        Row::new(key.to_vec(), key.len(), object)
+    }
+
+    fn new(buffer: Vec<u8>, key_len: usize, object: Object) -> Row {
+        let key_len = u32::try_from(key_len).expect("keys are bounded far below 4 GiB");
+        Row { buffer, key_len, dirty: false, changed: LogIndex(0), deadline: ClusterTime::NEVER, object }
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &[u8] {
+        &self.buffer[..self.key_len as usize]
+    }
+
+    /// The string's bytes; `None` when the row is of another type.
+    #[must_use]
+    pub fn as_string(&self) -> Option<&[u8]> {
+        matches!(self.object, Object::String).then(|| self.string_bytes())
+    }
+
+    pub(super) fn string_bytes(&self) -> &[u8] {
+        &self.buffer[self.key_len as usize..]
+    }
+
+    /// What the row holds.
+    #[must_use]
+    pub fn object(&self) -> &Object {
+        &self.object
+    }
+
+    /// The index of the entry that changed this row last.
+    #[must_use]
+    pub fn changed(&self) -> LogIndex {
+        self.changed
+    }
+
+    /// When the key expires, in key time; `None` when it does not.
+    #[must_use]
+    pub fn deadline(&self) -> Option<ClusterTime> {
+        (self.deadline != ClusterTime::NEVER).then_some(self.deadline)
+    }
+
+    /// Bytes of memory this row takes, without its share of the hash table.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let object = match &self.object {
+            Object::String => 0,
+            Object::Lock(lock) => lock.memory_bytes(),
+            Object::Queue(queue) => queue.memory_bytes(),
+        };
+        std::mem::size_of::<Row>() + self.buffer.capacity() + object
+    }
+
+    pub(super) fn replace_string(&mut self, value: &[u8]) {
+        let key_len = self.key_len as usize;
+        let needed = key_len + value.len();
+        if self.buffer.capacity() > 2 * needed + 64 || self.buffer.capacity() < needed {
+            let mut buffer = Vec::with_capacity(needed);
+            buffer.extend_from_slice(&self.buffer[..key_len]);
+            self.buffer = buffer;
+        }
+        self.buffer.truncate(key_len);
+        self.buffer.extend_from_slice(value);
+    }
+
+    pub(super) fn append_string(&mut self, value: &[u8]) {
+        self.buffer.extend_from_slice(value);
+    }
+
+    pub(super) fn write_string_at(&mut self, offset: usize, value: &[u8]) {
+        let start = self.key_len as usize + offset;
+        let end = start + value.len();
+        if self.buffer.len() < end {
+            self.buffer.resize(end, 0);
+        }
+        self.buffer[start..end].copy_from_slice(value);
+    }
+
+    /// The same content under another name.
+    pub(super) fn renamed(mut self, key: &[u8]) -> Row {
+        if matches!(self.object, Object::String) {
+            let mut renamed = Row::string(key, self.string_bytes());
+            renamed.deadline = self.deadline;
+            return renamed;
+        }
+        self.buffer = key.to_vec();
+        self.key_len = u32::try_from(key.len()).expect("keys are bounded far below 4 GiB");
+        self.dirty = false;
+        self
+    }
+}
+
+/// The rows of one database.
+#[derive(Debug, Default)]
+pub struct Keyspace {
+    /// Empty until the first key comes, so that unused databases cost nothing.
+    parts: Vec<HashTable<Box<Row>>>,
+    len: usize,
+}
+
+fn hash(key: &[u8]) -> u64 {
+    xxh3_64(key)
+}
+
+/// The part is taken from the middle of the hash: hashbrown uses both ends within a table.
+fn part_of(hash: u64) -> usize {
+    (hash >> 24) as usize & (PARTS - 1)
+}
+
+impl Keyspace {
+    /// Number of keys.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True when there is no key.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The row of a key.
+    #[must_use]
+    pub fn get(&self, key: &[u8]) -> Option<&Row> {
+        let hash = hash(key);
+        self.parts.get(part_of(hash))?.find(hash, |row| row.key() == key).map(Box::as_ref)
+    }
+
+    pub(super) fn get_mut(&mut self, key: &[u8]) -> Option<&mut Row> {
+        let hash = hash(key);
+        self.parts.get_mut(part_of(hash))?.find_mut(hash, |row| row.key() == key).map(Box::as_mut)
+    }
+
+    /// Puts a row whose key must not be there yet, and gives it back for further changes.
+    pub(super) fn insert_new(&mut self, row: Row) -> &mut Row {
+        if self.parts.is_empty() {
+            self.parts.resize_with(PARTS, HashTable::new);
+        }
+        let hash = hash(row.key());
+        self.len += 1;
+        let part = &mut self.parts[part_of(hash)];
+        part.insert_unique(hash, Box::new(row), |row| xxh3_64(row.key())).into_mut()
+    }
+
+    pub(super) fn remove(&mut self, key: &[u8]) -> Option<Box<Row>> {
+        let hash = hash(key);
+        let entry = self.parts.get_mut(part_of(hash))?.find_entry(hash, |row| row.key() == key).ok()?;
+        self.len -= 1;
+        Some(entry.remove().0)
+    }
+
+    /// The rows of one part, in no meaningful order.
+    pub fn part(&self, part: usize) -> impl Iterator<Item = &Row> {
+        self.parts.get(part).into_iter().flat_map(|table| table.iter().map(Box::as_ref))
+    }
+
+    /// Every row, in no meaningful order.
+    pub fn iter(&self) -> impl Iterator<Item = &Row> {
+        self.parts.iter().flat_map(|table| table.iter().map(Box::as_ref))
+    }
+
+    /// Removes every row for which `keep` is false and hands it out.
+    pub(super) fn take_unless(&mut self, keep: impl Fn(&Row) -> bool, mut taken: impl FnMut(Box<Row>)) {
+        for part in &mut self.parts {
+            for row in part.extract_if(|row| !keep(row)) {
+                self.len -= 1;
+                taken(row);
+            }
+            part.shrink_to_fit(|row| xxh3_64(row.key()));
+        }
+    }
+
+    /// Bytes the tables themselves take.
+    #[must_use]
+    pub fn table_bytes(&self) -> usize {
+        self.parts.iter().map(HashTable::allocation_size).sum::<usize>()
+            + self.parts.capacity() * std::mem::size_of::<HashTable<Box<Row>>>()
+    }
+}

@@ -1,0 +1,681 @@
+//! The replicated data: deterministic, in memory, changed only by apply.
+//!
+//! Nothing here reads a clock, draws a random number or does I/O besides writing rows into a batch:
+//! replicas that applied the same entries hold the same state (DESIGN.md D12). Every change of a row
+//! goes through a method of [`State`], because a change means four things at once: the row, the index
+//! of its last change, its place in the expiry indices, and the list of rows to write.
+
+mod changes;
+pub mod expiry;
+mod keyspace;
+pub mod locks;
+pub mod queues;
+mod rows;
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::state::changes::Changes;
+use crate::state::expiry::ExpiryIndex;
+use crate::state::expiry::KeyName;
+use crate::state::expiry::LeaseName;
+use crate::state::locks::LockOwners;
+use crate::storage::DataBatch;
+use crate::storage::DataStore;
+use crate::storage::StorageError;
+use crate::types::ClusterTime;
+use crate::types::FencingToken;
+use crate::types::LogIndex;
+use crate::types::Millis;
+use crate::types::Term;
+use crate::types::WallMillis;
+use crate::types::codec::CodecError;
+use crate::types::codec::Reader;
+use crate::types::codec::put_varint;
+
+pub use keyspace::Keyspace;
+pub use keyspace::Object;
+pub use keyspace::PARTS;
+pub use keyspace::Row;
+
+/// A database number, as SELECT takes it (0 to `databases` − 1, below 256).
+pub type DbIndex = u8;
+
+/// Directives of scope `cluster`: part of the state, the same on every replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Lease of a LOCK that names none.
+    pub lock_default_ttl: Millis,
+    /// How long leases live at least after a change of leader.
+    pub lease_failover_grace: Millis,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { lock_default_ttl: Millis(30_000), lease_failover_grace: Millis(3_000) }
+    }
+}
+
+/// Numbers of the group itself; written with every batch of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Meta {
+    /// The last entry that was applied.
+    pub applied: LogIndex,
+    /// Its term.
+    pub applied_term: Term,
+    /// The cluster time of the last entry.
+    pub clock: ClusterTime,
+    /// The wall stamp of the last entry.
+    pub wall: WallMillis,
+    /// How far key time is ahead of cluster time: total outages, during which leases stand still but
+    /// strings go on ageing (COMMANDS.md 3.2, rule 7).
+    pub key_clock_ahead: Millis,
+    /// The last fencing token that was given out.
+    pub last_token: FencingToken,
+    pub settings: Settings,
+}
+
+/// The state of one group.
+#[derive(Debug)]
+pub struct State {
+    pub(crate) meta: Meta,
+    databases: Vec<Keyspace>,
+    changes: Changes,
+    /// Keys with a time to live, in key time.
+    expiring: ExpiryIndex<KeyName>,
+    /// Locks held and messages in flight, in cluster time.
+    leases: ExpiryIndex<LeaseName>,
+    /// Which locks an owner holds.
+    lock_owners: LockOwners,
+    /// How many messages the entry that is being applied has pushed; part of their ids.
+    pushed_in_entry: u32,
+    /// How many keys have a deadline, by database (INFO's keyspace section).
+    expiring_by_db: Vec<usize>,
+}
+
+impl State {
+    /// An empty state with this many databases.
+    #[must_use]
+    pub fn new(databases: u8) -> State {
+        State {
+            meta: Meta::default(),
+            databases: (0..databases).map(|_| Keyspace::default()).collect(),
+            changes: Changes::default(),
+            expiring: ExpiryIndex::default(),
+            leases: ExpiryIndex::default(),
+            lock_owners: LockOwners::default(),
+            pushed_in_entry: 0,
+            expiring_by_db: vec![0; usize::from(databases)],
+        }
+    }
+
+    // ---- reading ----------------------------------------------------------------------------------
+
+    /// The group's own numbers.
+    #[must_use]
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Directives of scope `cluster`.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.meta.settings
+    }
+
+    /// Number of databases.
+    #[must_use]
+    pub fn databases(&self) -> usize {
+        self.databases.len()
+    }
+
+    /// One database; `db` must be below [`State::databases`].
+    #[must_use]
+    pub fn database(&self, db: DbIndex) -> &Keyspace {
+        &self.databases[usize::from(db)]
+    }
+
+    /// The row of a key, whether or not it is due.
+    #[must_use]
+    pub fn row(&self, db: DbIndex, key: &[u8]) -> Option<&Row> {
+        self.databases.get(usize::from(db))?.get(key)
+    }
+
+    /// Key time at a cluster time: what a key's deadline is compared with.
+    #[must_use]
+    pub fn key_now(&self, now: ClusterTime) -> ClusterTime {
+        now.after(self.meta.key_clock_ahead)
+    }
+
+    /// How many keys of a database have a deadline.
+    #[must_use]
+    pub fn expiring_keys(&self, db: DbIndex) -> usize {
+        self.expiring_by_db.get(usize::from(db)).copied().unwrap_or(0)
+    }
+
+    /// The earliest cluster time at which something ends: a key, a lock's lease, a message's lease.
+    #[must_use]
+    pub fn earliest_deadline(&self) -> ClusterTime {
+        let ahead = self.meta.key_clock_ahead.0;
+        let keys = match self.expiring.earliest() {
+            ClusterTime::NEVER => ClusterTime::NEVER,
+            ClusterTime(at) => ClusterTime(at.saturating_sub(ahead)),
+        };
+        keys.min(self.leases.earliest())
+    }
+
+    /// True when something is due that has not been expired yet.
+    #[must_use]
+    pub fn anything_due(&self, now: ClusterTime) -> bool {
+        self.earliest_deadline() <= now
+    }
+
+    /// True when this key, its lock, or a message of its queue is due.
+    #[must_use]
+    pub fn is_due(&self, db: DbIndex, key: &[u8], now: ClusterTime) -> bool {
+        let Some(row) = self.row(db, key) else { return false };
+        match row.object() {
+            Object::String => row.deadline <= self.key_now(now),
+            Object::Lock(lock) => lock.lease_until() <= now,
+            Object::Queue(queue) => queue.earliest_lease() <= now,
+        }
+    }
+
+    // ---- changing: rows ---------------------------------------------------------------------------
+
+    /// Sets a string, whatever was there, with or without a deadline (key time).
+    pub fn put_string(&mut self, db: DbIndex, key: &[u8], value: &[u8], deadline: Option<ClusterTime>) {
+        let index = self.meta.applied;
+        let wanted = deadline.unwrap_or(ClusterTime::NEVER);
+        let space = &mut self.databases[usize::from(db)];
+        let mut old_deadline = ClusterTime::NEVER;
+        let row = match space.get_mut(key) {
+            Some(row) if matches!(row.object, Object::String) => {
+                old_deadline = row.deadline;
+                row.replace_string(value);
+                row
+            }
+            Some(_) => {
+                self.remove(db, key);
+                self.databases[usize::from(db)].insert_new(Row::string(key, value))
+            }
+            None => space.insert_new(Row::string(key, value)),
+        };
+        row.changed = index;
+        row.deadline = wanted;
+        if !row.dirty {
+            row.dirty = true;
+            self.changes.keys.push((db, key.into()));
+        }
+        if old_deadline != wanted {
+            self.move_deadline(db, key, old_deadline, wanted);
+        }
+    }
+
+    /// Appends to a string; the row must be a string. Gives the new length.
+    pub fn append_string(&mut self, db: DbIndex, key: &[u8], value: &[u8]) -> Option<usize> {
+        let row = self.touch_string(db, key)?;
+        row.append_string(value);
+        Some(row.string_bytes().len())
+    }
+
+    /// Writes into a string at an offset, filling a gap with zero bytes. Gives the new length.
+    pub fn write_string_at(&mut self, db: DbIndex, key: &[u8], offset: usize, value: &[u8]) -> Option<usize> {
+        let row = self.touch_string(db, key)?;
+        row.write_string_at(offset, value);
+        Some(row.string_bytes().len())
+    }
+
+    /// Replaces a string and keeps its deadline; the row must be a string.
+    pub fn replace_string(&mut self, db: DbIndex, key: &[u8], value: &[u8]) -> Option<()> {
+        self.touch_string(db, key)?.replace_string(value);
+        Some(())
+    }
+
+    fn touch_string(&mut self, db: DbIndex, key: &[u8]) -> Option<&mut Row> {
+        self.touch(db, key).filter(|row| matches!(row.object, Object::String))
+    }
+
+    /// The row for a change of its content: marked as changed now, and listed for the next flush.
+    pub(crate) fn touch(&mut self, db: DbIndex, key: &[u8]) -> Option<&mut Row> {
+        let index = self.meta.applied;
+        let row = self.databases[usize::from(db)].get_mut(key)?;
+        row.changed = index;
+        if !row.dirty {
+            row.dirty = true;
+            self.changes.keys.push((db, key.into()));
+        }
+        Some(row)
+    }
+
+    /// Puts a row of another type under a key that must not be there.
+    pub(crate) fn insert_object(&mut self, db: DbIndex, key: &[u8], object: Object) {
+        self.insert_row(db, Row::with_object(key, object));
+    }
+
+    fn insert_row(&mut self, db: DbIndex, mut row: Row) {
+        row.changed = self.meta.applied;
+        row.dirty = true;
+        self.changes.keys.push((db, row.key().into()));
+        self.index_row(db, &row);
+        self.databases[usize::from(db)].insert_new(row);
+    }
+
+    /// Removes a key with everything that hangs on it. False when it was not there.
+    pub fn remove(&mut self, db: DbIndex, key: &[u8]) -> bool {
+        let Some(row) = self.databases[usize::from(db)].remove(key) else { return false };
+        if !row.dirty {
+            self.changes.keys.push((db, key.into()));
+        }
+        self.unindex_row(db, &row);
+        if let Object::Queue(queue) = &row.object {
+            self.changes.messages.extend(queue.message_ids().map(|id| (db, Box::from(key), id)));
+        }
+        true
+    }
+
+    /// Sets or clears a key's deadline (key time). False when the key is not there.
+    pub fn set_deadline(&mut self, db: DbIndex, key: &[u8], deadline: Option<ClusterTime>) -> bool {
+        let wanted = deadline.unwrap_or(ClusterTime::NEVER);
+        let Some(row) = self.touch(db, key) else { return false };
+        let old = std::mem::replace(&mut row.deadline, wanted);
+        if old != wanted {
+            self.move_deadline(db, key, old, wanted);
+        }
+        true
+    }
+
+    /// Gives a string another name, over whatever string was there; its deadline goes with it.
+    pub fn rename(&mut self, db: DbIndex, from: &[u8], to: &[u8]) -> bool {
+        if from == to {
+            return self.touch(db, from).is_some();
+        }
+        let Some(row) = self.databases[usize::from(db)].remove(from) else { return false };
+        if !row.dirty {
+            self.changes.keys.push((db, from.into()));
+        }
+        self.unindex_row(db, &row);
+        self.remove(db, to);
+        self.insert_row(db, row.renamed(to));
+        true
+    }
+
+    /// Copies a string with its deadline, over whatever string was there. False when `from` is no string.
+    pub fn copy(&mut self, from_db: DbIndex, from: &[u8], to_db: DbIndex, to: &[u8]) -> bool {
+        let Some(row) = self.row(from_db, from) else { return false };
+        let (Some(value), deadline) = (row.as_string().map(<[u8]>::to_vec), row.deadline()) else {
+            return false;
+        };
+        self.put_string(to_db, to, &value, deadline);
+        true
+    }
+
+    /// Removes Redis's own types from a database; locks and queues stay (COMMANDS.md 2.0).
+    pub fn flush_database(&mut self, db: DbIndex) {
+        let space = &mut self.databases[usize::from(db)];
+        let mut expired = Vec::new();
+        space.take_unless(
+            |row| !matches!(row.object, Object::String),
+            |row| {
+                if row.deadline != ClusterTime::NEVER {
+                    expired.push((row.deadline, Box::from(row.key())));
+                }
+            },
+        );
+        let kept: Vec<Box<[u8]>> = space.iter().map(|row| row.key().into()).collect();
+        for (deadline, key) in expired {
+            self.expiring.remove(deadline, (db, key));
+        }
+        self.expiring_by_db[usize::from(db)] = 0;
+        // The flush deletes every head row of the database first, so those that stay are written again.
+        self.changes.keys.retain(|(of, _)| *of != db);
+        for key in kept {
+            let row = self.databases[usize::from(db)].get_mut(&key).expect("it was listed just now");
+            row.dirty = true;
+            self.changes.keys.push((db, key));
+        }
+        self.changes.flushed.push(db);
+    }
+
+    fn move_deadline(&mut self, db: DbIndex, key: &[u8], old: ClusterTime, new: ClusterTime) {
+        if old != ClusterTime::NEVER {
+            self.expiring.remove(old, (db, key.into()));
+            self.expiring_by_db[usize::from(db)] -= 1;
+        }
+        if new != ClusterTime::NEVER {
+            self.expiring.insert(new, (db, key.into()));
+            self.expiring_by_db[usize::from(db)] += 1;
+        }
+    }
+
+    /// Enters a row's deadlines into the indices.
+    fn index_row(&mut self, db: DbIndex, row: &Row) {
+        if row.deadline != ClusterTime::NEVER {
+            self.move_deadline(db, row.key(), ClusterTime::NEVER, row.deadline);
+        }
+        if let Object::Lock(lock) = &row.object {
+            self.leases.insert(lock.lease_until(), LeaseName::Lock(db, row.key().into()));
+            self.lock_owners.insert(lock.owner(), db, row.key());
+        }
+        if let Object::Queue(queue) = &row.object {
+            for (until, id) in queue.message_leases() {
+                self.leases.insert(until, LeaseName::Message(db, row.key().into(), id));
+            }
+        }
+    }
+
+    fn unindex_row(&mut self, db: DbIndex, row: &Row) {
+        if row.deadline != ClusterTime::NEVER {
+            self.move_deadline(db, row.key(), row.deadline, ClusterTime::NEVER);
+        }
+        if let Object::Lock(lock) = &row.object {
+            self.leases.remove(lock.lease_until(), LeaseName::Lock(db, row.key().into()));
+            self.lock_owners.remove(lock.owner(), db, row.key());
+        }
+        if let Object::Queue(queue) = &row.object {
+            for (until, id) in queue.message_leases() {
+                self.leases.remove(until, LeaseName::Message(db, row.key().into(), id));
+            }
+        }
+    }
+
+    // ---- changing: time ---------------------------------------------------------------------------
+
+    /// Ends what is due among these keys, before a command runs that names them (DESIGN.md D9).
+    pub fn expire_touched(&mut self, db: DbIndex, key: &[u8], now: ClusterTime) {
+        if self.is_due(db, key, now) {
+            self.expire_key(db, key, now);
+        }
+    }
+
+    /// Ends up to `at_most` due items, earliest first, and says how many: the work of an EXPIRE entry.
+    pub fn expire_due(&mut self, now: ClusterTime, at_most: usize) -> usize {
+        let mut ended = 0;
+        while ended < at_most {
+            if let Some((db, key)) = self.expiring.first_due(self.key_now(now)) {
+                self.expire_key(db, &key, now);
+            } else if let Some(lease) = self.leases.first_due(now) {
+                match lease {
+                    LeaseName::Lock(db, key) | LeaseName::Message(db, key, _) => {
+                        self.expire_key(db, &key, now)
+                    }
+                }
+            } else {
+                break;
+            }
+            ended += 1;
+        }
+        ended
+    }
+
+    fn expire_key(&mut self, db: DbIndex, key: &[u8], now: ClusterTime) {
+        match self.row(db, key).map(Row::object) {
+            Some(Object::String) => {
+                self.remove(db, key);
+            }
+            Some(Object::Lock(_)) => locks::expire(self, db, key),
+            Some(Object::Queue(_)) => queues::expire_leases(self, db, key, now),
+            None => {}
+        }
+    }
+
+    /// Begins an entry: its index and its stamps.
+    pub(crate) fn begin_entry(&mut self, index: LogIndex, term: Term, clock: ClusterTime, wall: WallMillis) {
+        self.meta.applied = index;
+        self.meta.applied_term = term;
+        self.meta.clock = self.meta.clock.max(clock);
+        self.meta.wall = self.meta.wall.max(wall);
+        self.pushed_in_entry = 0;
+    }
+
+    /// Moves key time ahead by the length of a total outage.
+    pub(crate) fn advance_key_clock(&mut self, by: Millis) {
+        self.meta.key_clock_ahead = Millis(self.meta.key_clock_ahead.0.saturating_add(by.0));
+    }
+
+    /// A new leader stands: leases whose holders could not renew live on for a while (COMMANDS.md 3.2, rule 5).
+    pub(crate) fn grant_grace(&mut self, now: ClusterTime) {
+        let grace = self.meta.settings.lease_failover_grace;
+        let soon: Vec<LeaseName> = self
+            .leases
+            .iter()
+            .take_while(|(until, _)| *until < now.after(grace))
+            .map(|(_, name)| name.clone())
+            .collect();
+        for name in soon {
+            match name {
+                LeaseName::Lock(db, key) => locks::grant_grace(self, db, &key, now, grace),
+                LeaseName::Message(db, key, id) => queues::grant_grace(self, db, &key, id, now, grace),
+            }
+        }
+    }
+
+    pub(crate) fn set_settings(&mut self, settings: Settings) {
+        self.meta.settings = settings;
+    }
+
+    /// The next fencing token; every call gives a greater one.
+    pub(crate) fn next_token(&mut self) -> FencingToken {
+        self.meta.last_token = self.meta.last_token.next();
+        self.meta.last_token
+    }
+
+    // ---- rows on disk -----------------------------------------------------------------------------
+
+    /// How many rows wait for the next flush.
+    #[must_use]
+    pub fn pending_changes(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// Takes everything that changed since the last call, encoded as of now, with the group's numbers.
+    pub fn take_changes(&mut self) -> DataBatch {
+        let changes = std::mem::take(&mut self.changes);
+        let mut batch = DataBatch::new();
+        let (mut row_key, mut value) = (Vec::new(), Vec::new());
+        for db in changes.flushed {
+            batch.delete_prefix(&[rows::HEAD, db]);
+        }
+        for (db, key) in changes.keys {
+            rows::encode_head_key(db, &key, &mut row_key);
+            match self.databases[usize::from(db)].get_mut(&key) {
+                Some(row) if row.dirty => {
+                    row.dirty = false;
+                    rows::encode_row(row, &mut value);
+                    batch.put(&row_key, &value);
+                }
+                Some(_) => {} // Listed twice; written just now.
+                None => batch.delete(&row_key),
+            }
+        }
+        for (db, key, id) in changes.messages {
+            rows::encode_message_key(db, &key, id, &mut row_key);
+            let message = match self.databases[usize::from(db)].get_mut(&key).map(|row| &mut row.object) {
+                Some(Object::Queue(queue)) => queue.message_mut(id),
+                _ => None,
+            };
+            match message {
+                Some(message) if message.dirty => {
+                    message.dirty = false;
+                    value.clear();
+                    message.encode(&mut value);
+                    batch.put(&row_key, &value);
+                }
+                Some(_) => {} // Listed twice; written just now.
+                None => batch.delete(&row_key),
+            }
+        }
+        value.clear();
+        self.meta.encode(&mut value);
+        batch.put(rows::META, &value);
+        batch
+    }
+
+    /// Reads a group's state from its rows. An empty store gives an empty state.
+    pub fn load(store: &DataStore, databases: u8) -> Result<State, StorageError> {
+        let mut state = State::new(databases);
+        let corrupt = |error: CodecError| StorageError::Corrupt { what: format!("a row of data/: {error}") };
+        if let Some(value) = store.get(rows::META)? {
+            state.meta = Meta::decode(&mut Reader::new(&value)).map_err(corrupt)?;
+        }
+        store.scan(&[rows::HEAD], &mut |row_key, value| {
+            let (db, key) = rows::decode_head_key(row_key).map_err(corrupt)?;
+            let row = rows::decode_row(key, value).map_err(corrupt)?;
+            let space = state.databases.get_mut(usize::from(db)).ok_or_else(|| StorageError::Corrupt {
+                what: format!("data/ has keys in database {db}: raise `databases`"),
+            })?;
+            space.insert_new(row);
+            Ok(())
+        })?;
+        store.scan(&[rows::MESSAGE], &mut |row_key, value| {
+            let (db, key, id) = rows::decode_message_key(row_key).map_err(corrupt)?;
+            let message = queues::Message::decode(&mut Reader::new(value)).map_err(corrupt)?;
+            let row = state.databases.get_mut(usize::from(db)).and_then(|space| space.get_mut(key));
+            match row.map(|row| &mut row.object) {
+                Some(Object::Queue(queue)) => queue.load_message(id, message),
+                _ => return Err(corrupt(CodecError("a message without its queue"))),
+            }
+            Ok(())
+        })?;
+        state.index_everything();
+        Ok(state)
+    }
+
+    fn index_everything(&mut self) {
+        for db in 0..self.databases.len() {
+            let space = std::mem::take(&mut self.databases[db]);
+            let db = u8::try_from(db).expect("there are at most 255 databases");
+            for row in space.iter() {
+                self.index_row(db, row);
+            }
+            self.databases[usize::from(db)] = space;
+        }
+    }
+
+    /// A digest of everything that replicas must agree on. Rows are hashed one by one and summed up, so
+    /// the order in which a hash table holds them does not matter.
+    #[must_use]
+    pub fn digest(&self) -> u128 {
+        let (mut key, mut value) = (Vec::new(), Vec::new());
+        let mut sum = 0u128;
+        let mut add = |key: &[u8], value: &[u8]| {
+            let mut record = Vec::with_capacity(key.len() + value.len() + 10);
+            put_varint(&mut record, key.len() as u64);
+            record.extend_from_slice(key);
+            record.extend_from_slice(value);
+            sum = sum.wrapping_add(xxh3_128(&record));
+        };
+        for (db, space) in self.databases.iter().enumerate() {
+            let db = u8::try_from(db).expect("there are at most 255 databases");
+            for row in space.iter() {
+                rows::encode_head_key(db, row.key(), &mut key);
+                rows::encode_row(row, &mut value);
+                add(&key, &value);
+                let Object::Queue(queue) = &row.object else { continue };
+                for id in queue.message_ids() {
+                    let Some(message) = queue.message(id) else { continue };
+                    rows::encode_message_key(db, row.key(), id, &mut key);
+                    value.clear();
+                    message.encode(&mut value);
+                    add(&key, &value);
+                }
+            }
+        }
+        value.clear();
+        self.meta.encode(&mut value);
+        add(rows::META, &value);
+        sum
+    }
+}
+
+/// When a lease ends after a change of leader at `now`: not before `now + grace`, but at most `2 · grace`
+/// after `set_until`, where its holder set that end, so that elections that follow one another cannot
+/// keep a dead holder's lease alive for ever (COMMANDS.md 3.2, rule 5). Never earlier than it would.
+pub(crate) fn lease_after_grace(
+    lease_until: ClusterTime,
+    set_until: ClusterTime,
+    now: ClusterTime,
+    grace: Millis,
+) -> ClusterTime {
+    let budget_end = set_until.after(grace).after(grace);
+    lease_until.max(now.after(grace).min(budget_end))
+}
+
+impl Meta {
+    fn encode(&self, out: &mut Vec<u8>) {
+        for number in [
+            self.applied.0,
+            self.applied_term.0,
+            self.clock.0,
+            self.wall.0,
+            self.key_clock_ahead.0,
+            self.last_token.0,
+            self.settings.lock_default_ttl.0,
+            self.settings.lease_failover_grace.0,
+        ] {
+            put_varint(out, number);
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Meta, CodecError> {
+        Ok(Meta {
+            applied: LogIndex(reader.varint()?),
+            applied_term: Term(reader.varint()?),
+            clock: ClusterTime(reader.varint()?),
+            wall: WallMillis(reader.varint()?),
+            key_clock_ahead: Millis(reader.varint()?),
+            last_token: FencingToken(reader.varint()?),
+            settings: Settings {
+                lock_default_ttl: Millis(reader.varint()?),
+                lease_failover_grace: Millis(reader.varint()?),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod test_support {
+    //! A real row store in a directory of its own, removed at the end.
+
+    use std::path::PathBuf;
+    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::Ordering;
+
+    use super::State;
+    use crate::storage::DataStore;
+    use crate::storage::SharedCaches;
+
+    pub struct TestStore {
+        store: Option<DataStore>,
+        path: PathBuf,
+    }
+
+    impl TestStore {
+        pub fn new() -> TestStore {
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = std::env::temp_dir().join(format!("holdfast-state-{}-{number}", std::process::id()));
+            // A process of an earlier run may have had the same id and died.
+            let _ = std::fs::remove_dir_all(&path);
+            std::fs::create_dir_all(&path).unwrap();
+            let store = DataStore::open_at(&path.join("rows"), &SharedCaches::new(1 << 20, 8 << 20)).unwrap();
+            TestStore { store: Some(store), path }
+        }
+
+        /// Writes what changed and goes on with what the rows say, which must be the same.
+        pub fn reopen(&self, state: &mut State) {
+            let store = self.store.as_ref().expect("it is open until it is dropped");
+            store.write(state.take_changes()).unwrap();
+            let databases = u8::try_from(state.databases()).unwrap();
+            let loaded = State::load(store, databases).unwrap();
+            assert_eq!(loaded.digest(), state.digest());
+            *state = loaded;
+        }
+    }
+
+    impl Drop for TestStore {
+        fn drop(&mut self) {
+            drop(self.store.take());
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! What survives: the log, the rows of the state, and the directory they live in.
+//!
+//! The only user of the rocksdb crate. `log` holds entries and votes, synced as asked; `data` holds one
+//! group's rows without a write-ahead log of their own, because the log is theirs (DESIGN.md D2, D3).
+//! Entries and rows are opaque bytes here. Every error is final for the process: after a failed write or
+//! sync it is *unknown* what is on disk (RELIABILITY.md 2b.5), so the caller stops and never answers
+//! "failed"; the next start reads what is really there.
+
+mod checkpoint;
+mod data;
+mod format;
+mod log;
+mod watermark;
+
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+
+use rocksdb::DB;
+use rocksdb::DBRecoveryMode;
+use rocksdb::ErrorKind;
+use rocksdb::LogLevel;
+use rocksdb::Options;
+use rocksdb::properties;
+use thiserror::Error;
+
+use crate::types::LogIndex;
+use crate::types::NodeId;
+use crate::types::Term;
+
+pub use data::DataBatch;
+pub use data::DataStore;
+pub use data::RowVisitor;
+pub use data::SharedCaches;
+pub use format::DirLock;
+pub use format::FORMAT_VERSION;
+pub use format::Identity;
+pub use format::open_dir;
+pub use log::HardStateRecord;
+pub use log::LogBatch;
+pub use log::LogContents;
+pub use log::LogEntryRecord;
+pub use log::LogStore;
+pub use watermark::Watermark;
+
+/// Why the disk did not do what was asked. Each prints as one line that says what to do, where a person
+/// can do something about it.
+#[derive(Debug, Error)]
+pub enum StorageError {
+    /// The operating system refused. After a write or sync, what reached the disk is unknown.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or directory it was about.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// RocksDB refused. After a write or sync, what reached the disk is unknown.
+    #[error("storage: {0}")]
+    Rocks(String),
+    /// What was read is not what was written. The node must not vote or serve with it.
+    #[error("the data on this disk is damaged ({what}): restore this node from its peers or a backup")]
+    Corrupt {
+        /// Which record, and what is wrong with it.
+        what: String,
+    },
+    /// The data directory is something else than a directory.
+    #[error("data directory {dir} is not a directory: choose another dir", dir = dir.display())]
+    NotADirectory {
+        /// The path as configured.
+        dir: PathBuf,
+    },
+    /// This user may not read, write or create the directory.
+    #[error("no permission to use data directory {dir}: give it to this user, or choose another dir", dir = dir.display())]
+    NoPermission {
+        /// The path as configured.
+        dir: PathBuf,
+    },
+    /// The directory holds files, but not Holdfast's.
+    #[error(
+        "directory {dir} is not empty and not a Holdfast data directory (it holds {found}): choose an empty dir",
+        dir = dir.display()
+    )]
+    NotOurs {
+        /// The path as configured.
+        dir: PathBuf,
+        /// One of the names found there.
+        found: String,
+    },
+    /// The directory's format is of a later version.
+    #[error(
+        "data directory {dir} was written by a newer Holdfast (format {found}; this one knows {known}): \
+         start that version, or choose another dir",
+        dir = dir.display()
+    )]
+    NewerFormat {
+        /// The path as configured.
+        dir: PathBuf,
+        /// The format on disk.
+        found: u32,
+        /// The newest format this program reads.
+        known: u32,
+    },
+    /// The directory belongs to another node of the cluster.
+    #[error(
+        "data directory {dir} belongs to node {found}, not node {wanted}: set node-id {found}, or choose another dir",
+        dir = dir.display()
+    )]
+    OtherNode {
+        /// The path as configured.
+        dir: PathBuf,
+        /// Whose it is.
+        found: NodeId,
+        /// Who asked.
+        wanted: NodeId,
+    },
+    /// Another process has the directory open.
+    #[error(
+        "data directory {dir} is in use by another process{holder}: stop it, or choose another dir",
+        dir = dir.display(), holder = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+    )]
+    InUse {
+        /// The path as configured.
+        dir: PathBuf,
+        /// The other process, when it could be told.
+        pid: Option<u32>,
+    },
+    /// The log ends before what this node is known to have synced: the disk lost writes.
+    #[error(
+        "data directory {dir} lost synced writes: its log ends at term {end_term} index {end_index}, but term \
+         {known_term} index {known_index} was on disk; restore this node from its peers or a backup",
+        dir = dir.display(), end_term = end.0.0, end_index = end.1, known_term = known.0.0, known_index = known.1
+    )]
+    BehindWatermark {
+        /// The path as configured.
+        dir: PathBuf,
+        /// Where the log ends.
+        end: (Term, LogIndex),
+        /// What the watermark knows was synced.
+        known: (Term, LogIndex),
+    },
+}
+
+impl StorageError {
+    /// An operating system error about `path`.
+    fn io(path: &Path, source: io::Error) -> StorageError {
+        StorageError::Io { path: path.to_path_buf(), source }
+    }
+}
+
+impl From<rocksdb::Error> for StorageError {
+    fn from(error: rocksdb::Error) -> StorageError {
+        let kind = error.kind();
+        let text = error.into_string().replace(['\n', '\r'], " ");
+        match kind {
+            ErrorKind::Corruption => StorageError::Corrupt { what: text },
+            _ => StorageError::Rocks(text),
+        }
+    }
+}
+
+/// What both kinds of store want of RocksDB.
+fn common_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_paranoid_checks(true);
+    // The default, PointInTime, opens silently without everything after one flipped bit (RELIABILITY.md
+    // 2b.5). This mode forgives only a record that was cut short at the end, as a power cut leaves it.
+    // RocksDB allows it only while WAL files are not recycled.
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_recycle_log_file_num(0);
+    options.set_use_fsync(false);
+    // One writer at a time per store: the machinery for parallel inserts only costs.
+    options.set_allow_concurrent_memtable_write(false);
+    options.set_enable_pipelined_write(false);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    // Compaction runs at the lowest priority (see `SharedCaches::new`) and may be late on a busy machine. The
+    // defaults, 20 and 36, would then slow the log writer down for it.
+    options.set_level_zero_slowdown_writes_trigger(64);
+    options.set_level_zero_stop_writes_trigger(128);
+    // RocksDB's own diary must not grow for ever, nor wake up to write statistics.
+    options.set_log_level(LogLevel::Warn);
+    options.set_max_log_file_size(1 << 20);
+    options.set_keep_log_file_num(2);
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
+    options
+}
+
+/// Bytes in live tables and memtables; 0 where RocksDB does not say.
+fn rough_size(db: &DB) -> u64 {
+    [properties::LIVE_SST_FILES_SIZE, properties::CUR_SIZE_ALL_MEM_TABLES]
+        .into_iter()
+        .filter_map(|name| db.property_int_value(name).ok().flatten())
+        .sum()
+}
+
+/// Failed flushes and compactions since open: RocksDB reports these nowhere else (RELIABILITY.md 2b.5).
+fn background_errors(db: &DB) -> u64 {
+    db.property_int_value(properties::BACKGROUND_ERRORS).ok().flatten().unwrap_or(0)
+}
+
+/// Creates the directory unless it is there, so that a power cut does not take it away again.
+fn ensure_dir(dir: &Path) -> Result<(), StorageError> {
+    match fs::create_dir(dir) {
+        Ok(()) => sync_parent(dir),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(StorageError::io(dir, error)),
+    }
+}
+
+/// Makes the directory's list of names durable.
+fn sync_dir(dir: &Path) -> Result<(), StorageError> {
+    File::open(dir).and_then(|handle| handle.sync_all()).map_err(|error| StorageError::io(dir, error))
+}
+
+/// Makes the name of `path` durable.
+fn sync_parent(path: &Path) -> Result<(), StorageError> {
+    match path.parent() {
+        // The parent of a relative path of one part is the working directory.
+        Some(parent) if parent.as_os_str().is_empty() => sync_dir(Path::new(".")),
+        Some(parent) => sync_dir(parent),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod test_support {
+    //! Directories for tests, removed at the end.
+
+    use std::fs;
+    use std::path::Path;
+    use std::path::PathBuf;
+    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::Ordering;
+
+    /// An existing, empty directory of its own.
+    pub struct TestDir(PathBuf);
+
+    impl TestDir {
+        pub fn new() -> TestDir {
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+            let name = format!("holdfast-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let path = std::env::temp_dir().join(name);
+            // A process of an earlier run may have had the same id and died.
+            let _ = fs::remove_dir_all(&path);
+            fs::create_dir_all(&path).unwrap();
+            TestDir(path)
+        }
+
+        pub fn path(&self) -> &Path {
+            &self.0
+        }
+    }
+
+    impl Drop for TestDir {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// Copies what is on disk now: what a process that is killed at this moment leaves behind.
+    pub fn copy_dir(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let target = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                copy_dir(&entry.path(), &target);
+            } else {
+                match fs::copy(entry.path(), target) {
+                    // RocksDB deletes in the background what it no longer refers to.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    copied => assert!(copied.is_ok(), "{copied:?}"),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Starts the real binary and talks to it over a socket, as a user would.
+
+#![allow(dead_code, reason = "each test binary uses its own share of the helpers")]
+#![allow(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
+
+pub mod client;
+pub mod node;
+
+use std::thread;
+use std::time::Duration;
+
+use holdfast::clock::Clock;
+use holdfast::clock::SystemClock;
+use holdfast::types::Millis;
+
+/// Tries `attempt` until it gives something; fails the test with `what` when that takes longer than `at_most`.
+pub fn wait_for<T>(what: &str, at_most: Millis, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let clock = SystemClock::start();
+    loop {
+        if let Some(found) = attempt() {
+            return found;
+        }
+        assert!(clock.monotonic().since(Default::default()) < at_most, "waited {} ms for {what}", at_most.0);
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A small deterministic source of numbers (SplitMix64); a test prints the seed it starts from.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
