@@ -1,4 +1,5 @@
-//! The documents agree with the code: every example configuration loads.
+//! The documents agree with the code: every example configuration loads, the README's table of commands is the
+//! code's, and its first session answers as printed.
 
 #![expect(clippy::unwrap_used, reason = "a test stops where a fact does not hold")]
 
@@ -6,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
+use holdfast::commands::table::readme_table;
 use holdfast::config::Config;
 
 /// All files under `directory` whose names end in `.conf`, sorted.
@@ -33,4 +35,19 @@ fn every_example_configuration_loads_without_a_warning() {
         let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
         assert!(loaded.warnings.is_empty(), "{}: {:?}", file.display(), loaded.warnings);
     }
+}
+
+fn readme() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
+}
+
+#[test]
+fn the_table_of_commands_in_the_readme_is_the_codes() {
+    let readme = readme();
+    let between = readme.split("<!-- commands -->").nth(1).unwrap().split("<!-- /commands -->").next().unwrap();
+    assert_eq!(
+        between.trim(),
+        readme_table().trim(),
+        "write what `holdfast --generate commands` prints between the README's markers"
+    );
 }

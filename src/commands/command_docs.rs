@@ -133,7 +133,7 @@ pub fn info_named_commands(names: Args<'_>) -> Reply {
 fn info_named(name: &str, spec: &CommandSpec) -> Reply {
     let (first, last, step) = match spec.keys {
         KeySpec::Range { first, last, step } => (signed(first), signed(last), signed(step)),
-        KeySpec::None | KeySpec::NumKeys { .. } | KeySpec::Keyword(_) | KeySpec::KeywordNumKeys(_) => {
+        KeySpec::None | KeySpec::NumKeys { .. } | KeySpec::Keyword(_) | KeySpec::KeywordNumKeys { .. } => {
             (0, 0, 0)
         }
     };
@@ -202,7 +202,7 @@ fn key_spec(spec: &CommandSpec) -> Option<Reply> {
         }
         KeySpec::NumKeys { at } => (index(at), counted()),
         KeySpec::Keyword(word) => (keyword(word), range(-1, 1)),
-        KeySpec::KeywordNumKeys(word) => (keyword(word), counted()),
+        KeySpec::KeywordNumKeys { word, .. } => (keyword(word), counted()),
     };
     let access: &[&str] =
         if spec.flags.has(Flags::WRITE) { &["RW", "access", "update"] } else { &["RO", "access"] };

@@ -204,7 +204,7 @@ pub const ROWS: &[CommandSpec] = &[
         complexity: "O(N) with N being the number of locks",
         arity: -3,
         flags: Flags::WRITE.and(Flags::FAST).and(Flags::MOVABLE_KEYS),
-        keys: KeySpec::KeywordNumKeys("KEYS"),
+        keys: KeySpec::KeywordNumKeys { word: "KEYS", from: 3 },
         acl: Categories::LOCK,
         execute: Execute::Write(lockextend),
         subcommands: &[],

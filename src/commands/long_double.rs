@@ -78,7 +78,7 @@ impl LongDouble {
         if exponent >= 0 {
             let mut number = Natural::from_u64(significand);
             number.shift_left(exponent.unsigned_abs());
-            text.push_str(&number.to_decimal());
+            text.push_str(&number.into_decimal());
         } else {
             let scaled = u128::from(significand) * 10u128.pow(17);
             let scaled = round_shift(scaled, exponent.unsigned_abs(), false);
@@ -135,9 +135,7 @@ fn from_decimal(negative: bool, digits: &[u8], power: i64) -> LongDouble {
     let mut numerator = Natural::from_digits(digits);
     let mut denominator = Natural::from_u64(1);
     let scaled = if power < 0 { &mut denominator } else { &mut numerator };
-    for _ in 0..power.unsigned_abs() {
-        scaled.multiply_add(10, 0);
-    }
+    scaled.multiply_by_power_of_ten(power.unsigned_abs());
     // Long division, bit by bit, of two numbers of the same length: 66 bits tell the 64 that are kept,
     // the next one, and (with the remainder) whether anything follows.
     let (a, b) = (numerator.bits(), denominator.bits());
@@ -223,10 +221,20 @@ impl Natural {
 
     fn from_digits(digits: &[u8]) -> Natural {
         let mut number = Natural(Vec::new());
-        for digit in digits {
-            number.multiply_add(10, u32::from(digit - b'0'));
+        for group in digits.chunks(9) {
+            let value = group.iter().fold(0, |value, digit| value * 10 + u32::from(digit - b'0'));
+            number.multiply_add(10u32.pow(group.len() as u32), value);
         }
         number
+    }
+
+    fn multiply_by_power_of_ten(&mut self, power: u64) {
+        for _ in 0..power / 9 {
+            self.multiply_add(1_000_000_000, 0);
+        }
+        for _ in 0..power % 9 {
+            self.multiply_add(10, 0);
+        }
     }
 
     fn trim(&mut self) {
@@ -281,7 +289,7 @@ impl Natural {
         self.trim();
     }
 
-    fn to_decimal(mut self) -> String {
+    fn into_decimal(mut self) -> String {
         let mut groups = Vec::new();
         while !self.is_zero() {
             let mut rest = 0u64;

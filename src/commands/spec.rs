@@ -156,8 +156,9 @@ pub enum KeySpec {
     NumKeys { at: usize },
     /// Every word after this keyword (QPOP … FROM queue [queue …]).
     Keyword(&'static str),
-    /// A count after this keyword (LOCKEXTEND … KEYS numkeys key …); the keyword may be absent.
-    KeywordNumKeys(&'static str),
+    /// A count after this keyword (LOCKEXTEND … KEYS numkeys key …), looked for from word `from` on, since a word
+    /// before may read the same; the keyword may be absent.
+    KeywordNumKeys { word: &'static str, from: usize },
 }
 
 impl KeySpec {
@@ -175,7 +176,10 @@ impl KeySpec {
             let wanted = usize::try_from(wanted).unwrap_or(0).min(count.saturating_sub(at + 1));
             (at + 1..at + 1 + wanted).collect()
         };
-        let find = |word: &str| args.iter().skip(1).position(|arg| arg.eq_ignore_ascii_case(word.as_bytes()));
+        let find = |word: &str, from: usize| {
+            let is_word = |arg: &&[u8]| arg.eq_ignore_ascii_case(word.as_bytes());
+            args.iter().skip(from).position(is_word).map(|at| at + from)
+        };
         match *self {
             KeySpec::None => smallvec::SmallVec::new(),
             KeySpec::Range { first, last, step } => {
@@ -183,8 +187,12 @@ impl KeySpec {
                 (first..=last.min(count.saturating_sub(1))).step_by(step.max(1)).collect()
             }
             KeySpec::NumKeys { at } => numbered(at),
-            KeySpec::Keyword(word) => find(word).map_or_else(smallvec::SmallVec::new, |at| (at + 2..count).collect()),
-            KeySpec::KeywordNumKeys(word) => find(word).map_or_else(smallvec::SmallVec::new, |at| numbered(at + 2)),
+            KeySpec::Keyword(word) => {
+                find(word, 1).map_or_else(smallvec::SmallVec::new, |at| (at + 1..count).collect())
+            }
+            KeySpec::KeywordNumKeys { word, from } => {
+                find(word, from).map_or_else(smallvec::SmallVec::new, |at| numbered(at + 1))
+            }
         }
     }
 }

@@ -474,7 +474,7 @@ fn incrbyfloat(ctx: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
 
 /// The keys of MSET and MSETNX, checked: pairs only, and no lock or queue among them.
 fn check_pairs(ctx: &WriteContext<'_>, args: Args<'_>, command: &str) -> Result<(), CommandError> {
-    if args.len() % 2 == 0 {
+    if args.len().is_multiple_of(2) {
         return Err(CommandError::WrongArity(command.to_owned()));
     }
     args[1..].iter().step_by(2).try_for_each(|key| refuse_lock_or_queue(ctx.state, ctx.db, key))

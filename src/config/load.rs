@@ -33,6 +33,8 @@ pub enum Invocation {
     Help,
     /// Print the version.
     Version,
+    /// Print a part of the README that is generated: `commands`.
+    Generate(String),
     /// Only check the configuration, and say that it is good.
     CheckConfig(Loaded),
 }
@@ -101,6 +103,7 @@ pub fn parse_arguments(args: &[String]) -> Result<Invocation, ConfigError> {
     match args.first().map(String::as_str) {
         Some("-h") => return Ok(Invocation::Help),
         Some("-v") => return Ok(Invocation::Version),
+        Some("--generate") if args.len() == 2 => return Ok(Invocation::Generate(args[1].clone())),
         _ => {}
     }
     if args.iter().any(|arg| arg == "--help") {

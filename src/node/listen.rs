@@ -54,9 +54,12 @@ fn listen(host: &str, port: u16, backlog: u32) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// Linux: the kernel was built or started without this family of addresses.
+const EAFNOSUPPORT: i32 = 97;
+
 /// True when the machine has no such address or no such family.
 fn is_lacking(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT)
 }
 
 #[cfg(test)]

@@ -1,1 +1,198 @@
-//! node
+//! A node: the parts wired together, its ports, its signals, and its end.
+//!
+//! ```text
+//! STARTING ports opened ─► data directory locked ─► rows and log loaded ─► led and applied ─► SERVING
+//! SERVING  SIGTERM, SIGINT, SHUTDOWN ─► STOPPING clients answered ─► log synced, rows flushed ─► exit 0
+//! any      storage error, broken invariant ─► exit 70
+//! ```
+
+mod figures;
+mod listen;
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+
+use crate::admin;
+use crate::clock::Clock;
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::config::Loaded;
+use crate::config::LogLevel;
+use crate::config::SharedConfig;
+use crate::consensus::Group;
+use crate::consensus::raft::replica::Replica;
+use crate::consensus::raft::replica::ReplicaParts;
+use crate::node::listen::listen_on;
+use crate::server;
+use crate::server::Services;
+use crate::server::Shutdown;
+use crate::storage::DataStore;
+use crate::storage::DirLock;
+use crate::storage::Identity;
+use crate::storage::LogStore;
+use crate::storage::SharedCaches;
+use crate::storage::Watermark;
+use crate::storage::open_dir;
+use crate::telemetry::logging::Level;
+use crate::telemetry::logging::Logging;
+use crate::telemetry::metrics::Metrics;
+use crate::types::GroupId;
+
+/// The state is in memory; RocksDB's cache serves little but the loading of it.
+const BLOCK_CACHE_BYTES: usize = 32 << 20;
+/// Memtables of all groups' `data/` together.
+const WRITE_BUFFER_BYTES: usize = 128 << 20;
+/// How often a level that CONFIG SET changed is looked for.
+const CONFIG_LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+/// One line that says why it could not start. Nothing on disk was changed by a start that failed on the
+/// configuration, the ports, or a data directory that is not this node's.
+pub fn run(loaded: Loaded) -> anyhow::Result<()> {
+    let Loaded { config, file, warnings } = loaded;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
+    let clients = listen_on(&config.bind, config.port, config.tcp_backlog, "port")?;
+    let http = listen_on(&config.http_bind, config.http_port, config.tcp_backlog, "http-port")?;
+    let dir = open_dir(&config.dir, Identity { node_id: config.node_id })?;
+    let logging = Logging::start(level(config.log_level), config.log_file.as_deref(), Arc::clone(&clock))?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!("Holdfast {} starts, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
+    let shared = SharedConfig::new(config, file);
+    let replica = start_replica(&dir, &shared, &clock)?;
+    let config = shared.get();
+    write_pid_file(&config)?;
+    let metrics = Metrics::install()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(worker_threads(&config))
+        .thread_name("client-io")
+        .enable_all()
+        .build()
+        .context("cannot start the client threads")?;
+    let shutdown = Shutdown::new();
+    let services =
+        Arc::new(Services::new(shared.clone(), Arc::clone(&clock), replica.group(), shutdown.clone()));
+    let http = start_http(http, &services, metrics)?;
+    runtime.block_on(async {
+        wait_until_serving(&services.group).await;
+        tracing::info!("Ready to accept connections on port {}", config.port);
+        let signals = tokio::spawn(stop_on_signals(shutdown.clone())?);
+        let levels = tokio::spawn(follow_log_level(shared.clone(), logging));
+        server::serve(Arc::clone(&services), tokio_listeners(clients)?).await;
+        levels.abort();
+        signals.abort();
+        Ok::<_, anyhow::Error>(())
+    })?;
+    tracing::info!("Clients are served; bringing everything to disk");
+    http.into_iter().for_each(admin::AdminHandle::stop);
+    replica.stop();
+    if let Some(pid_file) = &config.pid_file {
+        // Gone or not ours: the node is down either way.
+        let _ = std::fs::remove_file(pid_file);
+    }
+    tracing::info!("Bye");
+    Ok(())
+}
+
+fn start_replica(dir: &DirLock, config: &SharedConfig, clock: &Arc<dyn Clock>) -> anyhow::Result<Replica> {
+    let path = dir.path();
+    let group = GroupId(0);
+    let caches = SharedCaches::new(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES);
+    let started = clock.monotonic();
+    let replica = Replica::start(ReplicaParts {
+        group,
+        dir: path.to_path_buf(),
+        log: Arc::new(LogStore::open(path)?),
+        data: Arc::new(DataStore::open(path, group, &caches)?),
+        watermark: Watermark::open(path)?,
+        config: config.clone(),
+        clock: Arc::clone(clock),
+    })?;
+    let keys: usize = {
+        let group = replica.group();
+        let state = group.read_applied();
+        (0..state.databases()).map(|db| state.database(db as u8).len()).sum()
+    };
+    let took = clock.monotonic().since(started).0;
+    tracing::info!("Loaded {keys} keys from {} in {took} ms, before the replay of the log", path.display());
+    Ok(replica)
+}
+
+/// Until the first LEADER-START is applied, and with it everything the log held.
+async fn wait_until_serving(group: &Group) {
+    while group.try_read().is_none() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn start_http(
+    listeners: Vec<TcpListener>,
+    services: &Arc<Services>,
+    metrics: Metrics,
+) -> anyhow::Result<Vec<admin::AdminHandle>> {
+    let start = |listener| {
+        let probes = figures::probes(Arc::clone(services), metrics.clone());
+        admin::start(listener, probes).context("cannot start the HTTP port")
+    };
+    listeners.into_iter().map(start).collect()
+}
+
+fn tokio_listeners(listeners: Vec<TcpListener>) -> anyhow::Result<Vec<tokio::net::TcpListener>> {
+    let convert = |listener| tokio::net::TcpListener::from_std(listener).context("cannot watch a port");
+    listeners.into_iter().map(convert).collect()
+}
+
+/// Both signals that people and service managers send; the handlers stand before the first client comes.
+fn stop_on_signals(shutdown: Shutdown) -> anyhow::Result<impl Future<Output = ()> + Send> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("Asked to stop by a signal");
+        shutdown.request();
+    })
+}
+
+async fn follow_log_level(config: SharedConfig, logging: Logging) {
+    let mut known = config.get().log_level;
+    loop {
+        tokio::time::sleep(CONFIG_LOOK_INTERVAL).await;
+        let wanted = config.get().log_level;
+        if wanted != known {
+            logging.set_level(level(wanted));
+            known = wanted;
+        }
+    }
+}
+
+fn level(level: LogLevel) -> Level {
+    match level {
+        LogLevel::Debug => Level::Debug,
+        LogLevel::Verbose => Level::Verbose,
+        LogLevel::Notice => Level::Notice,
+        LogLevel::Warning => Level::Warning,
+    }
+}
+
+/// As many as there are processors, unless the configuration says.
+fn worker_threads(config: &Config) -> usize {
+    let processors = std::thread::available_parallelism().map_or(2, usize::from);
+    if config.io_threads == 0 { processors } else { config.io_threads }
+}
+
+fn write_pid_file(config: &Config) -> anyhow::Result<()> {
+    let Some(path) = &config.pid_file else { return Ok(()) };
+    std::fs::write(path, format!("{}\n", std::process::id()))
+        .with_context(|| format!("cannot write pidfile {}", path.display()))
+}

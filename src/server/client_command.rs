@@ -71,7 +71,12 @@ pub fn run(session: &mut Session, services: &Services, sub: &str, request: &Requ
     }
 }
 
-fn run_plain(session: &mut Session, services: &Services, sub: &str, request: &Request) -> Result<Reply, Reply> {
+fn run_plain(
+    session: &mut Session,
+    services: &Services,
+    sub: &str,
+    request: &Request,
+) -> Result<Reply, Reply> {
     match sub {
         "id" => Ok(Reply::Integer(i64::try_from(session.client.id.0).unwrap_or(i64::MAX))),
         "getname" => {
@@ -287,7 +292,8 @@ impl Kill {
             self.user = Some(value.to_vec());
         } else if eq_ignore_case(option, "maxage") {
             let age = parse_i64(value).and_then(|age| u64::try_from(age).ok()).filter(|age| *age > 0);
-            self.age_seconds_min = Some(age.ok_or(Reply::error("ERR maxage is not an integer or out of range"))?);
+            self.age_seconds_min =
+                Some(age.ok_or(Reply::error("ERR maxage is not an integer or out of range"))?);
         } else if eq_ignore_case(option, "skipme") {
             self.skip_me = match () {
                 () if eq_ignore_case(value, "yes") => true,
@@ -316,7 +322,8 @@ impl Kill {
 }
 
 fn pause(services: &Services, request: &Request) -> Result<Reply, Reply> {
-    let length = parse_i64(request.arg(2)).ok_or(Reply::error("ERR timeout is not an integer or out of range"))?;
+    let length =
+        parse_i64(request.arg(2)).ok_or(Reply::error("ERR timeout is not an integer or out of range"))?;
     let length = u64::try_from(length).map_err(|_| Reply::error("ERR timeout is negative"))?;
     let what = match request.get(3) {
         None => Paused::All,
@@ -369,7 +376,9 @@ mod tests {
             clients.add(SocketAddr::from(([127, 0, 0, 1], port)), local, 5, since);
         }
         let kill = Kill::parse(&request(words)).unwrap();
-        let is_hit = |client: &ClientHandle| kill.includes(client, client.id == ClientId(1), Monotonic(20_000_000_000));
+        let is_hit = |client: &ClientHandle| {
+            kill.includes(client, client.id == ClientId(1), Monotonic(20_000_000_000))
+        };
         clients.all().iter().filter(|client| is_hit(client)).map(|client| client.id.0).collect()
     }
 

@@ -25,6 +25,9 @@ use crate::types::ClientId;
 use crate::types::Millis;
 use crate::types::Monotonic;
 
+/// An idle client keeps its buffers this long.
+pub const BUFFERS_KEPT: Millis = Millis(2_000);
+
 /// One connected client, as others see it.
 #[derive(Debug)]
 pub struct ClientHandle {
@@ -55,6 +58,8 @@ pub struct ClientHandle {
     pub leaves_keys_untouched: AtomicBool,
     /// Waits in a command (DEBUG SLEEP) or in CLIENT PAUSE.
     pub is_blocked: AtomicBool,
+    /// Holds read and write buffers, which an idle client gives back.
+    pub holds_buffers: AtomicBool,
     is_doomed: AtomicBool,
     /// Wakes the connection when it was doomed or the node shuts down.
     pub wake: Notify,
@@ -96,6 +101,11 @@ impl ClientHandle {
         now.since(self.since).0 / 1000
     }
 
+    /// How long the client has sent nothing.
+    pub fn idle(&self, now: Monotonic) -> Millis {
+        now.since(Monotonic(self.last_active.load(Ordering::Relaxed)))
+    }
+
     fn last_command_name(&self) -> String {
         let packed = self.last_command.load(Ordering::Relaxed);
         let Some(row) = (packed >> 16).checked_sub(1).and_then(|row| stats::rows().get(row as usize)) else {
@@ -133,7 +143,7 @@ impl ClientHandle {
     /// The client's line of CLIENT LIST, with the fields of Redis 7.2.
     pub fn describe(&self, now: Monotonic) -> String {
         let names = self.names.lock().clone();
-        let idle = now.since(Monotonic(self.last_active.load(Ordering::Relaxed))).0 / 1000;
+        let idle = self.idle(now).0 / 1000;
         let input = self.input_bytes.load(Ordering::Relaxed);
         let free = self.input_free.load(Ordering::Relaxed);
         let output = self.output_bytes.load(Ordering::Relaxed);
@@ -181,6 +191,7 @@ pub enum Paused {
 #[derive(Debug)]
 struct Registry {
     clients: DashMap<ClientId, Arc<ClientHandle>>,
+    count: AtomicUsize,
     next_id: AtomicU64,
     /// As [`Paused`].
     paused: AtomicU8,
@@ -207,6 +218,7 @@ impl Clients {
     pub fn new() -> Clients {
         let registry = Registry {
             clients: DashMap::new(),
+            count: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
             paused: AtomicU8::new(Paused::Nothing as u8),
             paused_until: Mutex::new(Monotonic(0)),
@@ -237,28 +249,32 @@ impl Clients {
             is_unevictable: AtomicBool::new(false),
             leaves_keys_untouched: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
+            holds_buffers: AtomicBool::new(true),
             is_doomed: AtomicBool::new(false),
             wake: Notify::new(),
         });
         self.registry.clients.insert(id, Arc::clone(&handle));
+        self.registry.count.fetch_add(1, Ordering::Relaxed);
         handle
     }
 
     /// Takes a client out.
     pub fn remove(&self, id: ClientId) {
-        self.registry.clients.remove(&id);
+        if self.registry.clients.remove(&id).is_some() {
+            self.registry.count.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Number of clients.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.registry.clients.len()
+        self.registry.count.load(Ordering::Relaxed)
     }
 
     /// True when nobody is connected.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.registry.clients.is_empty()
+        self.len() == 0
     }
 
     /// All clients, oldest first.
@@ -273,6 +289,22 @@ impl Clients {
     #[must_use]
     pub fn blocked(&self) -> usize {
         self.registry.clients.iter().filter(|entry| entry.is_blocked.load(Ordering::Relaxed)).count()
+    }
+
+    /// Once a second: closes clients that were idle for `timeout` (zero is never), and lets those that pause give
+    /// their buffers back.
+    pub fn look_after_idle(&self, now: Monotonic, timeout: Millis) {
+        for client in &self.registry.clients {
+            let idle = client.idle(now);
+            if client.is_blocked.load(Ordering::Relaxed) {
+                continue;
+            }
+            if timeout.0 > 0 && idle > timeout {
+                client.kill();
+            } else if idle >= BUFFERS_KEPT && client.holds_buffers.load(Ordering::Relaxed) {
+                client.wake.notify_one();
+            }
+        }
     }
 
     /// Wakes every connection, so that it sees that the node shuts down.
@@ -351,7 +383,9 @@ mod tests {
         let client = clients.add(address(50000), address(6379), 9, Monotonic(1_000_000_000));
         client.names.lock().name = "worker".into();
         let line = client.describe(Monotonic(4_500_000_000));
-        assert!(line.starts_with("id=1 addr=127.0.0.1:50000 laddr=127.0.0.1:6379 fd=9 name=worker age=3 idle=3 flags=N db=0"));
+        assert!(line.starts_with(
+            "id=1 addr=127.0.0.1:50000 laddr=127.0.0.1:6379 fd=9 name=worker age=3 idle=3 flags=N db=0"
+        ));
         assert!(line.contains(" multi=-1 watch=0 qbuf=0 "));
         assert!(line.ends_with(" cmd=NULL user=default redir=-1 resp=2 lib-name= lib-ver="));
     }

@@ -40,13 +40,14 @@ pub fn run(services: &Services, sub: &str, request: &Request) -> Reply {
 
 fn get(services: &Services, request: &Request) -> Reply {
     // A pattern that is no text matches nothing: all names are ASCII.
-    let patterns: Vec<&str> = request.args().skip(2).filter_map(|word| std::str::from_utf8(word).ok()).collect();
+    let patterns: Vec<&str> =
+        request.args().skip(2).filter_map(|word| std::str::from_utf8(word).ok()).collect();
     let found = services.config.config_get(&patterns);
     Reply::Map(found.into_iter().map(|(name, value)| (Reply::text(name), Reply::text(value))).collect())
 }
 
 fn set(services: &Services, request: &Request) -> Reply {
-    if request.len() % 2 != 0 {
+    if !request.len().is_multiple_of(2) {
         return CommandError::WrongArity("config|set".to_owned()).into();
     }
     let words: Result<Vec<&str>, _> = request.args().skip(2).map(std::str::from_utf8).collect();

@@ -71,9 +71,15 @@ mod tests {
 
     #[test]
     fn only_an_unknown_outcome_is_in_doubt() {
-        assert!(matches!(propose_error(&ProposeError::OutcomeUnknown), Reply::Error(text) if text.starts_with("INDOUBT ")));
-        assert!(matches!(propose_error(&ProposeError::Overloaded), Reply::Error(text) if text.starts_with("TRYAGAIN ")));
-        assert!(matches!(read_error(&ProposeError::OutcomeUnknown), Reply::Error(text) if text.starts_with("CLUSTERDOWN ")));
+        assert!(
+            matches!(propose_error(&ProposeError::OutcomeUnknown), Reply::Error(text) if text.starts_with("INDOUBT "))
+        );
+        assert!(
+            matches!(propose_error(&ProposeError::Overloaded), Reply::Error(text) if text.starts_with("TRYAGAIN "))
+        );
+        assert!(
+            matches!(read_error(&ProposeError::OutcomeUnknown), Reply::Error(text) if text.starts_with("CLUSTERDOWN "))
+        );
     }
 
     #[test]

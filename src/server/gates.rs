@@ -116,7 +116,8 @@ fn client_is_logged_in(attempt: &Attempt<'_>) -> Result<(), Reply> {
 }
 
 fn fits_a_transaction(attempt: &Attempt<'_>) -> Result<(), Reply> {
-    let is_refused = || attempt.found.leaf().flags.has(Flags::NO_MULTI) && !is_never_queued(attempt.found.row);
+    let is_refused =
+        || attempt.found.leaf().flags.has(Flags::NO_MULTI) && !is_never_queued(attempt.found.row);
     if !attempt.in_transaction || !is_refused() {
         return Ok(());
     }

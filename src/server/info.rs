@@ -8,6 +8,7 @@ use crate::config::AppendFsync;
 use crate::resp::Reply;
 use crate::resp::Request;
 use crate::server::Services;
+use crate::server::clients::ClientHandle;
 use crate::server::session::REDIS_VERSION;
 use crate::server::stats;
 
@@ -23,6 +24,7 @@ const SECTIONS: [Section; 11] = [
     ("replication", true, replication),
     ("raft", true, raft),
     ("cpu", true, cpu),
+    // Long, so only when it is asked for.
     ("commandstats", false, command_stats),
     ("errorstats", true, error_stats),
     ("keyspace", true, keyspace),
@@ -47,10 +49,6 @@ pub fn run(services: &Services, request: &Request) -> Reply {
         }
         line(&mut text, format_args!("# {title}"));
         write(services, &mut text);
-    }
-    // As in Redis, a section without a name of its own stands behind the default ones.
-    if !asked.is_empty() && text.is_empty() {
-        return Reply::Verbatim("txt", String::new());
     }
     Reply::Verbatim("txt", text)
 }
@@ -104,7 +102,7 @@ fn clients(services: &Services, text: &mut String) {
     line(text, format_args!("cluster_connections:0"));
     line(text, format_args!("maxclients:{}", services.config.get().max_clients));
     let all = services.clients.all();
-    let most = |value: fn(&crate::server::clients::ClientHandle) -> usize| all.iter().map(|c| value(c)).max().unwrap_or(0);
+    let most = |value: fn(&ClientHandle) -> usize| all.iter().map(|client| value(client)).max().unwrap_or(0);
     let input = most(|client| client.input_bytes.load(Ordering::Relaxed));
     let output = most(|client| client.output_bytes.load(Ordering::Relaxed));
     line(text, format_args!("client_recent_max_input_buffer:{input}"));
@@ -162,7 +160,7 @@ fn statistics(services: &Services, text: &mut String) {
     let commands = load(&stats.commands);
     line(text, format_args!("total_connections_received:{}", load(&stats.connections)));
     line(text, format_args!("total_commands_processed:{commands}"));
-    line(text, format_args!("instantaneous_ops_per_sec:{}", services.ops_per_second()));
+    line(text, format_args!("instantaneous_ops_per_sec:{}", load(&stats.commands_per_second)));
     line(text, format_args!("total_net_input_bytes:{}", load(&stats.input_bytes)));
     line(text, format_args!("total_net_output_bytes:{}", load(&stats.output_bytes)));
     line(text, format_args!("rejected_connections:{}", load(&stats.rejected_connections)));
@@ -270,7 +268,8 @@ fn proc_file(name: &str) -> String {
 /// The value of a line such as `VmRSS:  1234 kB`, in bytes.
 fn kilobytes(file: &str, name: &str) -> u64 {
     let value = file.lines().find_map(|line| line.strip_prefix(name));
-    let number = value.and_then(|value| value.split_whitespace().next()).and_then(|number| number.parse::<u64>().ok());
+    let number =
+        value.and_then(|value| value.split_whitespace().next()).and_then(|number| number.parse::<u64>().ok());
     number.unwrap_or(0) * 1024
 }
 

@@ -1,1 +1,165 @@
-//! server
+//! The RESP front end: sockets, sessions, and the way of a command from bytes to bytes.
+//!
+//! ```text
+//! listener ──► connection ──► dispatch ──► gates ──► a read guard, a batch for the log, or the session itself
+//!              one task        the order    what may     transaction  session  client_command  info
+//!              per client      of things    not run      config_command  admin_commands
+//! ```
+//! Beside it stand what all connections share: the registry of clients, the slow log, the counters.
+
+mod admin_commands;
+mod client_command;
+pub mod clients;
+mod config_command;
+mod connection;
+mod dispatch;
+mod errors;
+mod gates;
+mod info;
+mod listener;
+mod session;
+pub mod slowlog;
+pub mod stats;
+mod transaction;
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::clock::Clock;
+use crate::config::SharedConfig;
+use crate::consensus::Group;
+use crate::server::clients::Clients;
+use crate::server::slowlog::Slowlog;
+use crate::server::stats::Stats;
+use crate::types::Monotonic;
+
+/// What all connections share.
+pub struct Services {
+    pub config: SharedConfig,
+    pub clock: Arc<dyn Clock>,
+    /// The one group of this version.
+    pub group: Group,
+    pub clients: Clients,
+    pub slowlog: Slowlog,
+    pub stats: Stats,
+    pub shutdown: Shutdown,
+    /// When the server started.
+    pub started: Monotonic,
+    /// 40 hexadecimal digits, new with every start.
+    pub run_id: String,
+    seed: AtomicU64,
+}
+
+impl Services {
+    /// Everything a server needs, with empty registries. `shutdown` may be shared with the signal handler.
+    #[must_use]
+    pub fn new(config: SharedConfig, clock: Arc<dyn Clock>, group: Group, shutdown: Shutdown) -> Services {
+        // The standard library's hasher is seeded by the operating system: enough for names and dice.
+        let random = RandomState::new();
+        let word = |n: u64| random.hash_one(n);
+        let run_id = format!("{:016x}{:016x}{:08x}", word(1), word(2), word(3) >> 32);
+        Services {
+            config,
+            started: clock.monotonic(),
+            clock,
+            group,
+            clients: Clients::new(),
+            slowlog: Slowlog::default(),
+            stats: Stats::default(),
+            shutdown,
+            run_id,
+            seed: AtomicU64::new(word(4)),
+        }
+    }
+
+    /// A number for a connection's dice; no two connections get the same.
+    fn next_seed(&self) -> u64 {
+        self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
+    }
+}
+
+/// The order to stop; clones share it.
+#[derive(Debug, Clone)]
+pub struct Shutdown {
+    sender: Arc<watch::Sender<bool>>,
+    /// The same, for looks that must cost nothing: every connection looks after every batch of input.
+    is_requested: Arc<AtomicBool>,
+}
+
+impl Default for Shutdown {
+    fn default() -> Shutdown {
+        Shutdown {
+            sender: Arc::new(watch::Sender::new(false)),
+            is_requested: Arc::new(AtomicBool::new(false)),
+        }
+    }
+}
+
+impl Shutdown {
+    /// Nobody asked for it yet.
+    #[must_use]
+    pub fn new() -> Shutdown {
+        Shutdown::default()
+    }
+
+    /// Asks everybody to stop. May be called many times.
+    pub fn request(&self) {
+        self.is_requested.store(true, Ordering::Release);
+        self.sender.send_replace(true);
+    }
+
+    /// True once it was asked for.
+    #[must_use]
+    pub fn is_requested(&self) -> bool {
+        self.is_requested.load(Ordering::Acquire)
+    }
+
+    /// Resolves once it was asked for. Cancel safe.
+    pub async fn requested(&self) {
+        self.subscribe().requested().await;
+    }
+
+    /// A view of its own, for loops that look again and again.
+    #[must_use]
+    pub fn subscribe(&self) -> Stopped {
+        Stopped { receiver: self.sender.subscribe() }
+    }
+}
+
+/// Waits for [`Shutdown::request`].
+#[derive(Debug)]
+pub struct Stopped {
+    receiver: watch::Receiver<bool>,
+}
+
+impl Stopped {
+    /// Resolves once a stop was asked for, also when that was before the call. Cancel safe.
+    pub async fn requested(&mut self) {
+        // The sender lives in the services; if it is gone, so is everything that could serve.
+        let _sender_is_gone = self.receiver.wait_for(|requested| *requested).await.is_err();
+    }
+}
+
+/// Serves clients on these listeners until [`Shutdown::request`]. Requests that were read by then are answered;
+/// returns when all connections are closed, ten seconds later at the latest.
+pub async fn serve(services: Arc<Services>, listeners: Vec<TcpListener>) {
+    let mut loops = JoinSet::new();
+    for listener in listeners {
+        loops.spawn(listener::accept_loop(Arc::clone(&services), listener));
+    }
+    let caretaker = tokio::spawn(listener::look_after_clients(Arc::clone(&services)));
+    while let Some(ended) = loops.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "an accept loop ended");
+        }
+    }
+    caretaker.abort();
+}

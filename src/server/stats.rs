@@ -50,6 +50,8 @@ pub struct CommandStats {
 #[derive(Debug)]
 pub struct Stats {
     pub commands: AtomicU64,
+    /// Commands of the last whole second.
+    pub commands_per_second: AtomicU64,
     pub connections: AtomicU64,
     /// Connections refused, at `maxclients` or by protected mode.
     pub rejected_connections: AtomicU64,
@@ -74,6 +76,7 @@ impl Default for Stats {
     fn default() -> Stats {
         Stats {
             commands: AtomicU64::new(0),
+            commands_per_second: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             rejected_connections: AtomicU64::new(0),
             input_bytes: AtomicU64::new(0),
@@ -129,7 +132,8 @@ impl Stats {
             &self.expired,
             &self.output_limit_disconnections,
         ];
-        let by_row = self.commands_by_row.iter().flat_map(|row| [&row.calls, &row.micros, &row.rejected, &row.failed]);
+        let by_row =
+            self.commands_by_row.iter().flat_map(|row| [&row.calls, &row.micros, &row.rejected, &row.failed]);
         for counter in counters.into_iter().chain(by_row) {
             counter.store(0, Ordering::Relaxed);
         }
@@ -172,7 +176,9 @@ impl Tally {
         }
         stats.commands.fetch_add(total, Ordering::Relaxed);
         for count in self.rows.drain(..) {
-            let Some(row) = row_index(count.row).and_then(|index| stats.commands_by_row.get(index)) else { continue };
+            let Some(row) = row_index(count.row).and_then(|index| stats.commands_by_row.get(index)) else {
+                continue;
+            };
             row.calls.fetch_add(count.calls, Ordering::Relaxed);
             row.micros.fetch_add(micros * count.calls / total, Ordering::Relaxed);
             if count.failed > 0 {

@@ -236,7 +236,8 @@ mod tests {
         queue(&mut transaction, &["ping"]);
         assert_eq!(transaction.queued(), Some(3));
         let Exec::Run(plan) = transaction.exec() else { panic!("runs") };
-        let commands: Vec<(DbIndex, &[u8])> = plan.commands.iter().map(|c| (c.db, c.args[1].as_ref())).collect();
+        let commands: Vec<(DbIndex, &[u8])> =
+            plan.commands.iter().map(|c| (c.db, c.args[1].as_ref())).collect();
         assert_eq!(commands, [(0, b"k".as_slice()), (3, b"k")]);
         assert!(matches!(plan.steps[2], Step::Session(_)));
         assert!(!transaction.is_open());

@@ -19,8 +19,7 @@ pub struct Changes {
 impl Changes {
     /// How many rows are listed (an upper bound: some may be listed twice).
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.flushed.len() + self.keys.len() + self.messages.len()
     }
-
 }

@@ -12,6 +12,8 @@ pub mod locks;
 pub mod queues;
 mod rows;
 
+use std::collections::BTreeSet;
+
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::state::changes::Changes;
@@ -86,6 +88,8 @@ pub struct State {
     leases: ExpiryIndex<LeaseName>,
     /// Which locks an owner holds.
     lock_owners: LockOwners,
+    /// The queues there are, for the figures.
+    queues: BTreeSet<KeyName>,
     /// How many messages the entry that is being applied has pushed; part of their ids.
     pushed_in_entry: u32,
     /// How many keys have a deadline, by database (INFO's keyspace section).
@@ -103,6 +107,7 @@ impl State {
             expiring: ExpiryIndex::default(),
             leases: ExpiryIndex::default(),
             lock_owners: LockOwners::default(),
+            queues: BTreeSet::new(),
             pushed_in_entry: 0,
             expiring_by_db: vec![0; usize::from(databases)],
         }
@@ -180,6 +185,20 @@ impl State {
         }
     }
 
+    /// How many locks are held.
+    #[must_use]
+    pub fn locks_held(&self) -> usize {
+        self.lock_owners.len()
+    }
+
+    /// The queues there are, with their names.
+    pub fn queues(&self) -> impl Iterator<Item = (&KeyName, &queues::Queue)> {
+        self.queues.iter().filter_map(|name| match self.row(name.0, &name.1).map(Row::object) {
+            Some(Object::Queue(queue)) => Some((name, queue.as_ref())),
+            _ => None,
+        })
+    }
+
     // ---- changing: rows ---------------------------------------------------------------------------
 
     /// Sets a string, whatever was there, with or without a deadline (key time).
@@ -232,7 +251,8 @@ impl State {
     }
 
     fn touch_string(&mut self, db: DbIndex, key: &[u8]) -> Option<&mut Row> {
-        self.touch(db, key).filter(|row| matches!(row.object, Object::String))
+        self.row(db, key)?.as_string()?;
+        self.touch(db, key)
     }
 
     /// The row for a change of its content: marked as changed now, and listed for the next flush.
@@ -357,6 +377,7 @@ impl State {
             self.lock_owners.insert(lock.owner(), db, row.key());
         }
         if let Object::Queue(queue) = &row.object {
+            self.queues.insert((db, row.key().into()));
             for (until, id) in queue.message_leases() {
                 self.leases.insert(until, LeaseName::Message(db, row.key().into(), id));
             }
@@ -372,6 +393,7 @@ impl State {
             self.lock_owners.remove(lock.owner(), db, row.key());
         }
         if let Object::Queue(queue) = &row.object {
+            self.queues.remove(&(db, row.key().into()));
             for (until, id) in queue.message_leases() {
                 self.leases.remove(until, LeaseName::Message(db, row.key().into(), id));
             }

@@ -62,7 +62,12 @@ fn hello_refuses_in_the_words_of_redis() {
     assert_eq!(client.cmd(&["HELLO", "3", "NAME"]), error("ERR Syntax error in HELLO option 'NAME'"));
     // Without a password any is right for HELLO, and none for AUTH.
     assert!(!client.cmd(&["HELLO", "3", "AUTH", "default", "needless"]).is_error());
-    assert!(client.cmd(&["AUTH", "needless"]).text().starts_with("ERR AUTH <password> called without any password"));
+    assert!(
+        client
+            .cmd(&["AUTH", "needless"])
+            .text()
+            .starts_with("ERR AUTH <password> called without any password")
+    );
 }
 
 #[test]
@@ -88,8 +93,9 @@ fn a_pipeline_of_ten_thousand_commands_is_answered_in_order() {
 fn a_read_sees_the_writes_before_it_in_its_pipeline() {
     let mut client = client();
     client.cmd(&["DEL", "connection:counter"]);
-    let commands: Vec<Vec<&str>> =
-        (0..500).flat_map(|_| [vec!["INCR", "connection:counter"], vec!["GET", "connection:counter"]]).collect();
+    let commands: Vec<Vec<&str>> = (0..500)
+        .flat_map(|_| [vec!["INCR", "connection:counter"], vec!["GET", "connection:counter"]])
+        .collect();
     for (n, pair) in client.pipeline(&commands).chunks(2).enumerate() {
         assert_eq!(pair, [int(n as i64 + 1), bulk(&(n + 1).to_string())]);
     }
@@ -225,7 +231,9 @@ fn a_password_is_asked_for() {
     assert_eq!(client.cmd(&["PING"]), refused);
     let wrong = client.cmd(&["AUTH", "wrong"]);
     assert_eq!(wrong, error("WRONGPASS invalid username-password pair or user is disabled."));
-    assert!(client.cmd(&["HELLO", "3"]).text().starts_with("NOAUTH HELLO must be called with the client already"));
+    assert!(
+        client.cmd(&["HELLO", "3"]).text().starts_with("NOAUTH HELLO must be called with the client already")
+    );
     assert_eq!(client.cmd(&["AUTH", "sesame"]), ok());
     assert_eq!(client.cmd(&["PING"]), simple("PONG"));
     let mut other = node.client();

@@ -152,23 +152,24 @@ impl Lock {
 #[derive(Debug, Default)]
 pub struct LockOwners {
     held: BTreeMap<OwnerName, BTreeSet<KeyName>>,
+    count: usize,
 }
 
 impl LockOwners {
     /// The owner holds this lock now.
     pub fn insert(&mut self, owner: &OwnerName, db: DbIndex, key: &[u8]) {
         let name = (db, key.into());
-        if let Some(locks) = self.held.get_mut(owner) {
-            locks.insert(name);
-        } else {
-            self.held.insert(owner.clone(), BTreeSet::from([name]));
-        }
+        let is_new = match self.held.get_mut(owner) {
+            Some(locks) => locks.insert(name),
+            None => self.held.insert(owner.clone(), BTreeSet::from([name])).is_none(),
+        };
+        self.count += usize::from(is_new);
     }
 
     /// The owner no longer holds this lock.
     pub fn remove(&mut self, owner: &OwnerName, db: DbIndex, key: &[u8]) {
         let Some(locks) = self.held.get_mut(owner) else { return };
-        locks.remove(&(db, key.into()));
+        self.count -= usize::from(locks.remove(&(db, key.into())));
         if locks.is_empty() {
             self.held.remove(owner);
         }
@@ -179,10 +180,10 @@ impl LockOwners {
         self.held.get(owner).into_iter().flatten()
     }
 
-    /// How many owners hold something.
+    /// How many locks are held.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.held.len()
+        self.count
     }
 
     /// True when no lock is held.

@@ -1,0 +1,361 @@
+//! One client's socket: reads a batch of input, lets the pipeline run, writes all replies at once.
+//!
+//! One task per connection. It reads nothing while it writes, so a client that does not take its replies is not
+//! served further, and its memory stays bounded.
+
+use std::io;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Buf;
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::machine::entry::Batch;
+use crate::resp::Limits;
+use crate::resp::ProtocolError;
+use crate::resp::Reply;
+use crate::resp::RequestReader;
+use crate::server::Services;
+use crate::server::clients::BUFFERS_KEPT;
+use crate::server::clients::ClientHandle;
+use crate::server::dispatch::Pipeline;
+use crate::server::dispatch::Step;
+use crate::server::session::Session;
+use crate::server::transaction::Plan;
+
+/// The least free space that a read is given, in bytes.
+const READ_BYTES: usize = 16 << 10;
+/// Requests taken from the buffer at a time.
+const REQUESTS_MAX: usize = 1024;
+/// A buffer that grew beyond this for one large reply is not kept.
+const KEPT_BYTES: usize = 256 << 10;
+/// How long a closed connection may still send what nobody reads: closing a socket with unread input would reset it,
+/// and the client might never see its last replies.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: usize = 1 << 20;
+
+/// One client's connection.
+pub struct Connection {
+    stream: TcpStream,
+    services: Arc<Services>,
+    session: Session,
+    reader: RequestReader,
+    input: BytesMut,
+    output: BytesMut,
+    pipeline: Pipeline,
+}
+
+/// Why no more input comes.
+enum Input {
+    Arrived,
+    /// The connection was woken for something else.
+    Woken,
+    Closed,
+}
+
+impl Connection {
+    /// A connection of a client that was entered into the registry.
+    pub fn new(stream: TcpStream, client: Arc<ClientHandle>, services: Arc<Services>) -> Connection {
+        let seed = services.next_seed();
+        Connection {
+            stream,
+            session: Session::new(client, &services),
+            services,
+            reader: RequestReader::new(),
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            pipeline: Pipeline::new(seed),
+        }
+    }
+
+    /// Serves the client until it leaves, is killed or misbehaves, or the node shuts down.
+    pub async fn run(mut self) {
+        match self.serve().await {
+            Ok(()) if !self.session.client.is_doomed() => self.linger().await,
+            Ok(()) => {}
+            Err(error) => tracing::debug!(client = self.session.client.id.0, %error, "connection lost"),
+        }
+    }
+
+    async fn serve(&mut self) -> io::Result<()> {
+        loop {
+            self.session.refresh_config(&self.services);
+            let decoded = self.decode();
+            if !self.pipeline.requests.is_empty() {
+                self.execute().await?;
+            }
+            if let Err(error) = &decoded
+                && !self.session.is_closing
+            {
+                self.refuse(error);
+            }
+            self.flush().await?;
+            if self.session.is_closing || decoded.is_err() || self.is_stopped() {
+                return Ok(());
+            }
+            if matches!(decoded, Ok(Decoded::More)) {
+                continue;
+            }
+            match self.receive().await? {
+                Input::Arrived => self.count_input()?,
+                Input::Woken if self.is_stopped() => return Ok(()),
+                Input::Woken => self.give_buffers_back(),
+                Input::Closed => return Ok(()),
+            }
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.session.client.is_doomed() || self.services.shutdown.is_requested()
+    }
+
+    // ---- input ------------------------------------------------------------------------------------
+
+    /// Takes whole requests from the buffer. While the client has not logged in they are taken one by one, since
+    /// the first may be the login that lifts the limits for the second.
+    fn decode(&mut self) -> Result<Decoded, ProtocolError> {
+        let must_log_in = self.session.must_log_in();
+        let limits = Limits {
+            max_bulk_len: self.session.config.proto_max_bulk_len,
+            unauthenticated: must_log_in,
+            ..Limits::default()
+        };
+        let at_most = if must_log_in { 1 } else { REQUESTS_MAX };
+        while let Some(request) = self.reader.next(&mut self.input, &limits)? {
+            self.pipeline.requests.push(request);
+            if self.pipeline.requests.len() == at_most {
+                return Ok(Decoded::More);
+            }
+        }
+        Ok(Decoded::All)
+    }
+
+    async fn receive(&mut self) -> io::Result<Input> {
+        let wake = &self.session.client.wake;
+        if !self.session.client.holds_buffers.load(Ordering::Relaxed) {
+            tokio::select! {
+                biased;
+                ready = self.stream.readable() => ready?,
+                () = wake.notified() => return Ok(Input::Woken),
+            }
+            self.session.client.holds_buffers.store(true, Ordering::Relaxed);
+        }
+        self.input.reserve(self.reader.wanted().max(READ_BYTES));
+        tokio::select! {
+            biased;
+            count = self.stream.read_buf(&mut self.input) => match count? {
+                0 => Ok(Input::Closed),
+                count => {
+                    self.services.stats.input_bytes.fetch_add(count as u64, Ordering::Relaxed);
+                    Ok(Input::Arrived)
+                }
+            },
+            () = wake.notified() => Ok(Input::Woken),
+        }
+    }
+
+    fn count_input(&self) -> io::Result<()> {
+        let client = &self.session.client;
+        client.input_bytes.store(self.input.len(), Ordering::Relaxed);
+        client.input_free.store(self.input.capacity() - self.input.len(), Ordering::Relaxed);
+        if self.input.len() <= self.session.config.query_buffer_limit {
+            return Ok(());
+        }
+        tracing::warn!(client = client.id.0, "closed: more input than client-query-buffer-limit");
+        Err(io::Error::other("query buffer limit"))
+    }
+
+    /// An idle client needs no buffers; ten thousand of them would hold much memory.
+    fn give_buffers_back(&mut self) {
+        let client = &self.session.client;
+        let is_idle = client.idle(self.services.clock.monotonic()) >= BUFFERS_KEPT;
+        if is_idle && self.input.is_empty() && self.output.is_empty() {
+            self.input = BytesMut::new();
+            self.output = BytesMut::new();
+            self.pipeline.requests = Vec::new();
+            client.input_free.store(0, Ordering::Relaxed);
+            client.holds_buffers.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn refuse(&mut self, error: &ProtocolError) {
+        let text = format!("ERR {error}");
+        self.services.stats.note_error(&text);
+        self.session.emit(&Reply::error(text), &mut self.output);
+    }
+
+    // ---- running ----------------------------------------------------------------------------------
+
+    async fn execute(&mut self) -> io::Result<()> {
+        self.pipeline.begin(self.services.clock.monotonic());
+        loop {
+            match self.pipeline.advance(&mut self.session, &self.services, &mut self.output) {
+                Step::Done => break,
+                Step::Flush => self.flush().await?,
+                Step::Propose => self.propose().await,
+                Step::Barrier => {
+                    let outcome = self.services.group.barrier().await;
+                    self.pipeline.on_barrier(&mut self.session, &self.services, outcome, &mut self.output);
+                }
+                Step::Expire => self.expire().await,
+                Step::Paused => self.wait_for_pause().await?,
+                Step::Exec(plan) => self.exec(plan).await,
+                Step::Wait(length, reply) => self.wait(length, &reply).await?,
+            }
+        }
+        self.pipeline.finish(&self.session, &self.services);
+        Ok(())
+    }
+
+    async fn propose(&mut self) {
+        let Some(batch) = self.pipeline.take_batch() else { return };
+        let from = self.services.clock.monotonic();
+        let outcome = self.services.group.propose(batch).await;
+        let micros = self.services.clock.monotonic().micros_since(from);
+        self.pipeline.on_proposed(&mut self.session, &self.services, outcome, micros, &mut self.output);
+    }
+
+    async fn expire(&mut self) {
+        let mut batch = Batch::new(&self.session.user);
+        batch.push_expire();
+        let outcome = self.services.group.propose(batch).await;
+        self.pipeline.on_expired(&mut self.session, &self.services, outcome, &mut self.output);
+    }
+
+    async fn exec(&mut self, plan: Plan) {
+        let from = self.services.clock.monotonic();
+        let outcome = if plan.commands.is_empty() && plan.watched.is_empty() {
+            Ok(Reply::Array(Vec::new()))
+        } else {
+            let mut batch = Batch::new(&self.session.user);
+            batch.push_transaction(&plan.watched, &plan.commands);
+            let replies = self.services.group.propose(batch).await;
+            replies.map(|replies| replies.into_iter().next().expect("a transaction has one reply"))
+        };
+        let micros = self.services.clock.monotonic().micros_since(from);
+        self.pipeline.on_executed(&mut self.session, &self.services, plan, outcome, micros, &mut self.output);
+    }
+
+    async fn wait(&mut self, length: Duration, reply: &Reply) -> io::Result<()> {
+        let from = self.services.clock.monotonic();
+        self.block(tokio::time::sleep(length)).await?;
+        let micros = self.services.clock.monotonic().micros_since(from);
+        self.pipeline.on_waited(&mut self.session, &self.services, reply, micros, &mut self.output);
+        Ok(())
+    }
+
+    async fn wait_for_pause(&mut self) -> io::Result<()> {
+        self.flush().await?;
+        let clients = self.services.clients.clone();
+        let Some(left) = clients.pause_left(self.services.clock.monotonic()) else { return Ok(()) };
+        // The pause may end between the look and the wait; short sleeps make a missed call harmless.
+        let nap = Duration::from_millis(left.0.min(100));
+        self.block(async {
+            tokio::select! {
+                () = clients.unpaused() => {}
+                () = tokio::time::sleep(nap) => {}
+            }
+        })
+        .await
+    }
+
+    /// Waits, shown as blocked, unless the client is killed or the node stops.
+    async fn block(&self, waited: impl Future<Output = ()>) -> io::Result<()> {
+        let client = &self.session.client;
+        client.is_blocked.store(true, Ordering::Relaxed);
+        tokio::pin!(waited);
+        let outcome = loop {
+            tokio::select! {
+                () = &mut waited => break Ok(()),
+                () = client.wake.notified() => {
+                    if self.is_stopped() {
+                        break Err(io::Error::from(ErrorKind::ConnectionAborted));
+                    }
+                }
+            }
+        };
+        client.is_blocked.store(false, Ordering::Relaxed);
+        outcome
+    }
+
+    // ---- output -----------------------------------------------------------------------------------
+
+    /// Sends all replies; one system call when the client keeps up.
+    async fn flush(&mut self) -> io::Result<()> {
+        if self.output.is_empty() {
+            return Ok(());
+        }
+        let hard = self.session.config.output_limits.normal.hard;
+        if hard > 0 && self.output.len() > hard {
+            self.services.stats.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(
+                client = self.session.client.id.0,
+                "closed: more replies than client-output-buffer-limit"
+            );
+            return Err(io::Error::other("output buffer limit"));
+        }
+        self.services.stats.output_bytes.fetch_add(self.output.len() as u64, Ordering::Relaxed);
+        while !self.output.is_empty() {
+            match self.stream.try_write(&self.output) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => self.output.advance(count),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.until_writable().await?,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.output.capacity() > KEPT_BYTES {
+            self.output = BytesMut::new();
+        } else {
+            self.output.clear();
+        }
+        Ok(())
+    }
+
+    async fn until_writable(&self) -> io::Result<()> {
+        let client = &self.session.client;
+        client.output_bytes.store(self.output.len(), Ordering::Relaxed);
+        let outcome = loop {
+            tokio::select! {
+                ready = self.stream.writable() => break ready,
+                () = client.wake.notified() => {
+                    if client.is_doomed() {
+                        break Err(io::Error::from(ErrorKind::ConnectionAborted));
+                    }
+                }
+            }
+        };
+        client.output_bytes.store(0, Ordering::Relaxed);
+        outcome
+    }
+
+    /// Closes our side and reads what the client still sends, for a short while.
+    async fn linger(&mut self) {
+        if self.stream.shutdown().await.is_err() {
+            return;
+        }
+        let drain = async {
+            let mut bin = [0; 4096];
+            let mut count = 0;
+            while count < LINGER_BYTES {
+                match self.stream.read(&mut bin).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(read) => count += read,
+                }
+            }
+        };
+        // A client that goes on sending, or never closes, has had its time.
+        let _ended = tokio::time::timeout(LINGER, drain).await;
+    }
+}
+
+/// Whether the buffer may hold further whole requests.
+enum Decoded {
+    All,
+    More,
+}

@@ -1,0 +1,633 @@
+//! Runs a pipeline of requests in order, as far as it goes without waiting.
+//!
+//! ```text
+//! requests   GET a  GET b │ SET c  SET d  INCR e │ GET c │ PING
+//!            one guard    │ one batch, one await │ guard │ no guard
+//! ```
+//! Reads that follow each other share one read guard on the state, writes share one batch of the log. [`Pipeline`]
+//! does all of this without an await, so that no guard can be held across one; where it has to wait it says for
+//! what ([`Step`]), the connection waits, and the pipeline goes on.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use smallvec::SmallVec;
+
+use crate::commands::spec::CommandResult;
+use crate::commands::spec::CommandSpec;
+use crate::commands::spec::Execute;
+use crate::commands::spec::Flags;
+use crate::commands::spec::Group as Family;
+use crate::commands::spec::KeySpec;
+use crate::commands::spec::ReadContext;
+use crate::commands::spec::SessionCommand;
+use crate::commands::table;
+use crate::consensus::ProposeError;
+use crate::consensus::StateGuard;
+use crate::machine::entry::Batch;
+use crate::resp::Reply;
+use crate::resp::Request;
+use crate::server::Services;
+use crate::server::clients::Paused;
+use crate::server::errors;
+use crate::server::gates;
+use crate::server::gates::Found;
+use crate::server::session::Answer;
+use crate::server::session::Session;
+use crate::server::stats::Tally;
+use crate::server::transaction;
+use crate::server::transaction::Exec;
+use crate::server::transaction::Plan;
+use crate::types::ClusterTime;
+use crate::types::Monotonic;
+use crate::types::WallMillis;
+
+/// Reads under one guard, at most: apply waits for the guard's end.
+const READS_PER_GUARD: u32 = 64;
+/// A batch of writes is proposed once it is this large, in bytes.
+const BATCH_BYTES: usize = 1 << 20;
+/// Replies are sent once they are this many bytes, even if the pipeline goes on.
+const FLUSH_BYTES: usize = 64 << 10;
+/// Fast commands are timed one by one only below this threshold of the slow log, in microseconds: reading the clock
+/// costs as much as they do.
+const TIMED_BELOW_MICROS: u64 = 100;
+/// Entries of the slow log that one slow batch may make.
+const SLOW_PER_BATCH_MAX: usize = 16;
+
+/// The words of a request.
+type Words<'a> = SmallVec<[&'a [u8]; 8]>;
+
+/// What the pipeline waits for.
+#[derive(Debug)]
+pub enum Step {
+    /// Every request has its reply.
+    Done,
+    /// The replies so far want to be sent.
+    Flush,
+    /// The collected writes want to be proposed.
+    Propose,
+    /// This node holds no lease now: a read barrier is wanted.
+    Barrier,
+    /// What the next read names is due: an EXPIRE entry is wanted.
+    Expire,
+    /// CLIENT PAUSE holds the next command back.
+    Paused,
+    /// A transaction is to run.
+    Exec(Plan),
+    /// This time passes, then the reply is due.
+    Wait(Duration, Reply),
+}
+
+/// The requests of one batch of input and how far they got.
+pub struct Pipeline {
+    pub requests: Vec<Request>,
+    /// The first request without a reply, but for those in `writes`.
+    next: usize,
+    /// The writes collected, which are the requests just before `next`.
+    batch: Option<Batch>,
+    writes: Vec<&'static CommandSpec>,
+    /// A barrier was passed and nothing was awaited since.
+    is_after_barrier: bool,
+    /// The last EXPIRE entry ended nothing: the read goes on whatever is due.
+    is_expired_out: bool,
+    tally: Tally,
+    started: Monotonic,
+    /// A request of this input was timed by itself.
+    was_timed: bool,
+    last: Option<Found>,
+    /// For answers that want chance; steps on with every use.
+    seed: u64,
+}
+
+/// A read guard and what goes with it.
+struct Reading<'a> {
+    state: StateGuard<'a>,
+    now: ClusterTime,
+    wall: WallMillis,
+    is_anything_due: bool,
+    left: u32,
+}
+
+impl Pipeline {
+    /// Without requests. `seed` should differ from connection to connection.
+    pub fn new(seed: u64) -> Pipeline {
+        Pipeline {
+            requests: Vec::new(),
+            next: 0,
+            batch: None,
+            writes: Vec::new(),
+            is_after_barrier: false,
+            is_expired_out: false,
+            tally: Tally::default(),
+            started: Monotonic(0),
+            was_timed: false,
+            last: None,
+            seed,
+        }
+    }
+
+    /// Begins with the requests that were put in.
+    pub fn begin(&mut self, now: Monotonic) {
+        self.started = now;
+        self.was_timed = false;
+    }
+
+    /// Goes on until something has to be waited for. The guard of its reads ends with the call.
+    pub fn advance(&mut self, session: &mut Session, services: &Services, out: &mut BytesMut) -> Step {
+        let is_after_barrier = std::mem::take(&mut self.is_after_barrier);
+        let mut reading: Option<Reading<'_>> = None;
+        while self.next < self.requests.len() && !session.is_closing {
+            if out.len() > FLUSH_BYTES {
+                return Step::Flush;
+            }
+            let in_transaction = session.transaction.is_open();
+            let found = match gates::admit(&self.requests[self.next], session.must_log_in(), in_transaction) {
+                Ok(found) => found,
+                Err(_) if self.batch.is_some() => return Step::Propose,
+                Err(refusal) => {
+                    self.refuse(session, services, refusal, out);
+                    continue;
+                }
+            };
+            if services.clients.paused() != Paused::Nothing
+                && is_held_back(services.clients.paused(), found, session)
+            {
+                return if self.batch.is_some() { Step::Propose } else { Step::Paused };
+            }
+            if in_transaction && !gates::is_never_queued(found.row) {
+                self.enqueue(session, services, found, out);
+                continue;
+            }
+            if let Execute::Write(_) = found.row.execute {
+                drop(reading.take());
+                if self.collect(session, found) > BATCH_BYTES {
+                    return Step::Propose;
+                }
+                continue;
+            }
+            if self.batch.is_some() {
+                return Step::Propose;
+            }
+            let waits_for = match found.row.execute {
+                Execute::Read(read) => {
+                    let may_skip_lease = is_after_barrier;
+                    match open(&mut reading, services, may_skip_lease) {
+                        Some(guard) => self.read(session, services, found, read, guard, out),
+                        None => Some(Step::Barrier),
+                    }
+                }
+                Execute::Session(SessionCommand::Watch) if !in_transaction => {
+                    match open(&mut reading, services, is_after_barrier) {
+                        Some(guard) => self.watch(session, services, found, guard, out),
+                        None => Some(Step::Barrier),
+                    }
+                }
+                Execute::Session(command) => {
+                    // Some of these look at the state themselves; a second guard could wait for a writer that waits
+                    // for the first.
+                    drop(reading.take());
+                    self.run_session(session, services, found, command, out)
+                }
+                Execute::Write(_) => unreachable!("writes were collected above"),
+            };
+            if let Some(step) = waits_for {
+                return step;
+            }
+        }
+        if self.batch.is_some() { Step::Propose } else { Step::Done }
+    }
+
+    /// Ends the batch of input: counts it, and notes in the slow log a command that was alone and slow.
+    pub fn finish(&mut self, session: &Session, services: &Services) {
+        let now = services.clock.monotonic();
+        let micros = now.micros_since(self.started);
+        if let (1, false, Some(found)) = (self.requests.len(), self.was_timed, self.last) {
+            note_duration(session, services, found.row, &self.requests[0], micros);
+        }
+        self.tally.flush(&services.stats, micros);
+        session.client.note_activity(now, self.last);
+        session.publish();
+        self.requests.clear();
+        self.next = 0;
+    }
+
+    /// The collected writes, for proposing them.
+    pub fn take_batch(&mut self) -> Option<Batch> {
+        self.batch.take()
+    }
+
+    /// Answers the writes that were proposed. `micros` is how long the proposal took.
+    pub fn on_proposed(
+        &mut self,
+        session: &mut Session,
+        services: &Services,
+        outcome: Result<Vec<Reply>, ProposeError>,
+        micros: u64,
+        out: &mut BytesMut,
+    ) {
+        self.was_timed = true;
+        let writes = std::mem::take(&mut self.writes);
+        let first = self.next - writes.len();
+        for (at, row) in writes.iter().enumerate().take(SLOW_PER_BATCH_MAX) {
+            note_duration(session, services, row, &self.requests[first + at], micros);
+        }
+        match outcome {
+            Ok(replies) => {
+                assert_eq!(replies.len(), writes.len(), "every item of a batch gets one reply");
+                for (row, reply) in writes.iter().zip(&replies) {
+                    self.answer(session, services, row, reply, out);
+                }
+            }
+            Err(error) => {
+                let reply = errors::propose_error(&error);
+                for row in &writes {
+                    self.answer(session, services, row, &reply, out);
+                }
+            }
+        }
+        self.writes = writes;
+        self.writes.clear();
+    }
+
+    /// Goes on after a read barrier, or answers the read that wanted it with the error.
+    pub fn on_barrier(
+        &mut self,
+        session: &mut Session,
+        services: &Services,
+        outcome: Result<(), ProposeError>,
+        out: &mut BytesMut,
+    ) {
+        match outcome {
+            Ok(()) => self.is_after_barrier = true,
+            Err(error) => self.fail(session, services, &errors::read_error(&error), out),
+        }
+    }
+
+    /// Goes on after an EXPIRE entry, or answers the read that wanted it with the error.
+    pub fn on_expired(
+        &mut self,
+        session: &mut Session,
+        services: &Services,
+        outcome: Result<Vec<Reply>, ProposeError>,
+        out: &mut BytesMut,
+    ) {
+        match outcome {
+            Ok(replies) => {
+                let ended = match replies.first() {
+                    Some(Reply::Integer(ended)) => u64::try_from(*ended).unwrap_or(0),
+                    _ => 0,
+                };
+                services.stats.expired.fetch_add(ended, std::sync::atomic::Ordering::Relaxed);
+                self.is_expired_out = ended == 0;
+            }
+            Err(error) => self.fail(session, services, &errors::read_error(&error), out),
+        }
+    }
+
+    /// Answers EXEC with what the log gave, and runs the session's own commands among it.
+    pub fn on_executed(
+        &mut self,
+        session: &mut Session,
+        services: &Services,
+        plan: Plan,
+        outcome: Result<Reply, ProposeError>,
+        micros: u64,
+        out: &mut BytesMut,
+    ) {
+        self.was_timed = true;
+        let row = self.last.map(|found| found.row);
+        if let Some(row) = row {
+            note_duration(session, services, row, &self.requests[self.next - 1], micros);
+        }
+        let reply = match outcome {
+            Ok(Reply::Array(logged)) => {
+                self.count_logged(&plan, &logged);
+                Reply::Array(transaction::merge(plan.steps, logged, |request| {
+                    session.run_in_exec(services, request)
+                }))
+            }
+            Ok(other) => other,
+            Err(error) => errors::propose_error(&error),
+        };
+        if let Some(row) = row {
+            self.answer(session, services, row, &reply, out);
+        }
+    }
+
+    fn count_logged(&mut self, plan: &Plan, logged: &[Reply]) {
+        for (command, reply) in plan.commands.iter().zip(logged) {
+            if let Some(row) = command.args.first().and_then(|name| table::find(name)) {
+                self.tally.add(row, reply.is_error());
+            }
+        }
+    }
+
+    /// Answers a command whose time to wait has passed.
+    pub fn on_waited(
+        &mut self,
+        session: &mut Session,
+        services: &Services,
+        reply: &Reply,
+        micros: u64,
+        out: &mut BytesMut,
+    ) {
+        self.was_timed = true;
+        if let Some(found) = self.last {
+            note_duration(session, services, found.row, &self.requests[self.next - 1], micros);
+            self.answer(session, services, found.row, reply, out);
+        }
+    }
+
+    // ---- one request ------------------------------------------------------------------------------
+
+    /// Renders a reply and counts it.
+    #[inline]
+    fn answer(
+        &mut self,
+        session: &mut Session,
+        services: &Services,
+        row: &'static CommandSpec,
+        reply: &Reply,
+        out: &mut BytesMut,
+    ) {
+        if let Reply::Error(text) = reply {
+            services.stats.note_error(text);
+        }
+        self.tally.add(row, reply.is_error());
+        session.emit(reply, out);
+    }
+
+    /// Answers a request that did not pass the gates.
+    #[cold]
+    fn refuse(&mut self, session: &mut Session, services: &Services, refusal: Reply, out: &mut BytesMut) {
+        let request = &self.requests[self.next];
+        self.next += 1;
+        let row = table::find(request.name());
+        if let Some(row) = row {
+            services.stats.note_rejected(row);
+        }
+        let is_exec = row.is_some_and(|row| matches!(row.execute, Execute::Session(SessionCommand::Exec)));
+        let reply = match refusal {
+            Reply::Error(text) if is_exec && session.transaction.is_open() => {
+                session.transaction.reset();
+                Reply::error(format!("EXECABORT Transaction discarded because of: {text}"))
+            }
+            other => {
+                session.transaction.break_up();
+                other
+            }
+        };
+        if let Reply::Error(text) = &reply {
+            services.stats.note_error(text);
+        }
+        session.emit(&reply, out);
+    }
+
+    /// Answers the next request with an error of the group.
+    #[cold]
+    fn fail(&mut self, session: &mut Session, services: &Services, reply: &Reply, out: &mut BytesMut) {
+        self.next += 1;
+        if let Reply::Error(text) = reply {
+            services.stats.note_error(text);
+        }
+        session.emit(reply, out);
+    }
+
+    /// Takes a write into the batch; gives the batch's size in bytes.
+    #[inline]
+    fn collect(&mut self, session: &Session, found: Found) -> usize {
+        let batch = self.batch.get_or_insert_with(|| Batch::new(&session.user));
+        batch.push_command(session.db, self.requests[self.next].args());
+        self.writes.push(found.row);
+        self.next += 1;
+        self.last = Some(found);
+        batch.bytes()
+    }
+
+    fn enqueue(&mut self, session: &mut Session, services: &Services, found: Found, out: &mut BytesMut) {
+        let request = &self.requests[self.next];
+        let reply = session.transaction.queue(found.row, request);
+        if let Execute::Session(SessionCommand::Select) = found.row.execute
+            && let Ok(db) = session.parse_db(request.arg(1))
+        {
+            session.transaction.select(db);
+        }
+        self.next += 1;
+        self.last = Some(found);
+        if let Reply::Error(text) = &reply {
+            services.stats.note_error(text);
+        }
+        session.emit(&reply, out);
+    }
+
+    #[inline]
+    fn read(
+        &mut self,
+        session: &mut Session,
+        services: &Services,
+        found: Found,
+        read: fn(&ReadContext<'_>, &[&[u8]]) -> CommandResult,
+        reading: &mut Reading<'_>,
+        out: &mut BytesMut,
+    ) -> Option<Step> {
+        let words: Words<'_> = self.requests[self.next].args().collect();
+        let leaf = found.leaf();
+        if reading.is_anything_due && !self.is_expired_out && names_due(reading, session, leaf.keys, &words) {
+            return Some(Step::Expire);
+        }
+        let from = is_timed(session, leaf).then(|| services.clock.monotonic());
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let context = ReadContext {
+            state: &reading.state,
+            db: session.db,
+            user: &session.user,
+            now: reading.now,
+            wall: reading.wall,
+            seed: self.seed,
+        };
+        let reply = read(&context, &words).unwrap_or_else(errors::command_error);
+        drop(words);
+        self.step_over(session, services, found, from);
+        if found.row.group == Family::String {
+            let is_miss = reply == Reply::Null;
+            self.tally.misses += u64::from(is_miss);
+            self.tally.hits += u64::from(!is_miss);
+        }
+        self.answer(session, services, found.row, &reply, out);
+        None
+    }
+
+    fn watch(
+        &mut self,
+        session: &mut Session,
+        services: &Services,
+        found: Found,
+        reading: &mut Reading<'_>,
+        out: &mut BytesMut,
+    ) -> Option<Step> {
+        let words: Words<'_> = self.requests[self.next].args().collect();
+        if reading.is_anything_due
+            && !self.is_expired_out
+            && names_due(reading, session, found.row.keys, &words)
+        {
+            return Some(Step::Expire);
+        }
+        for key in words.iter().skip(1) {
+            let changed = reading.state.row(session.db, key).map(crate::state::Row::changed);
+            session.transaction.watch(session.db, key, changed);
+        }
+        drop(words);
+        self.step_over(session, services, found, None);
+        self.answer(session, services, found.row, &Reply::Ok, out);
+        None
+    }
+
+    fn run_session(
+        &mut self,
+        session: &mut Session,
+        services: &Services,
+        found: Found,
+        command: SessionCommand,
+        out: &mut BytesMut,
+    ) -> Option<Step> {
+        if command == SessionCommand::Exec {
+            return self.exec(session, services, found, out);
+        }
+        let from = is_timed(session, found.leaf()).then(|| services.clock.monotonic());
+        let answer = session.run(services, found, &self.requests[self.next]);
+        let from = if matches!(answer, Answer::After(..)) { None } else { from };
+        self.step_over(session, services, found, from);
+        match answer {
+            Answer::Reply(reply) => self.answer(session, services, found.row, &reply, out),
+            Answer::After(length, reply) => return Some(Step::Wait(length, reply)),
+            Answer::Nothing => self.tally.add(found.row, false),
+            Answer::Last(reply) => {
+                self.answer(session, services, found.row, &reply, out);
+                session.is_closing = true;
+            }
+            Answer::Close => session.is_closing = true,
+        }
+        None
+    }
+
+    fn exec(
+        &mut self,
+        session: &mut Session,
+        services: &Services,
+        found: Found,
+        out: &mut BytesMut,
+    ) -> Option<Step> {
+        self.step_over(session, services, found, None);
+        let refusal = match session.transaction.exec() {
+            Exec::Run(plan) => return Some(Step::Exec(plan)),
+            Exec::Aborted => Reply::error("EXECABORT Transaction discarded because of previous errors."),
+            Exec::WithoutMulti => Reply::error("ERR EXEC without MULTI"),
+        };
+        self.answer(session, services, found.row, &refusal, out);
+        None
+    }
+
+    /// The next request is done but for its reply. `from` is when it began, if it was timed by itself.
+    #[inline]
+    fn step_over(&mut self, session: &Session, services: &Services, found: Found, from: Option<Monotonic>) {
+        if let Some(from) = from {
+            self.was_timed = true;
+            let micros = services.clock.monotonic().micros_since(from);
+            note_duration(session, services, found.row, &self.requests[self.next], micros);
+        }
+        self.next += 1;
+        self.last = Some(found);
+        self.is_expired_out = false;
+    }
+}
+
+/// The guard for the next read: the one at hand, or a new one when that served its share. `None` when a barrier is
+/// wanted first. Requests of one pipeline were all received before a barrier that it waited for, so what is applied
+/// after the barrier is fresh enough for each of them.
+#[inline]
+fn open<'g, 'a>(
+    reading: &'g mut Option<Reading<'a>>,
+    services: &'a Services,
+    is_after_barrier: bool,
+) -> Option<&'g mut Reading<'a>> {
+    if reading.as_ref().is_some_and(|reading| reading.left == 0) {
+        *reading = None;
+    }
+    if reading.is_none() {
+        let state = match services.group.try_read() {
+            Some(state) => state,
+            None if is_after_barrier => services.group.read_applied(),
+            None => return None,
+        };
+        let now = services.group.now();
+        let wall = services.group.wall();
+        let is_anything_due = state.anything_due(now);
+        *reading = Some(Reading { state, now, wall, is_anything_due, left: READS_PER_GUARD });
+    }
+    let reading = reading.as_mut()?;
+    reading.left -= 1;
+    Some(reading)
+}
+
+/// True when a key that the command names is due. A command without keys (SCAN, DBSIZE …) looks at all of them.
+fn names_due(reading: &Reading<'_>, session: &Session, keys: KeySpec, words: &[&[u8]]) -> bool {
+    keys == KeySpec::None
+        || keys.positions(words).iter().any(|at| reading.state.is_due(session.db, words[*at], reading.now))
+}
+
+fn is_held_back(paused: Paused, found: Found, session: &Session) -> bool {
+    let writes = match found.row.execute {
+        Execute::Session(SessionCommand::Exec) => session.transaction.has_writes(),
+        // Whoever paused the others must be able to end it.
+        Execute::Session(SessionCommand::Client) => return false,
+        Execute::Write(_) => true,
+        Execute::Read(_) | Execute::Session(_) => false,
+    };
+    match paused {
+        Paused::Nothing => false,
+        Paused::Writes => writes,
+        Paused::All => true,
+    }
+}
+
+/// Commands that may take long are timed one by one, fast ones only for a very low threshold.
+#[inline]
+fn is_timed(session: &Session, leaf: &CommandSpec) -> bool {
+    let threshold = session.config.slowlog_slower_than;
+    threshold.is_some_and(|threshold| threshold < TIMED_BELOW_MICROS) || !leaf.flags.has(Flags::FAST)
+}
+
+/// Tells the slow log and the latency monitor how long a command took.
+fn note_duration(session: &Session, services: &Services, row: &CommandSpec, request: &Request, micros: u64) {
+    let config = &session.config;
+    if config.latency_threshold.0 > 0 {
+        let event = if row.flags.has(Flags::FAST) { "fast-command" } else { "command" };
+        services.slowlog.note_latency(
+            event,
+            services.clock.wall(),
+            micros / 1000,
+            config.latency_threshold.0,
+        );
+    }
+    let is_slow = config.slowlog_slower_than.is_some_and(|threshold| micros >= threshold);
+    if is_slow && config.slowlog_max_len > 0 && !has_secrets(row) {
+        let words: Vec<&[u8]> = match row.execute {
+            // A directive may be a password.
+            Execute::Session(SessionCommand::Config) => request.args().take(3).collect(),
+            _ => request.args().collect(),
+        };
+        let name = session.client.names.lock().name.clone();
+        let client = (session.client.addr.to_string(), name);
+        services.slowlog.add(
+            services.clock.wall(),
+            micros,
+            words.into_iter(),
+            client,
+            config.slowlog_max_len,
+        );
+    }
+}
+
+fn has_secrets(row: &CommandSpec) -> bool {
+    matches!(row.execute, Execute::Session(SessionCommand::Auth | SessionCommand::Hello))
+}

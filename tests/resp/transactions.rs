@@ -1,0 +1,198 @@
+//! MULTI, EXEC, DISCARD and WATCH.
+
+use std::sync::OnceLock;
+use std::thread;
+
+use holdfast::types::Millis;
+
+use crate::support::client::Client;
+use crate::support::client::Value;
+use crate::support::client::bulk;
+use crate::support::client::error;
+use crate::support::client::int;
+use crate::support::client::ok;
+use crate::support::client::simple;
+use crate::support::node::Node;
+use crate::support::wait_for;
+
+fn client() -> Client {
+    static NODE: OnceLock<Node> = OnceLock::new();
+    NODE.get_or_init(|| Node::start(&[])).client()
+}
+
+fn queued() -> Value {
+    simple("QUEUED")
+}
+
+#[test]
+fn exec_runs_what_was_queued_and_answers_each() {
+    let mut client = client();
+    assert_eq!(client.cmd(&["MULTI"]), ok());
+    assert_eq!(client.cmd(&["SET", "multi:a", "1"]), queued());
+    assert_eq!(client.cmd(&["INCR", "multi:a"]), queued());
+    assert_eq!(client.cmd(&["GET", "multi:a"]), queued());
+    assert_eq!(client.cmd(&["PING"]), queued());
+    let reply = client.cmd(&["EXEC"]);
+    assert_eq!(reply, Value::Array(vec![ok(), int(2), bulk("2"), simple("PONG")]));
+    assert_eq!(client.cmd(&["EXEC"]), error("ERR EXEC without MULTI"));
+    assert_eq!(client.cmd(&["DISCARD"]), error("ERR DISCARD without MULTI"));
+    client.cmd(&["MULTI"]);
+    assert_eq!(client.cmd(&["EXEC"]), Value::Array(Vec::new()));
+}
+
+#[test]
+fn a_transaction_in_one_packet_is_answered_in_order() {
+    let mut client = client();
+    let commands = [vec!["MULTI"], vec!["SET", "packet:a", "1"], vec!["EXEC"], vec!["GET", "packet:a"]];
+    let replies = client.pipeline(&commands);
+    assert_eq!(replies, [ok(), queued(), Value::Array(vec![ok()]), bulk("1")]);
+}
+
+#[test]
+fn discard_forgets_what_was_queued() {
+    let mut client = client();
+    client.cmd(&["SET", "discard:a", "1"]);
+    client.cmd(&["MULTI"]);
+    client.cmd(&["SET", "discard:a", "2"]);
+    assert_eq!(client.cmd(&["DISCARD"]), ok());
+    assert_eq!(client.cmd(&["GET", "discard:a"]), bulk("1"));
+}
+
+#[test]
+fn a_command_that_cannot_be_queued_aborts_the_transaction() {
+    let mut client = client();
+    client.cmd(&["MULTI"]);
+    assert_eq!(client.cmd(&["SET", "abort:a", "1"]), queued());
+    assert!(client.cmd(&["NOSUCH"]).is_error());
+    let aborted = error("EXECABORT Transaction discarded because of previous errors.");
+    assert_eq!(client.cmd(&["EXEC"]), aborted);
+    assert_eq!(client.cmd(&["EXISTS", "abort:a"]), int(0));
+    client.cmd(&["MULTI"]);
+    assert_eq!(client.cmd(&["GET"]), error("ERR wrong number of arguments for 'get' command"));
+    assert_eq!(client.cmd(&["EXEC"]), aborted);
+    client.cmd(&["MULTI"]);
+    assert_eq!(client.cmd(&["MULTI"]), error("ERR MULTI calls can not be nested"));
+    assert_eq!(client.cmd(&["WATCH", "abort:a"]), error("ERR WATCH inside MULTI is not allowed"));
+    assert_eq!(client.cmd(&["DISCARD"]), ok());
+}
+
+#[test]
+fn an_error_at_run_time_leaves_the_other_effects_as_in_redis() {
+    let mut client = client();
+    client.cmd(&["SET", "partial:a", "text"]);
+    client.cmd(&["MULTI"]);
+    client.cmd(&["SET", "partial:b", "1"]);
+    client.cmd(&["INCR", "partial:a"]);
+    client.cmd(&["INCR", "partial:b"]);
+    let not_a_number = error("ERR value is not an integer or out of range");
+    assert_eq!(client.cmd(&["EXEC"]), Value::Array(vec![ok(), not_a_number, int(2)]));
+}
+
+#[test]
+fn exec_fails_when_a_watched_key_changed() {
+    let (mut client, mut other) = (client(), client());
+    client.cmd(&["SET", "watch:a", "1"]);
+    assert_eq!(client.cmd(&["WATCH", "watch:a", "watch:none"]), ok());
+    other.cmd(&["SET", "watch:a", "1"]);
+    client.cmd(&["MULTI"]);
+    client.cmd(&["SET", "watch:a", "2"]);
+    assert_eq!(client.cmd(&["EXEC"]), Value::NullArray);
+    assert_eq!(client.cmd(&["GET", "watch:a"]), bulk("1"));
+    // The watch is spent: the same transaction goes through now.
+    client.cmd(&["MULTI"]);
+    client.cmd(&["SET", "watch:a", "2"]);
+    assert_eq!(client.cmd(&["EXEC"]), Value::Array(vec![ok()]));
+}
+
+#[test]
+fn a_watched_key_may_come_into_being_or_go_away() {
+    let (mut client, mut other) = (client(), client());
+    client.cmd(&["WATCH", "watch:new"]);
+    other.cmd(&["SET", "watch:new", "1"]);
+    client.cmd(&["MULTI"]);
+    client.cmd(&["PING"]);
+    assert_eq!(client.cmd(&["EXEC"]), Value::NullArray);
+    client.cmd(&["WATCH", "watch:new"]);
+    other.cmd(&["DEL", "watch:new"]);
+    client.cmd(&["MULTI"]);
+    client.cmd(&["PING"]);
+    assert_eq!(client.cmd(&["EXEC"]), Value::NullArray);
+    client.cmd(&["SET", "watch:short", "1", "PX", "100"]);
+    client.cmd(&["WATCH", "watch:short"]);
+    wait_for("the key to expire", Millis(10_000), || {
+        (other.cmd(&["EXISTS", "watch:short"]) == int(0)).then_some(())
+    });
+    client.cmd(&["MULTI"]);
+    client.cmd(&["PING"]);
+    assert_eq!(client.cmd(&["EXEC"]), Value::NullArray);
+}
+
+#[test]
+fn unwatch_discard_and_own_writes_before_the_watch_do_not_fail_exec() {
+    let (mut client, mut other) = (client(), client());
+    for forget in [["UNWATCH"].as_slice(), &["DISCARD"]] {
+        client.cmd(&["WATCH", "unwatch:a"]);
+        if forget == ["DISCARD"] {
+            client.cmd(&["MULTI"]);
+        }
+        assert_eq!(client.cmd(forget), ok());
+        other.cmd(&["INCR", "unwatch:a"]);
+        client.cmd(&["MULTI"]);
+        client.cmd(&["PING"]);
+        assert_eq!(client.cmd(&["EXEC"]), Value::Array(vec![simple("PONG")]));
+    }
+    client.cmd(&["SET", "unwatch:b", "1"]);
+    client.cmd(&["WATCH", "unwatch:b"]);
+    client.cmd(&["MULTI"]);
+    client.cmd(&["GET", "unwatch:b"]);
+    assert_eq!(client.cmd(&["EXEC"]), Value::Array(vec![bulk("1")]));
+}
+
+#[test]
+fn watch_makes_a_counter_of_get_and_set() {
+    let mut setup = client();
+    setup.cmd(&["SET", "cas:a", "0"]);
+    let workers: Vec<_> = (0..4)
+        .map(|_| {
+            thread::spawn(|| {
+                let mut client = client();
+                let mut done = 0;
+                while done < 100 {
+                    client.cmd(&["WATCH", "cas:a"]);
+                    let value: u64 = client.cmd(&["GET", "cas:a"]).text().parse().unwrap();
+                    client.cmd(&["MULTI"]);
+                    client.cmd(&["SET", "cas:a", &(value + 1).to_string()]);
+                    if client.cmd(&["EXEC"]) != Value::NullArray {
+                        done += 1;
+                    }
+                }
+            })
+        })
+        .collect();
+    for worker in workers {
+        worker.join().unwrap();
+    }
+    assert_eq!(setup.cmd(&["GET", "cas:a"]), bulk("400"));
+}
+
+#[test]
+fn nobody_sees_half_a_transaction() {
+    let writer = thread::spawn(|| {
+        let mut client = client();
+        for n in 0..300 {
+            let n = n.to_string();
+            client.pipeline(&[
+                vec!["MULTI"],
+                vec!["SET", "half:a", &n],
+                vec!["SET", "half:b", &n],
+                vec!["EXEC"],
+            ]);
+        }
+    });
+    let mut reader = client();
+    while !writer.is_finished() {
+        let reply = reader.cmd(&["MGET", "half:a", "half:b"]);
+        assert_eq!(reply.items()[0], reply.items()[1]);
+    }
+    writer.join().unwrap();
+}
