@@ -41,7 +41,8 @@ fn propose(c: &mut Criterion) {
         dir: dir.clone(),
         log: Arc::new(LogStore::open(&dir).expect("an empty directory")),
         data: Arc::new(
-            DataStore::open(&dir, GroupId(0), &SharedCaches::new(8 << 20, 64 << 20)).expect("an empty directory"),
+            DataStore::open(&dir, GroupId(0), &SharedCaches::new(8 << 20, 64 << 20))
+                .expect("an empty directory"),
         ),
         watermark: Watermark::open(&dir).expect("an empty directory"),
         config: SharedConfig::new(config.config, None),

@@ -17,7 +17,9 @@ fn main() -> ExitCode {
         Ok(Invocation::Help) => print(&help_text()),
         Ok(Invocation::Version) => print(concat!("holdfast ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Invocation::Generate(what)) if what == "commands" => print(&table::readme_table()),
-        Ok(Invocation::Generate(what)) => Err(anyhow::anyhow!("--generate {what}: only `commands` can be generated")),
+        Ok(Invocation::Generate(what)) => {
+            Err(anyhow::anyhow!("--generate {what}: only `commands` can be generated"))
+        }
         Ok(Invocation::CheckConfig(loaded)) => {
             loaded.warnings.iter().for_each(|warning| eprintln!("holdfast: warning: {warning}"));
             print("The configuration is good.\n")

@@ -44,7 +44,8 @@ fn readme() -> String {
 #[test]
 fn the_table_of_commands_in_the_readme_is_the_codes() {
     let readme = readme();
-    let between = readme.split("<!-- commands -->").nth(1).unwrap().split("<!-- /commands -->").next().unwrap();
+    let between =
+        readme.split("<!-- commands -->").nth(1).unwrap().split("<!-- /commands -->").next().unwrap();
     assert_eq!(
         between.trim(),
         readme_table().trim(),

@@ -21,7 +21,10 @@ struct Inner<T> {
 
 impl<T> Default for Mailbox<T> {
     fn default() -> Self {
-        Mailbox { inner: Mutex::new(Inner { waiting: Vec::new(), receiver_sleeps: false }), arrived: Condvar::new() }
+        Mailbox {
+            inner: Mutex::new(Inner { waiting: Vec::new(), receiver_sleeps: false }),
+            arrived: Condvar::new(),
+        }
     }
 }
 

@@ -121,13 +121,20 @@ pub struct Group {
 impl Group {
     /// Puts a handle together.
     #[must_use]
-    pub fn new(replicator: Arc<dyn Replicator>, state: Arc<RwLock<State>>, clock: Arc<ClusterClock>) -> Group {
+    pub fn new(
+        replicator: Arc<dyn Replicator>,
+        state: Arc<RwLock<State>>,
+        clock: Arc<ClusterClock>,
+    ) -> Group {
         Group { replicator, state, clock }
     }
 
     /// Proposes a batch; resolves after it was applied, with one reply per item. Cancel safe in the sense
     /// that dropping the future takes nothing back: the commands may still take effect.
-    pub fn propose(&self, batch: Batch) -> impl Future<Output = Result<Vec<Reply>, ProposeError>> + Send + use<> {
+    pub fn propose(
+        &self,
+        batch: Batch,
+    ) -> impl Future<Output = Result<Vec<Reply>, ProposeError>> + Send + use<> {
         let (sender, receiver) = oneshot::channel();
         self.replicator.propose(batch, sender);
         async move { receiver.await.unwrap_or(Err(ProposeError::OutcomeUnknown)) }
@@ -140,7 +147,6 @@ impl Group {
     }
 
     /// The applied state, however old it is.
-    #[must_use]
     pub fn read_applied(&self) -> StateGuard<'_> {
         self.state.read()
     }

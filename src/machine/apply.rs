@@ -32,7 +32,12 @@ pub type BatchReplies = Vec<Reply>;
 /// An empty entry (Raft's own, at the start of a term) only moves the applied index. An error means that
 /// the log holds what this version cannot read: the caller must stop the process, since going on would
 /// make this replica differ from the others.
-pub fn apply_entry(state: &mut State, index: LogIndex, term: Term, data: &[u8]) -> Result<Vec<BatchReplies>, CodecError> {
+pub fn apply_entry(
+    state: &mut State,
+    index: LogIndex,
+    term: Term,
+    data: &[u8],
+) -> Result<Vec<BatchReplies>, CodecError> {
     if data.is_empty() {
         let meta = *state.meta();
         state.begin_entry(index, term, meta.clock, meta.wall);
@@ -64,7 +69,9 @@ fn apply_item(state: &mut State, stamps: &Stamps, user: &[u8], item: Item<'_>) -
             if !watched.iter().all(unchanged) {
                 return Reply::NullArray;
             }
-            let run = |(db, words): (DbIndex, crate::machine::entry::Words<'_>)| apply_command(state, stamps, user, db, &words);
+            let run = |(db, words): (DbIndex, crate::machine::entry::Words<'_>)| {
+                apply_command(state, stamps, user, db, &words)
+            };
             Reply::Array(commands.into_iter().map(run).collect())
         }
         Item::Expire => {
@@ -99,7 +106,8 @@ fn apply_command(state: &mut State, stamps: &Stamps, user: &[u8], db: DbIndex, w
             write(&mut WriteContext { state, db, user, now: stamps.clock, wall: stamps.wall }, words)
         }
         Execute::Read(read) => {
-            let context = ReadContext { state, db, user, now: stamps.clock, wall: stamps.wall, seed: stamps.seed };
+            let context =
+                ReadContext { state, db, user, now: stamps.clock, wall: stamps.wall, seed: stamps.seed };
             read(&context, words)
         }
         Execute::Session(_) => return Reply::error("ERR a connection's own command in the log"),

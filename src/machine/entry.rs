@@ -270,15 +270,22 @@ mod tests {
         batch.push_command(3, [&b"SET"[..], b"k", b"v"].into_iter());
         batch.push_expire();
         let watched = [Watched { db: 0, key: (*b"w").into(), changed: None }];
-        batch.push_transaction(&watched, &[Queued { db: 1, args: vec![Bytes::from_static(b"GET"), Bytes::from_static(b"k")] }]);
+        batch.push_transaction(
+            &watched,
+            &[Queued { db: 1, args: vec![Bytes::from_static(b"GET"), Bytes::from_static(b"k")] }],
+        );
         let data = encode_entry(&stamps(), &[batch]);
         let (read, mut reader) = decode_stamps(&data).unwrap();
         assert_eq!(read, stamps());
         let (user, count) = decode_batch_head(&mut reader).unwrap().unwrap();
         assert_eq!((user, count), (&b"default"[..], 3));
-        assert!(matches!(decode_item(&mut reader).unwrap(), Item::Command { db: 3, words } if words.len() == 3));
+        assert!(
+            matches!(decode_item(&mut reader).unwrap(), Item::Command { db: 3, words } if words.len() == 3)
+        );
         assert!(matches!(decode_item(&mut reader).unwrap(), Item::Expire));
-        let Item::Transaction { watched, commands } = decode_item(&mut reader).unwrap() else { panic!("a transaction") };
+        let Item::Transaction { watched, commands } = decode_item(&mut reader).unwrap() else {
+            panic!("a transaction")
+        };
         assert_eq!(watched, vec![(0, &b"w"[..], None)]);
         assert_eq!(commands.len(), 1);
         assert!(decode_batch_head(&mut reader).unwrap().is_none());

@@ -115,7 +115,8 @@ fn sample_state(services: &Services) {
         let keys = state.database(number).len();
         if db == 0 || keys > 0 {
             gauge!(names::KEYSPACE_KEYS, "db" => db.to_string()).set(keys as f64);
-            gauge!(names::KEYSPACE_EXPIRING_KEYS, "db" => db.to_string()).set(state.expiring_keys(number) as f64);
+            gauge!(names::KEYSPACE_EXPIRING_KEYS, "db" => db.to_string())
+                .set(state.expiring_keys(number) as f64);
         }
     }
     gauge!(names::LOCKS_HELD, "mode" => "exclusive").set(state.locks_held() as f64);

@@ -17,7 +17,12 @@ use crate::config::BindAddress;
 ///
 /// # Errors
 /// One line that names the address and says what to do.
-pub fn listen_on(addresses: &[BindAddress], port: u16, backlog: u32, directive: &str) -> anyhow::Result<Vec<TcpListener>> {
+pub fn listen_on(
+    addresses: &[BindAddress],
+    port: u16,
+    backlog: u32,
+    directive: &str,
+) -> anyhow::Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
     for address in addresses {
         match listen(&address.host, port, backlog) {
@@ -30,7 +35,8 @@ pub fn listen_on(addresses: &[BindAddress], port: u16, backlog: u32, directive: 
                 ));
             }
             Err(error) => {
-                return Err(error).with_context(|| format!("cannot listen on {}:{port} ({directive})", address.host));
+                return Err(error)
+                    .with_context(|| format!("cannot listen on {}:{port} ({directive})", address.host));
             }
         }
     }
@@ -41,8 +47,10 @@ pub fn listen_on(addresses: &[BindAddress], port: u16, backlog: u32, directive: 
 }
 
 fn listen(host: &str, port: u16, backlog: u32) -> io::Result<TcpListener> {
-    let address: SocketAddr =
-        (host, port).to_socket_addrs()?.next().ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
+    let address: SocketAddr = (host, port)
+        .to_socket_addrs()?
+        .next()
+        .ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -84,7 +92,8 @@ mod tests {
     #[test]
     fn an_optional_address_that_is_lacking_is_passed_over() {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let listeners = listen_on(&[address("127.0.0.1", false), address("203.0.113.7", true)], free, 16, "port");
+        let listeners =
+            listen_on(&[address("127.0.0.1", false), address("203.0.113.7", true)], free, 16, "port");
         assert_eq!(listeners.unwrap().len(), 1);
         assert!(listen_on(&[address("203.0.113.7", true)], free, 16, "port").is_err());
     }

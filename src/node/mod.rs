@@ -185,10 +185,10 @@ fn level(level: LogLevel) -> Level {
     }
 }
 
-/// As many as there are processors, unless the configuration says.
+/// Half of the processors, unless the configuration says: the log, apply and the kernel want the others.
 fn worker_threads(config: &Config) -> usize {
     let processors = std::thread::available_parallelism().map_or(2, usize::from);
-    if config.io_threads == 0 { processors } else { config.io_threads }
+    if config.io_threads == 0 { (processors / 2).max(1) } else { config.io_threads }
 }
 
 fn write_pid_file(config: &Config) -> anyhow::Result<()> {

@@ -494,6 +494,10 @@ impl Pipeline {
             return self.exec(session, services, found, out);
         }
         let from = is_timed(session, found.leaf()).then(|| services.clock.monotonic());
+        if command == SessionCommand::Client {
+            // CLIENT LIST shows itself as the last command.
+            session.client.note_activity(services.clock.monotonic(), Some(found));
+        }
         let answer = session.run(services, found, &self.requests[self.next]);
         let from = if matches!(answer, Answer::After(..)) { None } else { from };
         self.step_over(session, services, found, from);

@@ -46,8 +46,11 @@ fn command_tells_the_table() {
         client.cmd(&["COMMAND", "GETKEYS", "QPOP", "COUNT", "1", "FROM", "q1", "q2"]),
         bulks(&["q1", "q2"])
     );
-    assert_eq!(client.cmd(&["COMMAND", "GETKEYS", "PING"]), error("ERR The command has no key arguments"));
-    assert_eq!(client.cmd(&["COMMAND", "GETKEYS", "nosuch"]), error("ERR Invalid command specified"));
+    assert_eq!(
+        client.cmd(&["COMMAND", "GETKEYS", "PING", "x"]),
+        error("ERR The command has no key arguments")
+    );
+    assert_eq!(client.cmd(&["COMMAND", "GETKEYS", "nosuch", "x"]), error("ERR Invalid command specified"));
 }
 
 #[test]

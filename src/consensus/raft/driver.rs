@@ -327,7 +327,11 @@ impl Driver {
         Stamps {
             clock: self.cluster_clock.now().max(self.last_stamp.clock),
             wall: self.cluster_clock.wall().max(self.last_stamp.wall),
-            seed: self.last_stamp.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(self.core.term() | 1),
+            seed: self
+                .last_stamp
+                .seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(self.core.term() | 1),
         }
     }
 
@@ -358,7 +362,9 @@ impl Driver {
         }
         let mut batch = LogBatch::new();
         log_writer::add_to_batch(&mut batch, self.group, &persist);
-        if let Err(error) = log_writer::write(&self.log, batch, false, self.clock.as_ref(), &self.shared.counters) {
+        if let Err(error) =
+            log_writer::write(&self.log, batch, false, self.clock.as_ref(), &self.shared.counters)
+        {
             stop_process("writing the log failed", &error);
         }
         self.shared.counters.set_unsynced();

@@ -47,7 +47,7 @@ pub enum Input {
     /// One tick of time has passed.
     Tick,
     /// A message from another replica.
-    Message(Message),
+    Message(Box<Message>),
     /// An entry's data, to be agreed on. Only a leader takes it.
     Propose(Vec<u8>),
     /// Everything up to this token is durable.
@@ -194,7 +194,7 @@ impl GroupCore {
             Input::Message(message) => {
                 if acceptable(&message) {
                     // Errors say that the message is stale or from a stranger: nothing to do.
-                    let _ = self.node.step(message);
+                    let _ = self.node.step(*message);
                     self.fix_timeout();
                 }
             }
@@ -298,8 +298,10 @@ mod tests {
     use raft::eraftpb::ConfState;
 
     fn core(replica: u64, voters: &[u64]) -> GroupCore {
-        let log = LogCache::new(HardState::default(), ConfState::from((voters.to_vec(), vec![])), 0, 0, Vec::new());
-        GroupCore::new(&CoreOptions { replica, election_ticks: 10, heartbeat_ticks: 2, seed: 7 }, log, 0).unwrap()
+        let log =
+            LogCache::new(HardState::default(), ConfState::from((voters.to_vec(), vec![])), 0, 0, Vec::new());
+        GroupCore::new(&CoreOptions { replica, election_ticks: 10, heartbeat_ticks: 2, seed: 7 }, log, 0)
+            .unwrap()
     }
 
     /// Persists at once, delivers at once, applies at once, until nothing is left to do.
@@ -327,7 +329,7 @@ mod tests {
             Output::Send(messages) => {
                 for message in messages {
                     let to = message.to as usize - 1;
-                    cores[to].step(Input::Message(message), &mut Vec::new());
+                    cores[to].step(Input::Message(Box::new(message)), &mut Vec::new());
                 }
             }
             Output::Persist(persist) => cores[at].step(Input::Persisted(persist.token), &mut more),

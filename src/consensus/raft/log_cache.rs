@@ -129,7 +129,8 @@ impl Storage for LogCache {
         assert!(high <= self.last() + 1, "entries up to {high} of a log that ends at {}", self.last());
         let max_size = max_size.into().unwrap_or(u64::MAX);
         let (mut size, mut found) = (0, Vec::new());
-        for entry in self.entries.range((low - self.first_index) as usize..(high - self.first_index) as usize) {
+        for entry in self.entries.range((low - self.first_index) as usize..(high - self.first_index) as usize)
+        {
             size += entry.data.len() as u64 + ENTRY_OVERHEAD;
             if size > max_size && !found.is_empty() {
                 break;

@@ -30,13 +30,20 @@ pub fn add_to_batch(batch: &mut LogBatch, group: GroupId, persist: &Persist) {
         batch.append_parts(group, entry.index, entry.term, kind_of(entry), &entry.data, &entry.context);
     }
     if let Some(hard_state) = &persist.hard_state {
-        let record = HardStateRecord { term: hard_state.term, vote: hard_state.vote, commit: hard_state.commit };
+        let record =
+            HardStateRecord { term: hard_state.term, vote: hard_state.vote, commit: hard_state.commit };
         batch.hard_state(group, record);
     }
 }
 
 /// Writes a batch and counts it.
-pub fn write(log: &LogStore, batch: LogBatch, sync: bool, clock: &dyn Clock, counters: &Counters) -> Result<(), StorageError> {
+pub fn write(
+    log: &LogStore,
+    batch: LogBatch,
+    sync: bool,
+    clock: &dyn Clock,
+    counters: &Counters,
+) -> Result<(), StorageError> {
     let start = clock.monotonic();
     log.write(batch, sync)?;
     counters.log_written(clock.monotonic().micros_since(start));

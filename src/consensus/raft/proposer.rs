@@ -141,7 +141,9 @@ mod tests {
     use super::*;
     use tokio::sync::oneshot;
 
-    fn submission(bytes: usize) -> (Submission, oneshot::Receiver<Result<Vec<crate::resp::Reply>, ProposeError>>) {
+    fn submission(
+        bytes: usize,
+    ) -> (Submission, oneshot::Receiver<Result<Vec<crate::resp::Reply>, ProposeError>>) {
         let mut batch = Batch::new(b"default");
         batch.push_command(0, [&b"SET"[..], b"k", &vec![b'x'; bytes]].into_iter());
         let (sender, receiver) = oneshot::channel();

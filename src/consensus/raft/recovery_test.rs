@@ -38,7 +38,8 @@ fn caches() -> SharedCaches {
 fn entry(index: u64, seed: u64) -> Vec<u8> {
     let mut batch = Batch::new(b"default");
     for n in 0..4 {
-        let draw = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(n * 1_442_695_040_888_963_407) >> 33;
+        let draw =
+            seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(n * 1_442_695_040_888_963_407) >> 33;
         let key = format!("k{}", draw % 7);
         let words: Vec<&str> = match draw % 11 {
             0 | 1 => vec!["SET", &key, "v"],

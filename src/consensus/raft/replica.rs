@@ -8,8 +8,8 @@
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicU8;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
@@ -25,8 +25,8 @@ use crate::clock::Clock;
 use crate::config::SharedConfig;
 use crate::consensus::Group;
 use crate::consensus::ProposeError;
-use crate::consensus::ReplySender;
 use crate::consensus::Replicator;
+use crate::consensus::ReplySender;
 use crate::consensus::Role;
 use crate::consensus::Status;
 use crate::consensus::cluster_clock::ClusterClock;
@@ -464,9 +464,9 @@ impl Boot {
         if commit > last.1 {
             return Err(mismatch(format!("{commit} was committed, but the log ends at {}", last.1)));
         }
-        let hard_state =
-            HardState { term: found.term.max(last.0), vote: found.vote, commit, ..HardState::default() };
-        let stamps = entries.iter().rev().find_map(|entry| decode_stamps(&entry.data).ok().map(|(stamps, _)| stamps));
+        let hard_state = HardState { term: found.term.max(last.0), vote: found.vote, commit };
+        let stamps =
+            entries.iter().rev().find_map(|entry| decode_stamps(&entry.data).ok().map(|(stamps, _)| stamps));
         let last_clock = stamps.map_or(state.meta().clock, |stamps| stamps.clock.max(state.meta().clock));
         let last_wall = stamps.map_or(state.meta().wall, |stamps| stamps.wall.max(state.meta().wall));
         let (applied, applied_term) = (applied.0, applied_term.0);
@@ -484,7 +484,8 @@ impl Boot {
         let voters = ConfState::from((vec![FIRST_REPLICA], vec![]));
         let (dir, applied) = (self.dir, self.applied);
         let log = LogCache::new(self.hard_state, voters, applied, self.applied_term, self.entries);
-        GroupCore::new(&options, log, applied).map_err(|error| BootError::Mismatch { dir, what: error.to_string() })
+        GroupCore::new(&options, log, applied)
+            .map_err(|error| BootError::Mismatch { dir, what: error.to_string() })
     }
 
     /// How long nothing ran, by the wall clock; zero when that cannot be believed.
@@ -599,7 +600,10 @@ mod tests {
         let replica = start(dir.path(), "always");
         for n in 0..200 {
             let (key, value) = (format!("k{}", n % 50), format!("v{n}"));
-            run(&replica, &[&["SET", &key, &value], &["QPUSH", "q", &value], &["LOCK", &key.to_uppercase(), "me"]]);
+            run(
+                &replica,
+                &[&["SET", &key, &value], &["QPUSH", "q", &value], &["LOCK", &key.to_uppercase(), "me"]],
+            );
         }
         let applied = replica.shared.applied();
         crate::storage::test_support::copy_dir(dir.path(), copy.path());
@@ -635,7 +639,8 @@ mod tests {
         replica.stop();
         let mut batch = Batch::new(b"default");
         batch.push_expire();
-        let answer = tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(group.propose(batch));
+        let answer =
+            tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(group.propose(batch));
         assert_eq!(answer, Err(ProposeError::Stopped));
     }
 }

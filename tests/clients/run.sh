@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Current client libraries against a node of their own, with their defaults: redis-py, node-redis and ioredis.
+#
+# Not part of `make test`, because it fetches the libraries. They stay in tests/clients/.packages.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+HOLDFAST=${HOLDFAST:-${CARGO_TARGET_DIR:-$here/../../target}/release/holdfast}
+packages=$here/.packages
+data=$(mktemp -d -t holdfast-clients.XXXXXX)
+node=
+cleanup() {
+    [ -z "$node" ] || kill -KILL "$node" 2>/dev/null || true
+    rm -rf "$data"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+free_port() {
+    local candidate
+    while :; do
+        candidate=$((10000 + RANDOM % 20000))
+        listens "$candidate" || { echo "$candidate"; return; }
+    done
+}
+
+port=$(free_port)
+"$HOLDFAST" --port "$port" --http-port "$(free_port)" --peer-port "$(free_port)" --bind 127.0.0.1 --dir "$data" >"$data.log" 2>&1 &
+node=$!
+until listens "$port"; do
+    kill -0 "$node" 2>/dev/null || { cat "$data.log"; exit 1; }
+    sleep 0.05
+done
+
+if command -v python3 >/dev/null 2>&1 && python3 -m pip --version >/dev/null 2>&1; then
+    [ -d "$packages/python/redis" ] || python3 -m pip install --quiet --target "$packages/python" redis
+    PYTHONPATH="$packages/python" python3 "$here/redis_py.py" "$port"
+else
+    echo "SKIPPED: redis-py, since python3 with pip is not there"
+fi
+if command -v npm >/dev/null 2>&1; then
+    [ -d "$packages/node_modules/ioredis" ] || npm install --silent --no-audit --no-fund --prefix "$packages" redis ioredis
+    NODE_PATH="$packages/node_modules" node "$here/node_clients.js" "$port"
+else
+    echo "SKIPPED: node-redis and ioredis, since npm is not there"
+fi
