@@ -2,7 +2,8 @@
 //!
 //! Sequences are random but start from a fixed seed, so that a failure comes again; `DIFFERENTIAL_SEED` and
 //! `DIFFERENTIAL_CASES` go further. Times to live may differ by the time between the two answers, and keys come in
-//! no order; everything else must be equal to the byte.
+//! no order; everything else must be equal to the byte. Left out is what Redis does only because it is written in C:
+//! texts that end at a zero byte, hexadecimal floats.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -53,7 +54,7 @@ const TEMPLATES: &[&str] = &[
     "SET K V KEEPTTL",
     "SET K V KEEPTTL EX T",
     "SET K V EXAT 33177117420",
-    "SET K V PXAT T",
+    "SET K V PXAT 33177117420000",
     "SET K V NX XX",
     "SETNX K V",
     "SETEX K T V",
@@ -99,7 +100,7 @@ const TEMPLATES: &[&str] = &[
     "EXPIRE K T LT",
     "EXPIRE K T NX XX",
     "EXPIRE K T GT LT",
-    "EXPIRE K T V",
+    "EXPIRE K T nosuch",
     "PEXPIRE K T",
     "PEXPIRE K T GT",
     "EXPIREAT K 33177117420",
@@ -135,14 +136,14 @@ const TEMPLATES: &[&str] = &[
     "EXEC",
     "DISCARD",
     "NOSUCH K V",
-    "SCAN V",
+    "SCAN abc",
     "SCAN 0 COUNT O",
     "LCS",
 ];
 
-const KEYS: &[&str] = &["a", "b", "c", "d", "{t}e"];
+const KEYS: &[&str] = &["a", "b", "c", "d", "{t}e", ""];
 const VALUES: &[&str] =
-    &["", "v", "value", "Hello World", "3", "-7", "3.0", " 1", "1 ", "+1", "0x10", "\r\n", "\0", "é"];
+    &["", "v", "value", "Hello World", "3", "-7", "3.0", " 1", "1 ", "+1", "\r\n", "\0", "é"];
 const INTEGERS: &[&str] = &[
     "0",
     "1",
@@ -360,6 +361,8 @@ fn equal(command: &[String], ours: &Value, theirs: &Value) -> bool {
         ("KEYS", Value::Array(ours), Value::Array(theirs)) => sorted(ours) == sorted(theirs),
         // The order of a scan is each server's own; that everything is found is tested elsewhere.
         ("SCAN", Value::Array(_), Value::Array(_)) => true,
+        // How a string is kept depends in Redis on what wrote it, here on what it is.
+        ("OBJECT", Value::Bulk(_), Value::Bulk(_)) => true,
         // Known to Redis and not to this version.
         ("LCS", Value::Error(_), Value::Error(_)) => true,
         (_, ours, theirs) => ours == theirs,

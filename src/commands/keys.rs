@@ -110,8 +110,7 @@ fn dbsize(ctx: &ReadContext<'_>, _args: Args<'_>) -> CommandResult {
 
 fn keys(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
     let key_now = ctx.state.key_now(ctx.now);
-    let wanted =
-        |row: &&Row| row.deadline().is_none_or(|at| at > key_now) && glob::matches(args[1], row.key(), false);
+    let wanted = |row: &&Row| row.deadline().is_none_or(|at| at > key_now) && matches(args[1], row.key());
     let rows = ctx.state.database(ctx.db).iter().filter(wanted);
     Ok(Reply::Array(rows.map(|row| Reply::bulk(row.key())).collect()))
 }
@@ -171,7 +170,7 @@ fn scan(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
     let space = ctx.state.database(ctx.db);
     let wanted = |row: &Row| {
         row.deadline().is_none_or(|at| at > key_now)
-            && scan.pattern.is_none_or(|pattern| glob::matches(pattern, row.key(), false))
+            && scan.pattern.is_none_or(|pattern| matches(pattern, row.key()))
             && scan.type_name.is_none_or(|name| eq_ignore_case(name, row.object().type_name()))
     };
     let (mut found, mut seen, mut part) = (Vec::new(), 0, scan.cursor);
@@ -519,9 +518,16 @@ fn memory_usage(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
         }
     }
     let Some(row) = ctx.state.row(ctx.db, args[2]) else { return Ok(Reply::Null) };
-    let space = ctx.state.database(ctx.db);
-    Ok(integer(row.memory_bytes() + space.table_bytes() / space.len().max(1)))
+    Ok(integer(row.memory_bytes() + TABLE_BYTES_PER_KEY))
 }
+
+/// Redis's pattern language; a bare `*` matches the empty key too, which the pattern alone would not.
+fn matches(pattern: &[u8], key: &[u8]) -> bool {
+    pattern == b"*" || glob::matches(pattern, key, false)
+}
+
+/// A pointer and a control byte in a hash table that is about two thirds full.
+const TABLE_BYTES_PER_KEY: usize = 14;
 
 fn memory_stats(state: &State) -> Reply {
     let (mut keys, mut overhead, mut databases) = (0, 0, Vec::new());

@@ -1,6 +1,7 @@
 //! CONFIG: looks at directives and changes them while the node runs.
 
 use crate::commands::error::CommandError;
+use crate::config::ConfigError;
 use crate::resp::Reply;
 use crate::resp::Request;
 use crate::server::Services;
@@ -27,6 +28,7 @@ pub fn run(services: &Services, sub: &str, request: &Request) -> Reply {
         "set" => set(services, request),
         "rewrite" => match services.config.config_rewrite() {
             Ok(()) => Reply::Ok,
+            Err(error @ ConfigError::NoFile) => Reply::error(format!("ERR {error}")),
             Err(error) => Reply::error(format!("ERR Rewriting config file: {error}")),
         },
         "resetstat" => {

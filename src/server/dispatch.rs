@@ -368,8 +368,9 @@ impl Pipeline {
         }
         let is_exec = row.is_some_and(|row| matches!(row.execute, Execute::Session(SessionCommand::Exec)));
         let reply = match refusal {
-            Reply::Error(text) if is_exec && session.transaction.is_open() => {
+            Reply::Error(text) if is_exec => {
                 session.transaction.reset();
+                let text = text.strip_prefix("ERR ").unwrap_or(&text);
                 Reply::error(format!("EXECABORT Transaction discarded because of: {text}"))
             }
             other => {

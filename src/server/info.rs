@@ -15,7 +15,7 @@ use crate::server::stats;
 /// A section: its name, whether INFO shows it unasked, and what writes it.
 type Section = (&'static str, bool, fn(&Services, &mut String));
 
-const SECTIONS: [Section; 11] = [
+const SECTIONS: [Section; 12] = [
     ("server", true, server),
     ("clients", true, clients),
     ("memory", true, memory),
@@ -27,6 +27,7 @@ const SECTIONS: [Section; 11] = [
     // Long, so only when it is asked for.
     ("commandstats", false, command_stats),
     ("errorstats", true, error_stats),
+    ("cluster", true, cluster),
     ("keyspace", true, keyspace),
 ];
 
@@ -236,6 +237,11 @@ fn error_stats(services: &Services, text: &mut String) {
     for (code, count) in services.stats.errors_by_code() {
         line(text, format_args!("errorstat_{code}:count={count}"));
     }
+}
+
+/// Redis Cluster's protocol is not spoken, so cluster-aware clients must not try it.
+fn cluster(_services: &Services, text: &mut String) {
+    line(text, format_args!("cluster_enabled:0"));
 }
 
 fn keyspace(services: &Services, text: &mut String) {

@@ -203,6 +203,11 @@ impl Session {
     /// The database that SELECT names.
     pub fn parse_db(&self, word: &[u8]) -> Result<DbIndex, Reply> {
         let number = parse_i64(word).ok_or(CommandError::NotAnInteger).map_err(Reply::from)?;
+        if i32::try_from(number).is_err() {
+            return Err(Reply::error(
+                "ERR value is out of range, value must between -2147483648 and 2147483647",
+            ));
+        }
         let is_there = |db: &DbIndex| *db < self.config.databases;
         let db = DbIndex::try_from(number).ok().filter(is_there);
         db.ok_or(CommandError::DbOutOfRange).map_err(Reply::from)

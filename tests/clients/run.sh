@@ -10,7 +10,8 @@ packages=$here/.packages
 data=$(mktemp -d -t holdfast-clients.XXXXXX)
 node=
 cleanup() {
-    [ -z "$node" ] || kill -KILL "$node" 2>/dev/null || true
+    [ -z "$node" ] || kill -TERM "$node" 2>/dev/null || true
+    [ -z "$node" ] || wait "$node" || true
     rm -rf "$data"
 }
 trap cleanup EXIT
@@ -26,15 +27,15 @@ free_port() {
 }
 
 port=$(free_port)
-"$HOLDFAST" --port "$port" --http-port "$(free_port)" --peer-port "$(free_port)" --bind 127.0.0.1 --dir "$data" >"$data.log" 2>&1 &
+"$HOLDFAST" --port "$port" --http-port "$(free_port)" --peer-port "$(free_port)" --bind 127.0.0.1 --dir "$data/data" >"$data/log" 2>&1 &
 node=$!
 until listens "$port"; do
-    kill -0 "$node" 2>/dev/null || { cat "$data.log"; exit 1; }
+    kill -0 "$node" 2>/dev/null || { cat "$data/log"; exit 1; }
     sleep 0.05
 done
 
 if command -v python3 >/dev/null 2>&1 && python3 -m pip --version >/dev/null 2>&1; then
-    [ -d "$packages/python/redis" ] || python3 -m pip install --quiet --target "$packages/python" redis
+    [ -d "$packages/python/redis" ] || python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target "$packages/python" redis
     PYTHONPATH="$packages/python" python3 "$here/redis_py.py" "$port"
 else
     echo "SKIPPED: redis-py, since python3 with pip is not there"

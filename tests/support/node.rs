@@ -215,8 +215,12 @@ impl Guarded {
     /// Starts `command`; `directory` is removed with it should nobody else come to that.
     pub fn spawn(mut command: Command, directory: &Path) -> Guarded {
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        // The process may still make a file while it dies, so its end is waited for.
+        const GUARD: &str = r#"cat >/dev/null; kill -9 "$1"
+            for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$1" 2>/dev/null || break; sleep 0.1; done
+            rm -rf "$2""#;
         let guard = Command::new("sh")
-            .args(["-c", r#"cat >/dev/null; kill -9 "$1"; rm -rf "$2""#, "guard", &child.id().to_string()])
+            .args(["-c", GUARD, "guard", &child.id().to_string()])
             .arg(directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -16,6 +16,7 @@ use crate::storage::HardStateRecord;
 use crate::storage::LogBatch;
 use crate::storage::LogStore;
 use crate::storage::StorageError;
+use crate::telemetry::metrics::RAFT_FSYNC_SECONDS;
 use crate::types::GroupId;
 
 /// What the writer is asked to do.
@@ -46,7 +47,11 @@ pub fn write(
 ) -> Result<(), StorageError> {
     let start = clock.monotonic();
     log.write(batch, sync)?;
-    counters.log_written(clock.monotonic().micros_since(start));
+    let micros = clock.monotonic().micros_since(start);
+    counters.log_written(micros);
+    if sync {
+        metrics::histogram!(RAFT_FSYNC_SECONDS).record(micros as f64 / 1e6);
+    }
     Ok(())
 }
 
