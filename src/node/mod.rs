@@ -46,7 +46,7 @@ use crate::types::GroupId;
 /// The state is in memory; RocksDB's cache serves little but the loading of it.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
 /// Memtables of all groups' `data/` together.
-const WRITE_BUFFER_BYTES: usize = 128 << 20;
+const WRITE_BUFFER_BYTES: usize = 64 << 20;
 /// How often a level that CONFIG SET changed is looked for.
 const CONFIG_LOOK_INTERVAL: Duration = Duration::from_millis(500);
 

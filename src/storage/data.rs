@@ -23,7 +23,7 @@ use crate::storage::checkpoint;
 use crate::types::GroupId;
 
 /// Size of one group's memtable: how much a flush writes at once when nobody asks earlier.
-const MEMTABLE_BYTES: usize = 64 << 20;
+const MEMTABLE_BYTES: usize = 32 << 20;
 /// How much of a table a scan reads ahead.
 const SCAN_READAHEAD: usize = 2 << 20;
 /// No row key starts with this byte, so it ends every range.

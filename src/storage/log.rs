@@ -46,7 +46,7 @@ const HARD_STATE: &[u8] = b"h";
 const CRC_LENGTH: usize = 4;
 /// Size of one memtable. Large, because a log is mostly deleted before anybody reads it: entries that are
 /// purged while in memory never cost a table.
-const MEMTABLE_BYTES: usize = 64 << 20;
+const MEMTABLE_BYTES: usize = 32 << 20;
 /// Memtables at most: one that fills and three that wait for a slow disk.
 const MEMTABLES_MAX: i32 = 4;
 /// Reads of the log are rare (a slow follower, a start), so the cache is small.
@@ -304,6 +304,12 @@ impl LogStore {
         let mut batch = WriteBatch::default();
         batch.delete_range(entry_key(group, 0).as_slice(), &entry_key_after(group, up_to.0));
         self.db.write_opt(batch, &self.unsynced)?;
+        Ok(())
+    }
+
+    /// Moves what memory holds to tables, where purged entries cost nothing: for times without load.
+    pub fn release_memory(&self) -> Result<(), StorageError> {
+        self.db.flush()?;
         Ok(())
     }
 

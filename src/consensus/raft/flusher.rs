@@ -29,6 +29,12 @@ use crate::types::Term;
 
 /// The log is purged after this many entries, whatever their size.
 const PURGE_ENTRIES: u64 = 100_000;
+/// A node without writes for about this many seconds brings its memory to disk: the next start has nothing
+/// to replay, and RocksDB's memory is free.
+const IDLE_SECONDS: u32 = 2;
+/// But not for less than this: a few small entries now and then are not worth tables of their own.
+const IDLE_PURGE_ENTRIES: u64 = 1_000;
+const IDLE_PURGE_BYTES: u64 = 1 << 20;
 
 /// What the flusher is asked to do.
 pub enum FlushJob {
@@ -51,6 +57,10 @@ pub struct Flusher {
     pub busy: Arc<AtomicBool>,
     /// Everything up to here was purged from the log.
     pub purged: LogIndex,
+    /// Rows up to here were written.
+    pub written: LogIndex,
+    /// Seconds since rows came.
+    pub idle_seconds: u32,
 }
 
 impl Flusher {
@@ -95,6 +105,21 @@ impl Flusher {
         if self.config.get().appendfsync == AppendFsync::EverySec && self.shared.counters.take_unsynced() {
             self.log.sync()?;
         }
+        self.idle_seconds = self.idle_seconds.saturating_add(1);
+        let entries = self.written.0 - self.purged.0;
+        let is_worth_it = entries >= IDLE_PURGE_ENTRIES || self.shared.log_bytes() >= IDLE_PURGE_BYTES;
+        if self.idle_seconds == IDLE_SECONDS && entries > 0 && is_worth_it {
+            self.purge(self.written)?;
+            self.log.release_memory()?;
+        }
+        Ok(())
+    }
+
+    fn purge(&mut self, index: LogIndex) -> Result<(), StorageError> {
+        self.data.flush()?;
+        self.log.purge(self.group, index)?;
+        self.shared.reset_log_bytes();
+        self.purged = index;
         Ok(())
     }
 
@@ -106,12 +131,10 @@ impl Flusher {
         self.data.write(batch)?;
         self.watermark.advance(term, index)?;
         self.shared.counters.set_flushed(index);
+        (self.written, self.idle_seconds) = (index, 0);
         let entries = index.0 - self.purged.0;
         if entries >= PURGE_ENTRIES || self.shared.log_bytes() >= self.config.get().log_max_bytes {
-            self.data.flush()?;
-            self.log.purge(self.group, index)?;
-            self.shared.reset_log_bytes();
-            self.purged = index;
+            self.purge(index)?;
         }
         Ok(())
     }

@@ -372,6 +372,8 @@ impl Replica {
                 mailbox: Arc::clone(&flusher),
                 busy: Arc::clone(&busy),
                 purged: applied,
+                written: applied,
+                idle_seconds: 0,
             }
             .start()?,
         );
