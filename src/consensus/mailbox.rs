@@ -40,16 +40,36 @@ impl<T> Mailbox<T> {
         }
     }
 
-    /// Takes everything that waits, after waiting at most `at_most` for something to come.
-    /// `into` must be empty; it stays empty when nothing came.
-    pub fn receive(&self, into: &mut Vec<T>, at_most: Duration) {
+    /// Puts a message in without waking the receiver: the sender sees to it that somebody looks soon.
+    pub fn post(&self, message: T) {
+        self.inner.lock().waiting.push(message);
+    }
+
+    /// True when nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.inner.lock().waiting.is_empty()
+    }
+
+    /// Takes everything that waits. `into` must be empty.
+    pub fn take(&self, into: &mut Vec<T>) {
+        std::mem::swap(&mut self.inner.lock().waiting, into);
+    }
+
+    /// Waits until something was sent, at most so long.
+    pub fn wait(&self, at_most: Duration) {
         let mut inner = self.inner.lock();
-        if inner.waiting.is_empty() && !at_most.is_zero() {
+        if inner.waiting.is_empty() {
             inner.receiver_sleeps = true;
             self.arrived.wait_for(&mut inner, at_most);
             inner.receiver_sleeps = false;
         }
-        std::mem::swap(&mut inner.waiting, into);
+    }
+
+    /// Takes everything that waits, after waiting at most `at_most` for something to come.
+    /// `into` must be empty; it stays empty when nothing came.
+    pub fn receive(&self, into: &mut Vec<T>, at_most: Duration) {
+        self.wait(at_most);
+        self.take(into);
     }
 }
 

@@ -97,8 +97,11 @@ pub struct Status {
 
 /// One engine of agreement for one group.
 pub trait Replicator: Send + Sync {
-    /// Proposes a batch; the replies come after apply. Never waits.
+    /// Takes a batch; the replies come after apply. Never waits. [`Replicator::sweep`] gets it under way.
     fn propose(&self, batch: Batch, reply: ReplySender);
+    /// Gets under way what was proposed, on this thread, unless another one is at it. Never waits for the disk
+    /// or for peers.
+    fn sweep(&self);
     /// Asks for a read barrier: answered when everything that was acknowledged before the call is applied here.
     fn barrier(&self, done: oneshot::Sender<Result<(), ProposeError>>);
     /// True while reads from the applied state are linearizable without a barrier.
@@ -137,7 +140,13 @@ impl Group {
     ) -> impl Future<Output = Result<Vec<Reply>, ProposeError>> + Send + use<> {
         let (sender, receiver) = oneshot::channel();
         self.replicator.propose(batch, sender);
-        async move { receiver.await.unwrap_or(Err(ProposeError::OutcomeUnknown)) }
+        let replicator = Arc::clone(&self.replicator);
+        async move {
+            // The tasks that are ready now add theirs first: what they propose shares the entry and the sync.
+            tokio::task::yield_now().await;
+            replicator.sweep();
+            receiver.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+        }
     }
 
     /// The applied state, if this node may answer linearizable reads from it right now.

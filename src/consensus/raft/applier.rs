@@ -1,16 +1,14 @@
-//! The thread that applies committed entries, in order, and answers those who wait for them.
+//! Applies committed entries, in order, answers those who wait for them, and hands changed rows to the flusher.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::RwLock;
 use raft::eraftpb::Entry;
 
 use crate::clock::Clock;
-use crate::consensus::ProposeError;
 use crate::consensus::ReplySender;
 use crate::consensus::mailbox::Mailbox;
 use crate::consensus::raft::flusher::FlushJob;
@@ -38,47 +36,22 @@ pub struct ApplyJob {
     pub replies: Vec<Vec<Option<ReplySender>>>,
 }
 
-/// What the applier is asked to do.
-pub enum ApplierJob {
-    Apply(ApplyJob),
-    /// Hand everything to the flusher and end.
-    Stop,
-}
-
-/// State of the applier thread.
+/// What applies, and where the changed rows go.
 pub struct Applier {
     pub state: Arc<RwLock<State>>,
     pub shared: Arc<Shared>,
-    pub mailbox: Arc<Mailbox<ApplierJob>>,
     pub flusher: Arc<Mailbox<FlushJob>>,
     pub flusher_busy: Arc<AtomicBool>,
     pub clock: Arc<dyn Clock>,
     pub flush_interval: Millis,
     pub last_flush: Monotonic,
+    /// The last index whose rows were handed to the flusher.
+    pub flushed: LogIndex,
 }
 
 impl Applier {
-    /// Starts the thread.
-    pub fn start(mut self) -> std::io::Result<JoinHandle<()>> {
-        std::thread::Builder::new().name("apply".into()).spawn(move || {
-            let mut jobs = Vec::new();
-            loop {
-                self.mailbox.receive(&mut jobs, Duration::from_millis(self.flush_interval.0.clamp(10, 1000)));
-                for job in jobs.drain(..) {
-                    match job {
-                        ApplierJob::Apply(job) => self.apply(job),
-                        ApplierJob::Stop => {
-                            self.flush_everything();
-                            return;
-                        }
-                    }
-                }
-                self.flush_when_due();
-            }
-        })
-    }
-
-    fn apply(&mut self, job: ApplyJob) {
+    /// Applies entries and answers. When this returns they are applied.
+    pub fn apply(&mut self, job: ApplyJob) {
         let mut entries = job.entries.iter().zip(job.replies).peekable();
         let mut done: Vec<(ReplySender, BatchReplies)> = Vec::new();
         while entries.peek().is_some() {
@@ -96,9 +69,8 @@ impl Applier {
                     break;
                 }
             }
-            let (applied, earliest) = (state.meta().applied, state.earliest_deadline());
+            self.shared.set_applied(state.meta().applied, state.earliest_deadline());
             drop(state);
-            self.shared.on_applied(applied, earliest);
             for (reply, answers) in done.drain(..) {
                 // The connection may be gone; then nobody wants to know.
                 let _ = reply.send(Ok(answers));
@@ -106,12 +78,13 @@ impl Applier {
         }
     }
 
-    fn flush_when_due(&mut self) {
-        let (pending, moved) = {
+    /// Hands changed rows to the flusher when enough changed or enough time has passed.
+    pub fn flush_when_due(&mut self) {
+        let (pending, applied) = {
             let state = self.state.read();
-            (state.pending_changes(), state.meta().applied > self.shared.counters.flush_requested())
+            (state.pending_changes(), state.meta().applied)
         };
-        if !moved {
+        if applied == self.flushed {
             return;
         }
         let now = self.clock.monotonic();
@@ -133,20 +106,14 @@ impl Applier {
             (batch, state.meta().applied, state.meta().applied_term)
         };
         self.last_flush = now;
-        self.shared.counters.set_flush_requested(index);
+        self.flushed = index;
         self.flusher_busy.store(true, Ordering::Release);
         self.flusher.send(FlushJob::Rows { batch, index, term });
     }
 
-    fn flush_everything(&mut self) {
+    /// Hands everything to the flusher, and ends it.
+    pub fn finish(&mut self) {
         self.flush(self.clock.monotonic());
         self.flusher.send(FlushJob::Stop);
-    }
-}
-
-/// Refuses those who wait for entries that will not be applied any more.
-pub fn refuse(job: ApplyJob, error: &ProposeError) {
-    for reply in job.replies.into_iter().flatten().flatten() {
-        let _ = reply.send(Err(error.clone()));
     }
 }

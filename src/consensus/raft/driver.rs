@@ -1,11 +1,13 @@
-//! The thread that drives a group's core: everything that arrived, then one drain, then the I/O.
+//! Drives a group's core: everything that arrived, then one drain, then what follows from it.
 //!
 //! One sweep: take all events ─► step the core ─► pack and propose what waits, as far as the window is open
-//! ─► drain ─► hand entries to the log, committed entries to the applier. Nothing here waits for the disk
-//! but a write that `appendfsync` lets go unsynced, which goes to the page cache.
+//! ─► drain ─► hand entries to the log, apply committed ones. Nothing here waits for the disk but a write
+//! that `appendfsync` lets go unsynced, which goes to the page cache.
+//!
+//! A sweep runs on whichever thread has something for it ([`crate::consensus::raft::replica`]): waking
+//! another thread costs more than the sweep itself.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use raft::StateRole;
@@ -19,7 +21,7 @@ use crate::consensus::ProposeError;
 use crate::consensus::Role;
 use crate::consensus::cluster_clock::ClusterClock;
 use crate::consensus::mailbox::Mailbox;
-use crate::consensus::raft::applier::ApplierJob;
+use crate::consensus::raft::applier::Applier;
 use crate::consensus::raft::applier::ApplyJob;
 use crate::consensus::raft::group_core::GroupCore;
 use crate::consensus::raft::group_core::Input;
@@ -51,8 +53,6 @@ const CACHE_ENTRIES: usize = 4096;
 /// While anything has a deadline, the log gets a stamp at least this often: after a total outage the
 /// cluster clock goes on from the last stamp, so leases are late by no more than this.
 const STAMP_INTERVAL: Millis = Millis(10_000);
-/// Applied but not yet told to the core: more than this many entries close the window.
-const UNAPPLIED_MAX: u64 = 256;
 
 type Done = oneshot::Sender<Result<(), ProposeError>>;
 
@@ -60,8 +60,6 @@ type Done = oneshot::Sender<Result<(), ProposeError>>;
 pub enum Event {
     Submit(Submission),
     Persisted(u64),
-    /// The applier moved on, and the driver had asked to be told.
-    Applied,
     Barrier(Done),
     Stop,
 }
@@ -71,19 +69,19 @@ pub enum Event {
 struct Barriers {
     waiting: Vec<Done>,
     round: Option<(u64, Vec<Done>)>,
-    ready: Vec<(u64, Done)>,
+    ready: Vec<(u64, Option<Done>)>,
     /// Number of the last round; never repeated in this process.
     context: u64,
 }
 
-/// State of the driver thread.
+/// What one sweep after the other works on.
 pub struct Driver {
     core: GroupCore,
     group: GroupId,
     shared: Arc<Shared>,
     log: Arc<LogStore>,
     writer: Arc<Mailbox<WriterJob>>,
-    applier: Arc<Mailbox<ApplierJob>>,
+    applier: Applier,
     cluster_clock: Arc<ClusterClock>,
     clock: Arc<dyn Clock>,
     config: SharedConfig,
@@ -93,10 +91,6 @@ pub struct Driver {
     writes_out: usize,
     /// The last token given to the writer.
     last_token: u64,
-    /// What the core was told of the applied index.
-    told_applied: u64,
-    /// The last index handed to the applier.
-    handed_over: u64,
     last_stamp: Stamps,
     last_proposal: Monotonic,
     /// This replica leads and has queued its LEADER-START.
@@ -119,13 +113,13 @@ impl Driver {
         group: GroupId,
         shared: Arc<Shared>,
         log: Arc<LogStore>,
-        (writer, applier): (Arc<Mailbox<WriterJob>>, Arc<Mailbox<ApplierJob>>),
+        writer: Arc<Mailbox<WriterJob>>,
+        applier: Applier,
         cluster_clock: Arc<ClusterClock>,
         clock: Arc<dyn Clock>,
         config: SharedConfig,
     ) -> Driver {
         let now = clock.monotonic();
-        let applied = shared.applied();
         Driver {
             core,
             group,
@@ -140,8 +134,6 @@ impl Driver {
             barriers: Barriers::default(),
             writes_out: 0,
             last_token: 0,
-            told_applied: applied,
-            handed_over: applied,
             last_stamp: Stamps { clock: ClusterTime(0), wall: WallMillis(0), seed: 0 },
             last_proposal: now,
             leading: false,
@@ -163,28 +155,28 @@ impl Driver {
         self
     }
 
-    /// Starts the thread.
-    pub fn start(mut self) -> std::io::Result<JoinHandle<()>> {
-        std::thread::Builder::new().name("raft".into()).spawn(move || {
-            if self.core.is_only_voter() {
-                self.step(Input::Campaign);
-            }
-            let mut events = Vec::new();
-            while !(self.stopping && self.is_idle()) {
-                self.sweep(&mut events);
-                let wait = self.time_to_wait();
-                self.shared.events.receive(&mut events, wait);
-            }
-            self.writer.send(WriterJob::Stop);
-            self.applier.send(ApplierJob::Stop);
-        })
+    /// A group of one voter need not wait for anybody to stand for election.
+    pub fn campaign_if_alone(&mut self) {
+        if self.core.is_only_voter() {
+            self.step(Input::Campaign);
+        }
     }
 
-    fn is_idle(&self) -> bool {
-        self.proposer.is_idle() && self.shared.applied() >= self.handed_over
+    /// True once a stop was asked for and everything proposed before has its outcome.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.stopping && self.proposer.is_idle()
     }
 
-    fn time_to_wait(&self) -> Duration {
+    /// Hands everything on that goes to disk, and ends the threads that do it.
+    pub fn finish(&mut self) {
+        self.writer.send(WriterJob::Stop);
+        self.applier.finish();
+    }
+
+    /// How long nothing needs to be done unless something arrives.
+    #[must_use]
+    pub fn time_to_wait(&self) -> Duration {
         let now = self.clock.monotonic();
         let tick = self.next_tick.since(now);
         let deadline = if self.expire_pending || !self.leading {
@@ -195,12 +187,12 @@ impl Driver {
         Duration::from_millis(tick.min(deadline).0.clamp(1, self.tick.0))
     }
 
-    fn sweep(&mut self, events: &mut Vec<Event>) {
+    /// Takes what arrived and does what follows. `events` is empty afterwards.
+    pub fn sweep(&mut self, events: &mut Vec<Event>) {
         for event in events.drain(..) {
             self.on_event(event);
         }
         self.on_time();
-        self.tell_applied();
         self.round_of_barriers();
         loop {
             self.propose_waiting();
@@ -217,7 +209,7 @@ impl Driver {
                 break;
             }
         }
-        self.answer_barriers();
+        self.applier.flush_when_due();
         self.shared.set_progress(self.core.commit_index(), self.proposer.in_flight());
     }
 
@@ -228,7 +220,6 @@ impl Driver {
                 self.writes_out = if token >= self.last_token { 0 } else { self.writes_out };
                 self.step(Input::Persisted(token));
             }
-            Event::Applied => {}
             Event::Barrier(done) => self.barriers.waiting.push(done),
             Event::Stop => {
                 self.stopping = true;
@@ -261,24 +252,6 @@ impl Driver {
         }
     }
 
-    fn tell_applied(&mut self) {
-        let applied = self.shared.applied();
-        if applied > self.told_applied {
-            self.told_applied = applied;
-            self.step(Input::Applied(applied));
-            let (entries, bytes) = self.core.cached();
-            if entries > CACHE_ENTRIES || bytes > CACHE_BYTES {
-                self.step(Input::Compact(applied));
-            }
-        }
-        if self.serve_from.is_some_and(|index| applied >= index) && self.core.is_only_voter() {
-            self.serve_from = None;
-            self.shared.set_may_read(true);
-        } else if self.serve_from.is_some() {
-            self.shared.wait_for_apply();
-        }
-    }
-
     // ---- proposing --------------------------------------------------------------------------------
 
     fn propose_waiting(&mut self) {
@@ -288,8 +261,7 @@ impl Driver {
             }
             return;
         }
-        while self.window_is_open() {
-            let Some(packed) = self.proposer.pack() else { return };
+        while let Some(packed) = self.proposer.pack() {
             self.last_stamp = self.stamp();
             self.last_proposal = self.clock.monotonic();
             let own = packed.replies.iter().filter(|reply| reply.is_none()).count();
@@ -313,16 +285,6 @@ impl Driver {
         }
     }
 
-    /// Entries handed to the applier count, too: a slow apply must fill the queue, not memory.
-    fn window_is_open(&self) -> bool {
-        let open = || self.handed_over.saturating_sub(self.shared.applied()) < UNAPPLIED_MAX;
-        if open() {
-            return true;
-        }
-        self.shared.wait_for_apply();
-        open()
-    }
-
     fn stamp(&self) -> Stamps {
         Stamps {
             clock: self.cluster_clock.now().max(self.last_stamp.clock),
@@ -340,7 +302,7 @@ impl Driver {
     fn on_output(&mut self, output: Output) {
         match output {
             Output::Persist(persist) => self.persist(persist),
-            Output::Apply(entries) => self.hand_over(entries),
+            Output::Apply(entries) => self.apply(entries),
             Output::Role { role, term, leader } => self.on_role(role, term, leader),
             Output::ReadReady { context, index } => self.on_read_ready(context, index),
             // A cluster of one has nobody to send to; the peers' links come with the internal port.
@@ -371,13 +333,23 @@ impl Driver {
         self.step(Input::Persisted(persist.token));
     }
 
-    fn hand_over(&mut self, entries: Vec<Entry>) {
+    fn apply(&mut self, entries: Vec<Entry>) {
         let replies = entries.iter().map(|entry| self.proposer.committed(entry)).collect::<Vec<_>>();
         if replies.iter().flatten().any(Option::is_none) {
             self.expire_pending = false;
         }
-        self.handed_over = entries.last().map_or(self.handed_over, |entry| entry.index);
-        self.applier.send(ApplierJob::Apply(ApplyJob { entries, replies }));
+        self.applier.apply(ApplyJob { entries, replies });
+        let applied = self.shared.applied();
+        self.step(Input::Applied(applied));
+        let (entries, bytes) = self.core.cached();
+        if entries > CACHE_ENTRIES || bytes > CACHE_BYTES {
+            self.step(Input::Compact(applied));
+        }
+        if self.serve_from.is_some_and(|index| applied >= index) && self.core.is_only_voter() {
+            self.serve_from = None;
+            self.shared.set_may_read(true);
+        }
+        self.answer_barriers(applied);
     }
 
     fn on_role(&mut self, role: StateRole, term: u64, leader: u64) {
@@ -426,23 +398,19 @@ impl Driver {
             && *under_way == context
             && let Some((_, waiting)) = self.barriers.round.take()
         {
-            self.barriers.ready.extend(waiting.into_iter().map(|done| (index, done)));
+            self.barriers.ready.extend(waiting.into_iter().map(|done| (index, Some(done))));
+            self.answer_barriers(self.shared.applied());
         }
     }
 
-    fn answer_barriers(&mut self) {
-        if self.barriers.ready.is_empty() {
-            return;
-        }
-        self.shared.wait_for_apply();
-        let applied = self.shared.applied();
-        for (index, done) in std::mem::take(&mut self.barriers.ready) {
-            if index <= applied {
+    fn answer_barriers(&mut self, applied: u64) {
+        self.barriers.ready.retain_mut(|(index, done)| {
+            let is_applied = *index <= applied;
+            if is_applied && let Some(done) = done.take() {
                 let _ = done.send(Ok(()));
-            } else {
-                self.barriers.ready.push((index, done));
             }
-        }
+            !is_applied
+        });
     }
 }
 

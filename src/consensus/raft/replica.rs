@@ -1,9 +1,12 @@
-//! One group's replica on this node: boot, the handle that others hold, and the end.
+//! One group's replica on this node: boot, the handle that others hold, its threads, and the end.
 //!
 //! ```text
-//! connections ──propose──► driver ──Persist──► log writer ──Persisted──► driver ──Apply──► applier ──► replies
-//!                                                                                   └─rows─► flusher ─► data/
+//! connections ──propose──► driver ──Persist──► log writer ──Persisted──► driver ──► apply ──► replies
+//!                                                                                    └─rows─► flusher ──► data/
 //! ```
+//! The driver is not a thread but a state behind a lock, and whoever has something for it sweeps: a connection
+//! after it proposed, the `raft` thread when a write has become durable or time has passed. Who finds the
+//! lock taken leaves its event in the mailbox; whoever holds the lock looks there again after giving it back.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -13,6 +16,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
+use parking_lot::Mutex;
 use parking_lot::RwLock;
 use raft::eraftpb::ConfState;
 use raft::eraftpb::Entry;
@@ -99,7 +103,6 @@ pub struct Counters {
     log_writes: AtomicU64,
     log_write_micros: AtomicU64,
     flushed: AtomicU64,
-    flush_requested: AtomicU64,
     unsynced: AtomicBool,
 }
 
@@ -126,17 +129,6 @@ impl Counters {
         self.flushed.store(index.0, Ordering::Release);
     }
 
-    /// Rows up to here were handed to the flusher.
-    pub fn set_flush_requested(&self, index: LogIndex) {
-        self.flush_requested.store(index.0, Ordering::Release);
-    }
-
-    /// Rows up to here were handed to the flusher.
-    #[must_use]
-    pub fn flush_requested(&self) -> LogIndex {
-        LogIndex(self.flush_requested.load(Ordering::Acquire))
-    }
-
     /// Batches that were refused.
     pub fn failed(&self, count: usize) {
         self.proposals_failed.fetch_add(count as u64, Ordering::Relaxed);
@@ -149,8 +141,6 @@ pub struct Shared {
     pub counters: Arc<Counters>,
     applied: AtomicU64,
     earliest_deadline: AtomicU64,
-    /// The driver wants to hear of the next apply, because it has to wait for it.
-    driver_waits: AtomicBool,
     role: AtomicU8,
     term: AtomicU64,
     leader: AtomicU64,
@@ -169,7 +159,6 @@ impl Shared {
             counters,
             applied: AtomicU64::new(state.meta().applied.0),
             earliest_deadline: AtomicU64::new(state.earliest_deadline().0),
-            driver_waits: AtomicBool::new(false),
             role: AtomicU8::new(role_code(Role::Follower)),
             term: AtomicU64::new(0),
             leader: AtomicU64::new(0),
@@ -182,24 +171,16 @@ impl Shared {
         }
     }
 
-    /// The applier has applied up to here; `earliest` is when something ends next.
-    pub fn on_applied(&self, applied: LogIndex, earliest: ClusterTime) {
+    /// Everything up to here is applied; `earliest` is when something ends next.
+    pub fn set_applied(&self, applied: LogIndex, earliest: ClusterTime) {
         self.earliest_deadline.store(earliest.0, Ordering::Release);
         self.applied.store(applied.0, Ordering::SeqCst);
-        if self.driver_waits.swap(false, Ordering::SeqCst) {
-            self.events.send(Event::Applied);
-        }
     }
 
     /// The applied index.
     #[must_use]
     pub fn applied(&self) -> u64 {
         self.applied.load(Ordering::SeqCst)
-    }
-
-    /// Asks the applier to send [`Event::Applied`] once. Look at [`Shared::applied`] again afterwards.
-    pub fn wait_for_apply(&self) {
-        self.driver_waits.store(true, Ordering::SeqCst);
     }
 
     /// When something ends next.
@@ -254,8 +235,8 @@ impl Shared {
     }
 }
 
-impl Replicator for Shared {
-    fn propose(&self, batch: Batch, reply: ReplySender) {
+impl Shared {
+    fn submit(&self, batch: Batch, reply: ReplySender) {
         let bytes = batch.bytes();
         if self.stopping.load(Ordering::Acquire) {
             return self.refuse(reply, ProposeError::Stopped);
@@ -269,10 +250,10 @@ impl Replicator for Shared {
             return self.refuse(reply, ProposeError::Overloaded);
         }
         self.counters.proposals.fetch_add(1, Ordering::Relaxed);
-        self.events.send(Event::Submit(Submission { batch, reply: Some(reply) }));
+        self.events.post(Event::Submit(Submission { batch, reply: Some(reply) }));
     }
 
-    fn barrier(&self, done: oneshot::Sender<Result<(), ProposeError>>) {
+    fn ask_barrier(&self, done: oneshot::Sender<Result<(), ProposeError>>) {
         if self.stopping.load(Ordering::Acquire) {
             let _ = done.send(Err(ProposeError::Stopped));
         } else {
@@ -280,11 +261,9 @@ impl Replicator for Shared {
         }
     }
 
-    fn may_read(&self) -> bool {
-        self.may_read.load(Ordering::SeqCst)
-    }
-
-    fn status(&self) -> Status {
+    /// Where the group stands.
+    #[must_use]
+    pub fn status(&self) -> Status {
         let leader = self.leader.load(Ordering::Acquire);
         Status {
             role: role_of(self.role.load(Ordering::Acquire)),
@@ -300,6 +279,72 @@ impl Replicator for Shared {
             log_write_micros: self.counters.log_write_micros.load(Ordering::Relaxed),
             flushed: LogIndex(self.counters.flushed.load(Ordering::Acquire)),
         }
+    }
+}
+
+/// The driver, and how threads take turns at it.
+struct Engine {
+    shared: Arc<Shared>,
+    driver: Mutex<Driver>,
+}
+
+impl Engine {
+    /// The `raft` thread: sweeps when something became durable, and when time has passed.
+    fn run(&self) {
+        loop {
+            let wait = {
+                let mut driver = self.driver.lock();
+                self.sweep_with(&mut driver);
+                if driver.has_stopped() {
+                    driver.finish();
+                    return;
+                }
+                driver.time_to_wait()
+            };
+            self.shared.events.wait(wait);
+        }
+    }
+
+    fn sweep_with(&self, driver: &mut Driver) {
+        let guard = StopOnPanic;
+        let mut events = Vec::new();
+        self.shared.events.take(&mut events);
+        driver.sweep(&mut events);
+        std::mem::forget(guard);
+    }
+}
+
+/// A core that panicked half way must not go on: other threads would find it half changed.
+struct StopOnPanic;
+
+impl Drop for StopOnPanic {
+    fn drop(&mut self) {
+        stop_process("the consensus core panicked", &"see the lines above");
+    }
+}
+
+impl Replicator for Engine {
+    fn propose(&self, batch: Batch, reply: ReplySender) {
+        self.shared.submit(batch, reply);
+    }
+
+    fn sweep(&self) {
+        while !self.shared.events.is_empty() {
+            let Some(mut driver) = self.driver.try_lock() else { return };
+            self.sweep_with(&mut driver);
+        }
+    }
+
+    fn barrier(&self, done: oneshot::Sender<Result<(), ProposeError>>) {
+        self.shared.ask_barrier(done);
+    }
+
+    fn may_read(&self) -> bool {
+        self.shared.may_read.load(Ordering::SeqCst)
+    }
+
+    fn status(&self) -> Status {
+        self.shared.status()
     }
 }
 
@@ -349,7 +394,6 @@ impl Replica {
         let booted = Boot::read(&parts, &state)?;
         let counters = Arc::new(Counters::default());
         counters.set_flushed(state.meta().applied);
-        counters.set_flush_requested(state.meta().applied);
         let shared = Arc::new(Shared::new(&state, Arc::clone(&counters)));
         let clock = Arc::new(ClusterClock::starting_at(booted.last_clock, Arc::clone(&parts.clock)));
         let applied = state.meta().applied;
@@ -358,7 +402,7 @@ impl Replica {
             lease_failover_grace: config.lease_failover_grace,
         };
         let state = Arc::new(RwLock::new(state));
-        let (writer, applier, flusher) = (Arc::default(), Arc::default(), Arc::default());
+        let (writer, flusher) = (Arc::default(), Arc::default());
         let busy = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         threads.push(
@@ -377,19 +421,16 @@ impl Replica {
             }
             .start()?,
         );
-        threads.push(
-            Applier {
-                state: Arc::clone(&state),
-                shared: Arc::clone(&shared),
-                mailbox: Arc::clone(&applier),
-                flusher,
-                flusher_busy: busy,
-                clock: Arc::clone(&parts.clock),
-                flush_interval: config.flush_interval,
-                last_flush: parts.clock.monotonic(),
-            }
-            .start()?,
-        );
+        let applier = Applier {
+            state: Arc::clone(&state),
+            shared: Arc::clone(&shared),
+            flusher,
+            flusher_busy: busy,
+            clock: Arc::clone(&parts.clock),
+            flush_interval: config.flush_interval,
+            last_flush: parts.clock.monotonic(),
+            flushed: applied,
+        };
         let events = Arc::clone(&shared);
         threads.push(log_writer::start(
             parts.group,
@@ -402,18 +443,23 @@ impl Replica {
         let outage = booted.outage(clock.wall());
         let core = booted.core(&config)?;
         let tick = Millis((config.election_timeout.0 / 10).max(1));
-        let driver = Driver::new(
+        let mut driver = Driver::new(
             core,
             parts.group,
             Arc::clone(&shared),
             parts.log,
-            (writer, applier),
+            writer,
+            applier,
             Arc::clone(&clock),
             parts.clock,
             parts.config,
-        );
-        threads.push(driver.with_start(settings, outage, tick).start()?);
-        let replicator: Arc<dyn Replicator> = Arc::clone(&shared) as Arc<dyn Replicator>;
+        )
+        .with_start(settings, outage, tick);
+        driver.campaign_if_alone();
+        let engine = Arc::new(Engine { shared: Arc::clone(&shared), driver: Mutex::new(driver) });
+        let runner = Arc::clone(&engine);
+        threads.push(std::thread::Builder::new().name("raft".into()).spawn(move || runner.run())?);
+        let replicator: Arc<dyn Replicator> = engine;
         Ok(Replica { group: Group::new(replicator, state, clock), shared, threads })
     }
 
@@ -563,7 +609,7 @@ mod tests {
             clock: Arc::new(SystemClock::start()),
         };
         let replica = Replica::start(parts).unwrap();
-        while !replica.shared.may_read() {
+        while replica.group().try_read().is_none() {
             std::thread::yield_now();
         }
         replica
