@@ -40,14 +40,22 @@ impl<T> Mailbox<T> {
         }
     }
 
-    /// Puts a message in without waking the receiver: the sender sees to it that somebody looks soon.
-    pub fn post(&self, message: T) {
-        self.inner.lock().waiting.push(message);
+    /// Puts a message in without waking the receiver. True when nothing waited before: then it is for this
+    /// sender to see to it that somebody looks soon.
+    pub fn post(&self, message: T) -> bool {
+        let mut inner = self.inner.lock();
+        inner.waiting.push(message);
+        inner.waiting.len() == 1
+    }
+
+    /// How many messages wait.
+    pub fn len(&self) -> usize {
+        self.inner.lock().waiting.len()
     }
 
     /// True when nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.inner.lock().waiting.is_empty()
+        self.len() == 0
     }
 
     /// Takes everything that waits. `into` must be empty.

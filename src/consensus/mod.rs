@@ -97,8 +97,13 @@ pub struct Status {
 
 /// One engine of agreement for one group.
 pub trait Replicator: Send + Sync {
-    /// Takes a batch; the replies come after apply. Never waits. [`Replicator::sweep`] gets it under way.
-    fn propose(&self, batch: Batch, reply: ReplySender);
+    /// Takes a batch; the replies come after apply. Never waits. True when nothing waited before: then the
+    /// caller must call [`Replicator::sweep`] soon, for itself and all that come meanwhile.
+    #[must_use]
+    fn propose(&self, batch: Batch, reply: ReplySender) -> bool;
+    /// How many wait to be swept, when it pays to let more come first: a sync costs the same for one and for
+    /// many. `None` when it does not.
+    fn gathering(&self) -> Option<usize>;
     /// Gets under way what was proposed, on this thread, unless another one is at it. Never waits for the disk
     /// or for peers.
     fn sweep(&self);
@@ -112,6 +117,32 @@ pub trait Replicator: Send + Sync {
 
 /// A read borrow of the applied state.
 pub type StateGuard<'a> = RwLockReadGuard<'a, State>;
+
+/// The duty to sweep, of who proposed first. Done when this is dropped, so that a connection that ends leaves
+/// nobody waiting.
+struct Turn {
+    replicator: Arc<dyn Replicator>,
+}
+
+impl Turn {
+    /// Lets the tasks that are ready add theirs: what they propose shares the entry and the sync.
+    async fn gather(self) {
+        let mut seen = 0;
+        loop {
+            tokio::task::yield_now().await;
+            match self.replicator.gathering() {
+                Some(waiting) if waiting > seen => seen = waiting,
+                _ => return,
+            }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.replicator.sweep();
+    }
+}
 
 /// Handle of one group on this node; cheap to clone.
 #[derive(Clone)]
@@ -139,12 +170,12 @@ impl Group {
         batch: Batch,
     ) -> impl Future<Output = Result<Vec<Reply>, ProposeError>> + Send + use<> {
         let (sender, receiver) = oneshot::channel();
-        self.replicator.propose(batch, sender);
-        let replicator = Arc::clone(&self.replicator);
+        let is_first = self.replicator.propose(batch, sender);
+        let turn = is_first.then(|| Turn { replicator: Arc::clone(&self.replicator) });
         async move {
-            // The tasks that are ready now add theirs first: what they propose shares the entry and the sync.
-            tokio::task::yield_now().await;
-            replicator.sweep();
+            if let Some(turn) = turn {
+                turn.gather().await;
+            }
             receiver.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
         }
     }

@@ -77,6 +77,8 @@ struct Barriers {
 /// What one sweep after the other works on.
 pub struct Driver {
     core: GroupCore,
+    /// The only voter: nobody waits for heartbeats or acknowledgements while this thread syncs.
+    is_alone: bool,
     group: GroupId,
     shared: Arc<Shared>,
     log: Arc<LogStore>,
@@ -121,6 +123,7 @@ impl Driver {
     ) -> Driver {
         let now = clock.monotonic();
         Driver {
+            is_alone: core.is_only_voter(),
             core,
             group,
             shared,
@@ -157,7 +160,7 @@ impl Driver {
 
     /// A group of one voter need not wait for anybody to stand for election.
     pub fn campaign_if_alone(&mut self) {
-        if self.core.is_only_voter() {
+        if self.is_alone {
             self.step(Input::Campaign);
         }
     }
@@ -315,9 +318,9 @@ impl Driver {
         let bytes: u64 = persist.entries.iter().map(|entry| entry.data.len() as u64 + 40).sum();
         self.shared.add_log_bytes(bytes);
         self.last_token = persist.token;
-        let fsync = self.config.get().appendfsync;
-        let votes = persist.entries.is_empty();
-        if fsync == AppendFsync::Always || votes || self.writes_out > 0 {
+        // Votes are always synced.
+        let sync = persist.entries.is_empty() || self.config.get().appendfsync == AppendFsync::Always;
+        if self.writes_out > 0 || (sync && !self.is_alone) {
             self.writes_out += 1;
             self.writer.send(WriterJob::Persist(persist));
             return;
@@ -325,11 +328,13 @@ impl Driver {
         let mut batch = LogBatch::new();
         log_writer::add_to_batch(&mut batch, self.group, &persist);
         if let Err(error) =
-            log_writer::write(&self.log, batch, false, self.clock.as_ref(), &self.shared.counters)
+            log_writer::write(&self.log, batch, sync, self.clock.as_ref(), &self.shared.counters)
         {
             stop_process("writing the log failed", &error);
         }
-        self.shared.counters.set_unsynced();
+        if !sync {
+            self.shared.counters.set_unsynced();
+        }
         self.step(Input::Persisted(persist.token));
     }
 
@@ -345,7 +350,7 @@ impl Driver {
         if entries > CACHE_ENTRIES || bytes > CACHE_BYTES {
             self.step(Input::Compact(applied));
         }
-        if self.serve_from.is_some_and(|index| applied >= index) && self.core.is_only_voter() {
+        if self.serve_from.is_some_and(|index| applied >= index) && self.is_alone {
             self.serve_from = None;
             self.shared.set_may_read(true);
         }

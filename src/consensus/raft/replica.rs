@@ -26,6 +26,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
+use crate::config::AppendFsync;
 use crate::config::SharedConfig;
 use crate::consensus::Group;
 use crate::consensus::ProposeError;
@@ -228,15 +229,16 @@ impl Shared {
         self.waiting_bytes.fetch_sub(bytes as u64, Ordering::AcqRel);
     }
 
-    fn refuse(&self, reply: ReplySender, error: ProposeError) {
+    fn refuse(&self, reply: ReplySender, error: ProposeError) -> bool {
         self.counters.failed(1);
         // The connection may be gone; then nobody wants to know.
         let _ = reply.send(Err(error));
+        false
     }
 }
 
 impl Shared {
-    fn submit(&self, batch: Batch, reply: ReplySender) {
+    fn submit(&self, batch: Batch, reply: ReplySender) -> bool {
         let bytes = batch.bytes();
         if self.stopping.load(Ordering::Acquire) {
             return self.refuse(reply, ProposeError::Stopped);
@@ -250,7 +252,7 @@ impl Shared {
             return self.refuse(reply, ProposeError::Overloaded);
         }
         self.counters.proposals.fetch_add(1, Ordering::Relaxed);
-        self.events.post(Event::Submit(Submission { batch, reply: Some(reply) }));
+        self.events.post(Event::Submit(Submission { batch, reply: Some(reply) }))
     }
 
     fn ask_barrier(&self, done: oneshot::Sender<Result<(), ProposeError>>) {
@@ -285,6 +287,7 @@ impl Shared {
 /// The driver, and how threads take turns at it.
 struct Engine {
     shared: Arc<Shared>,
+    config: SharedConfig,
     driver: Mutex<Driver>,
 }
 
@@ -324,8 +327,13 @@ impl Drop for StopOnPanic {
 }
 
 impl Replicator for Engine {
-    fn propose(&self, batch: Batch, reply: ReplySender) {
-        self.shared.submit(batch, reply);
+    fn propose(&self, batch: Batch, reply: ReplySender) -> bool {
+        self.shared.submit(batch, reply)
+    }
+
+    fn gathering(&self) -> Option<usize> {
+        let is_synced = self.config.get().appendfsync == AppendFsync::Always;
+        is_synced.then(|| self.shared.events.len())
     }
 
     fn sweep(&self) {
@@ -452,11 +460,15 @@ impl Replica {
             applier,
             Arc::clone(&clock),
             parts.clock,
-            parts.config,
+            parts.config.clone(),
         )
         .with_start(settings, outage, tick);
         driver.campaign_if_alone();
-        let engine = Arc::new(Engine { shared: Arc::clone(&shared), driver: Mutex::new(driver) });
+        let engine = Arc::new(Engine {
+            shared: Arc::clone(&shared),
+            config: parts.config.clone(),
+            driver: Mutex::new(driver),
+        });
         let runner = Arc::clone(&engine);
         threads.push(std::thread::Builder::new().name("raft".into()).spawn(move || runner.run())?);
         let replicator: Arc<dyn Replicator> = engine;
