@@ -261,21 +261,44 @@ pub(crate) mod test_support {
         }
     }
 
-    /// Copies what is on disk now: what a process that is killed at this moment leaves behind.
+    /// Copies what is on disk now: what a process that is killed at this moment leaves behind. A copy during
+    /// which RocksDB added, removed or changed files in the background shows no single moment, and is made again.
     pub fn copy_dir(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            let target = to.join(entry.file_name());
-            if entry.file_type().unwrap().is_dir() {
-                copy_dir(&entry.path(), &target);
-            } else {
-                match fs::copy(entry.path(), target) {
-                    // RocksDB deletes in the background what it no longer refers to.
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                    copied => assert!(copied.is_ok(), "{copied:?}"),
-                }
+        loop {
+            let before = listing(from);
+            let _ = fs::remove_dir_all(to);
+            let is_whole = copy_files(from, to);
+            if is_whole && listing(from) == before {
+                return;
             }
         }
+    }
+
+    fn copy_files(from: &Path, to: &Path) -> bool {
+        fs::create_dir_all(to).unwrap();
+        listing(from).iter().all(|(path, _)| {
+            let target = to.join(path.strip_prefix(from).unwrap());
+            fs::create_dir_all(target.parent().unwrap()).unwrap();
+            match fs::copy(path, target) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+                copied => copied.is_ok(),
+            }
+        })
+    }
+
+    /// All files below a directory with their lengths, but for RocksDB's log lines, which decide nothing.
+    fn listing(directory: &Path) -> Vec<(PathBuf, u64)> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            let (path, Ok(metadata)) = (entry.path(), entry.metadata()) else { continue };
+            if metadata.is_dir() {
+                files.extend(listing(&path));
+            } else if !entry.file_name().to_string_lossy().starts_with("LOG") {
+                files.push((path, metadata.len()));
+            }
+        }
+        files.sort();
+        files
     }
 }
