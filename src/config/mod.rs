@@ -529,6 +529,20 @@ impl SharedConfig {
         Ok(changed)
     }
 
+    /// Takes over what the cluster says of a directive of scope `cluster`. A value that this version cannot take
+    /// is left as it is.
+    pub fn adopt(&self, name: &str, text: &str) {
+        let Some(row) = options::find(name) else { return };
+        let mut current = self.shared.current.write();
+        let mut values = current.values.clone();
+        let Ok(value) = DIRECTIVES[row].parse(&[text.to_owned()], &values.0[row]) else { return };
+        values.0[row] = value;
+        if let Ok(config) = Config::new(values) {
+            *current = Arc::new(config);
+            self.shared.generation.fetch_add(1, Ordering::Release);
+        }
+    }
+
     /// CONFIG REWRITE: makes the file say what holds now. Comments and the order of lines stay; the file is
     /// replaced as a whole or not at all.
     pub fn config_rewrite(&self) -> Result<(), ConfigError> {

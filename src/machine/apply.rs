@@ -16,13 +16,11 @@ use crate::machine::entry::decode_item;
 use crate::machine::entry::decode_stamps;
 use crate::resp::Reply;
 use crate::state::DbIndex;
+use crate::state::EXPIRE_AT_MOST;
 use crate::state::State;
 use crate::types::LogIndex;
 use crate::types::Term;
 use crate::types::codec::CodecError;
-
-/// At most this many items end in one EXPIRE (COMMANDS.md 3.2, rule 3).
-pub const EXPIRE_AT_MOST: usize = 1024;
 
 /// Replies of one batch, in the order of its items.
 pub type BatchReplies = Vec<Reply>;
@@ -74,8 +72,13 @@ fn apply_item(state: &mut State, stamps: &Stamps, user: &[u8], item: Item<'_>) -
             };
             Reply::Array(commands.into_iter().map(run).collect())
         }
-        Item::Expire => {
-            let ended = state.expire_due(stamps.clock, EXPIRE_AT_MOST);
+        Item::Expire { keys } => {
+            let ended = if keys.is_empty() {
+                state.expire_due(stamps.clock, EXPIRE_AT_MOST)
+            } else {
+                let end = |(db, key)| state.expire_touched(db, key, stamps.clock);
+                keys.into_iter().map(end).sum()
+            };
             Reply::Integer(i64::try_from(ended).unwrap_or(i64::MAX))
         }
         Item::LeaderStart(start) => {
@@ -86,7 +89,9 @@ fn apply_item(state: &mut State, stamps: &Stamps, user: &[u8], item: Item<'_>) -
 }
 
 fn apply_leader_start(state: &mut State, stamps: &Stamps, start: &LeaderStart) {
-    state.set_settings(start.settings);
+    if state.settings().databases == 0 {
+        state.set_settings(start.settings);
+    }
     state.advance_key_clock(start.outage);
     state.grant_grace(stamps.clock);
 }
@@ -95,7 +100,7 @@ fn apply_command(state: &mut State, stamps: &Stamps, user: &[u8], db: DbIndex, w
     let Some(spec) = words.first().and_then(|name| table::find(name)) else {
         return Reply::error("ERR unknown command in the log");
     };
-    if !spec.arity_allows(words.len()) || usize::from(db) >= state.databases() {
+    if !spec.arity_allows(words.len()) {
         return Reply::error("ERR malformed command in the log");
     }
     if state.anything_due(stamps.clock) {

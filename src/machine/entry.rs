@@ -5,8 +5,8 @@
 //! batch := flags:u8 user count item*
 //! item  := 0 db:u8 argc arg*                                           a command
 //!        | 1 n (db:u8 key changed+1)*  n (db:u8 argc arg*)*             a transaction: what it watched, what it does
-//!        | 2                                                            EXPIRE: end what is due
-//!        | 3 outage_ms lock_default_ttl lease_failover_grace            LEADER-START: the first entry of a term
+//!        | 2 n (db:u8 key)*                         EXPIRE: end what is due of these keys; of none named, of any
+//!        | 3 outage_ms databases lock_default_ttl lease_failover_grace   LEADER-START: first entry of a term
 //! ```
 //! Numbers are varints; users, keys and arguments are length-prefixed. `flags` is 0: forwarded batches
 //! will carry the session they belong to behind other flags. A batch is encoded on the connection's own
@@ -100,9 +100,15 @@ impl Batch {
         self.count += 1;
     }
 
-    /// Adds an EXPIRE: what is due ends, in bounded number. Its reply is how many items ended.
-    pub fn push_expire(&mut self) {
+    /// Adds an EXPIRE: what is due of these keys ends; when none is named, whatever is due, earliest first. In
+    /// bounded number either way; its reply is how many items ended.
+    pub fn push_expire<'a>(&mut self, db: DbIndex, keys: impl ExactSizeIterator<Item = &'a [u8]>) {
         self.items.push(EXPIRE);
+        put_varint(&mut self.items, keys.len() as u64);
+        for key in keys {
+            self.items.push(db);
+            put_bytes(&mut self.items, key);
+        }
         self.count += 1;
     }
 
@@ -110,6 +116,7 @@ impl Batch {
     pub fn push_leader_start(&mut self, start: &LeaderStart) {
         self.items.push(LEADER_START);
         put_varint(&mut self.items, start.outage.0);
+        put_varint(&mut self.items, u64::from(start.settings.databases));
         put_varint(&mut self.items, start.settings.lock_default_ttl.0);
         put_varint(&mut self.items, start.settings.lease_failover_grace.0);
         self.count += 1;
@@ -146,7 +153,7 @@ impl Batch {
 pub struct LeaderStart {
     /// How long no process of the group was alive, as its wall clock tells: strings age by it.
     pub outage: Millis,
-    /// The cluster's settings; in force when the log is new.
+    /// The cluster's settings, as this leader's file gives them; in force only when the log is new.
     pub settings: Settings,
 }
 
@@ -181,7 +188,7 @@ pub type Words<'a> = SmallVec<[&'a [u8]; 8]>;
 pub enum Item<'a> {
     Command { db: DbIndex, words: Words<'a> },
     Transaction { watched: Vec<(DbIndex, &'a [u8], Option<LogIndex>)>, commands: Vec<(DbIndex, Words<'a>)> },
-    Expire,
+    Expire { keys: Vec<(DbIndex, &'a [u8])> },
     LeaderStart(LeaderStart),
 }
 
@@ -220,10 +227,18 @@ pub fn decode_item<'a>(reader: &mut Reader<'a>) -> Result<Item<'a>, CodecError> 
             Ok(Item::Command { db, words })
         }
         TRANSACTION => decode_transaction(reader),
-        EXPIRE => Ok(Item::Expire),
+        EXPIRE => {
+            let mut keys = Vec::new();
+            for _ in 0..reader.varint()? {
+                keys.push((reader.u8()?, reader.bytes()?));
+            }
+            Ok(Item::Expire { keys })
+        }
         LEADER_START => {
             let outage = Millis(reader.varint()?);
             let settings = Settings {
+                databases: u8::try_from(reader.varint()?)
+                    .map_err(|_| CodecError("databases out of range"))?,
                 lock_default_ttl: Millis(reader.varint()?),
                 lease_failover_grace: Millis(reader.varint()?),
             };
@@ -268,7 +283,7 @@ mod tests {
     fn what_was_packed_is_unpacked() {
         let mut batch = Batch::new(b"default");
         batch.push_command(3, [&b"SET"[..], b"k", b"v"].into_iter());
-        batch.push_expire();
+        batch.push_expire(0, [&b"k"[..]].into_iter());
         let watched = [Watched { db: 0, key: (*b"w").into(), changed: None }];
         batch.push_transaction(
             &watched,
@@ -282,7 +297,8 @@ mod tests {
         assert!(
             matches!(decode_item(&mut reader).unwrap(), Item::Command { db: 3, words } if words.len() == 3)
         );
-        assert!(matches!(decode_item(&mut reader).unwrap(), Item::Expire));
+        let Item::Expire { keys } = decode_item(&mut reader).unwrap() else { panic!("an EXPIRE") };
+        assert_eq!(keys, vec![(0, &b"k"[..])]);
         let Item::Transaction { watched, commands } = decode_item(&mut reader).unwrap() else {
             panic!("a transaction")
         };

@@ -7,6 +7,7 @@
 //! ```
 
 mod figures;
+mod limits;
 mod listen;
 
 use std::net::TcpListener;
@@ -27,6 +28,7 @@ use crate::config::SharedConfig;
 use crate::consensus::Group;
 use crate::consensus::raft::replica::Replica;
 use crate::consensus::raft::replica::ReplicaParts;
+use crate::consensus::raft::replica::stop_process;
 use crate::node::listen::listen_on;
 use crate::server;
 use crate::server::Services;
@@ -47,6 +49,8 @@ use crate::types::GroupId;
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
 /// Memtables of all groups' `data/` together.
 const WRITE_BUFFER_BYTES: usize = 64 << 20;
+/// How often it is looked whether the data directory is still there.
+const DIRECTORY_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a level that CONFIG SET changed is looked for.
 const CONFIG_LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -60,14 +64,16 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let clients = listen_on(&config.bind, config.port, config.tcp_backlog, "port")?;
     let http = listen_on(&config.http_bind, config.http_port, config.tcp_backlog, "http-port")?;
-    let dir = open_dir(&config.dir, Identity { node_id: config.node_id })?;
+    let dir = Arc::new(open_dir(&config.dir, Identity { node_id: config.node_id })?);
     let logging = Logging::start(level(config.log_level), config.log_file.as_deref(), Arc::clone(&clock))?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
     tracing::info!("Holdfast {} starts, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
     let shared = SharedConfig::new(config, file);
+    limits::make_room_for_clients(&shared)?;
     let replica = start_replica(&dir, &shared, &clock)?;
+    adopt_cluster_settings(&shared, &replica.group());
     let config = shared.get();
     write_pid_file(&config)?;
     let metrics = Metrics::install()?;
@@ -86,8 +92,10 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
         tracing::info!("Ready to accept connections on port {}", config.port);
         let signals = tokio::spawn(stop_on_signals(shutdown.clone())?);
         let levels = tokio::spawn(follow_log_level(shared.clone(), logging));
+        let watch = tokio::spawn(watch_directory(Arc::clone(&dir)));
         server::serve(Arc::clone(&services), tokio_listeners(clients)?).await;
         levels.abort();
+        watch.abort();
         signals.abort();
         Ok::<_, anyhow::Error>(())
     })?;
@@ -124,6 +132,40 @@ fn start_replica(dir: &DirLock, config: &SharedConfig, clock: &Arc<dyn Clock>) -
     let took = clock.monotonic().since(started).0;
     tracing::info!("Loaded {keys} keys from {} in {took} ms, before the replay of the log", path.display());
     Ok(replica)
+}
+
+/// Directives of scope `cluster` are what the cluster was formed with, whatever this node's file says.
+fn adopt_cluster_settings(config: &SharedConfig, group: &Group) {
+    let settings = *group.read_applied().settings();
+    if settings.databases == 0 {
+        return; // A new log takes what the file says.
+    }
+    let formed_with = [
+        ("databases", u64::from(settings.databases)),
+        ("lock-default-ttl", settings.lock_default_ttl.0),
+        ("lease-failover-grace", settings.lease_failover_grace.0),
+    ];
+    for (name, value) in formed_with {
+        let given = config.get().shown(name).unwrap_or_default();
+        let value = value.to_string();
+        if given != value {
+            tracing::warn!(
+                "{name} is {value}, as the cluster was formed with; {given} in this node's file is ignored"
+            );
+        }
+        config.adopt(name, &value);
+    }
+}
+
+/// Ends the node when its data directory is removed or replaced: writes would be answered and lost.
+async fn watch_directory(dir: Arc<DirLock>) {
+    loop {
+        tokio::time::sleep(DIRECTORY_LOOK_INTERVAL).await;
+        if !dir.is_in_place() {
+            let path = dir.path().display();
+            stop_process("the data directory is gone", &format!("{path} was removed or replaced"));
+        }
+    }
 }
 
 /// Until the first LEADER-START is applied, and with it everything the log held.

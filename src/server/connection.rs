@@ -221,8 +221,7 @@ impl Connection {
     }
 
     async fn expire(&mut self) {
-        let mut batch = Batch::new(&self.session.user);
-        batch.push_expire();
+        let batch = self.pipeline.expire_batch(&self.session);
         let outcome = self.services.group.propose(batch).await;
         self.pipeline.on_expired(&mut self.session, &self.services, outcome, &mut self.output);
     }

@@ -263,6 +263,17 @@ impl Pipeline {
         }
     }
 
+    /// The EXPIRE that the next request waits for: of the keys it names.
+    pub fn expire_batch(&self, session: &Session) -> Batch {
+        let words: Words<'_> = self.requests[self.next].args().collect();
+        let row = table::find(words[0]);
+        let leaf = row.map(|row| words.get(1).and_then(|word| table::subcommand(row, word)).unwrap_or(row));
+        let positions = leaf.map(|leaf| leaf.keys.positions(&words)).unwrap_or_default();
+        let mut batch = Batch::new(&session.user);
+        batch.push_expire(session.db, positions.iter().map(|at| words[*at]));
+        batch
+    }
+
     /// Goes on after an EXPIRE entry, or answers the read that wanted it with the error.
     pub fn on_expired(
         &mut self,
@@ -574,10 +585,10 @@ fn open<'g, 'a>(
     Some(reading)
 }
 
-/// True when a key that the command names is due. A command without keys (SCAN, DBSIZE …) looks at all of them.
+/// True when a key that the command names is due. Commands without keys (SCAN, KEYS …) pass over due ones by
+/// themselves; DBSIZE counts them, as Redis does.
 fn names_due(reading: &Reading<'_>, session: &Session, keys: KeySpec, words: &[&[u8]]) -> bool {
-    keys == KeySpec::None
-        || keys.positions(words).iter().any(|at| reading.state.is_due(session.db, words[*at], reading.now))
+    keys.positions(words).iter().any(|at| reading.state.is_due(session.db, words[*at], reading.now))
 }
 
 fn is_held_back(paused: Paused, found: Found, session: &Session) -> bool {

@@ -14,6 +14,8 @@ pub struct Changes {
     pub(super) flushed: Vec<DbIndex>,
     pub(super) keys: Vec<KeyName>,
     pub(super) messages: Vec<(DbIndex, Box<[u8]>, MessageId)>,
+    /// About how many bytes were written to the listed rows; a row that is written twice counts twice.
+    pub(super) bytes: usize,
 }
 
 impl Changes {

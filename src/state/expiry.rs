@@ -72,3 +72,13 @@ pub enum LeaseName {
     /// A message of this queue is in flight.
     Message(DbIndex, Box<[u8]>, crate::state::queues::MessageId),
 }
+
+impl LeaseName {
+    /// The key whose lease it is.
+    #[must_use]
+    pub fn into_key(self) -> KeyName {
+        match self {
+            LeaseName::Lock(db, key) | LeaseName::Message(db, key, _) => (db, key),
+        }
+    }
+}

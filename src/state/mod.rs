@@ -42,9 +42,14 @@ pub use keyspace::Row;
 /// A database number, as SELECT takes it (0 to `databases` − 1, below 256).
 pub type DbIndex = u8;
 
+/// At most this many items end in one EXPIRE (COMMANDS.md 3.2, rule 3).
+pub const EXPIRE_AT_MOST: usize = 1024;
+
 /// Directives of scope `cluster`: part of the state, the same on every replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
+    /// How many databases SELECT can choose from; 0 before the first LEADER-START of a new log.
+    pub databases: u8,
     /// Lease of a LOCK that names none.
     pub lock_default_ttl: Millis,
     /// How long leases live at least after a change of leader.
@@ -53,7 +58,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { lock_default_ttl: Millis(30_000), lease_failover_grace: Millis(3_000) }
+        Settings { databases: 0, lock_default_ttl: Millis(30_000), lease_failover_grace: Millis(3_000) }
     }
 }
 
@@ -97,19 +102,22 @@ pub struct State {
 }
 
 impl State {
-    /// An empty state with this many databases.
+    /// An empty state with this many databases; 0 until the log says how many.
+    ///
+    /// A keyspace for every number there can be is held: an empty one costs nothing, and no start with
+    /// another configuration can meet a row or an entry that has no place.
     #[must_use]
     pub fn new(databases: u8) -> State {
         State {
-            meta: Meta::default(),
-            databases: (0..databases).map(|_| Keyspace::default()).collect(),
+            meta: Meta { settings: Settings { databases, ..Settings::default() }, ..Meta::default() },
+            databases: (0..=DbIndex::MAX).map(|_| Keyspace::default()).collect(),
             changes: Changes::default(),
             expiring: ExpiryIndex::default(),
             leases: ExpiryIndex::default(),
             lock_owners: LockOwners::default(),
             queues: BTreeSet::new(),
             pushed_in_entry: 0,
-            expiring_by_db: vec![0; usize::from(databases)],
+            expiring_by_db: vec![0; usize::from(DbIndex::MAX) + 1],
         }
     }
 
@@ -130,10 +138,10 @@ impl State {
     /// Number of databases.
     #[must_use]
     pub fn databases(&self) -> usize {
-        self.databases.len()
+        usize::from(self.meta.settings.databases)
     }
 
-    /// One database; `db` must be below [`State::databases`].
+    /// One database.
     #[must_use]
     pub fn database(&self, db: DbIndex) -> &Keyspace {
         &self.databases[usize::from(db)]
@@ -204,6 +212,7 @@ impl State {
     /// Sets a string, whatever was there, with or without a deadline (key time).
     pub fn put_string(&mut self, db: DbIndex, key: &[u8], value: &[u8], deadline: Option<ClusterTime>) {
         let index = self.meta.applied;
+        self.changes.bytes += key.len() + value.len();
         let wanted = deadline.unwrap_or(ClusterTime::NEVER);
         let space = &mut self.databases[usize::from(db)];
         let mut old_deadline = ClusterTime::NEVER;
@@ -232,6 +241,7 @@ impl State {
 
     /// Appends to a string; the row must be a string. Gives the new length.
     pub fn append_string(&mut self, db: DbIndex, key: &[u8], value: &[u8]) -> Option<usize> {
+        self.changes.bytes += value.len();
         let row = self.touch_string(db, key)?;
         row.append_string(value);
         Some(row.string_bytes().len())
@@ -239,6 +249,7 @@ impl State {
 
     /// Writes into a string at an offset, filling a gap with zero bytes. Gives the new length.
     pub fn write_string_at(&mut self, db: DbIndex, key: &[u8], offset: usize, value: &[u8]) -> Option<usize> {
+        self.changes.bytes += offset + value.len();
         let row = self.touch_string(db, key)?;
         row.write_string_at(offset, value);
         Some(row.string_bytes().len())
@@ -246,6 +257,7 @@ impl State {
 
     /// Replaces a string and keeps its deadline; the row must be a string.
     pub fn replace_string(&mut self, db: DbIndex, key: &[u8], value: &[u8]) -> Option<()> {
+        self.changes.bytes += value.len();
         self.touch_string(db, key)?.replace_string(value);
         Some(())
     }
@@ -402,41 +414,36 @@ impl State {
 
     // ---- changing: time ---------------------------------------------------------------------------
 
-    /// Ends what is due among these keys, before a command runs that names them (DESIGN.md D9).
-    pub fn expire_touched(&mut self, db: DbIndex, key: &[u8], now: ClusterTime) {
-        if self.is_due(db, key, now) {
-            self.expire_key(db, key, now);
-        }
+    /// Ends what is due of this key, before a command runs that names it (DESIGN.md D9), and says how many
+    /// items ended. Of a queue's leases no more than [`EXPIRE_AT_MOST`].
+    pub fn expire_touched(&mut self, db: DbIndex, key: &[u8], now: ClusterTime) -> usize {
+        if self.is_due(db, key, now) { self.expire_key(db, key, now, EXPIRE_AT_MOST) } else { 0 }
     }
 
     /// Ends up to `at_most` due items, earliest first, and says how many: the work of an EXPIRE entry.
     pub fn expire_due(&mut self, now: ClusterTime, at_most: usize) -> usize {
         let mut ended = 0;
         while ended < at_most {
-            if let Some((db, key)) = self.expiring.first_due(self.key_now(now)) {
-                self.expire_key(db, &key, now);
-            } else if let Some(lease) = self.leases.first_due(now) {
-                match lease {
-                    LeaseName::Lock(db, key) | LeaseName::Message(db, key, _) => {
-                        self.expire_key(db, &key, now)
-                    }
-                }
-            } else {
-                break;
-            }
-            ended += 1;
+            let key = self.expiring.first_due(self.key_now(now));
+            let lease = || self.leases.first_due(now).map(LeaseName::into_key);
+            let Some((db, key)) = key.or_else(lease) else { break };
+            ended += self.expire_key(db, &key, now, at_most - ended);
         }
         ended
     }
 
-    fn expire_key(&mut self, db: DbIndex, key: &[u8], now: ClusterTime) {
+    fn expire_key(&mut self, db: DbIndex, key: &[u8], now: ClusterTime, at_most: usize) -> usize {
         match self.row(db, key).map(Row::object) {
             Some(Object::String) => {
                 self.remove(db, key);
+                1
             }
-            Some(Object::Lock(_)) => locks::expire(self, db, key),
-            Some(Object::Queue(_)) => queues::expire_leases(self, db, key, now),
-            None => {}
+            Some(Object::Lock(_)) => {
+                locks::expire(self, db, key);
+                1
+            }
+            Some(Object::Queue(_)) => queues::expire_leases(self, db, key, now, at_most),
+            None => 0,
         }
     }
 
@@ -483,10 +490,10 @@ impl State {
 
     // ---- rows on disk -----------------------------------------------------------------------------
 
-    /// How many rows wait for the next flush.
+    /// How many rows wait for the next flush, and about how many bytes were written to them.
     #[must_use]
-    pub fn pending_changes(&self) -> usize {
-        self.changes.len()
+    pub fn pending_changes(&self) -> (usize, usize) {
+        (self.changes.len(), self.changes.bytes)
     }
 
     /// Takes everything that changed since the last call, encoded as of now, with the group's numbers.
@@ -533,8 +540,8 @@ impl State {
     }
 
     /// Reads a group's state from its rows. An empty store gives an empty state.
-    pub fn load(store: &DataStore, databases: u8) -> Result<State, StorageError> {
-        let mut state = State::new(databases);
+    pub fn load(store: &DataStore) -> Result<State, StorageError> {
+        let mut state = State::new(0);
         let corrupt = |error: CodecError| StorageError::Corrupt { what: format!("a row of data/: {error}") };
         if let Some(value) = store.get(rows::META)? {
             state.meta = Meta::decode(&mut Reader::new(&value)).map_err(corrupt)?;
@@ -542,10 +549,7 @@ impl State {
         store.scan(&[rows::HEAD], &mut |row_key, value| {
             let (db, key) = rows::decode_head_key(row_key).map_err(corrupt)?;
             let row = rows::decode_row(key, value).map_err(corrupt)?;
-            let space = state.databases.get_mut(usize::from(db)).ok_or_else(|| StorageError::Corrupt {
-                what: format!("data/ has keys in database {db}: raise `databases`"),
-            })?;
-            space.insert_new(row);
+            state.databases[usize::from(db)].insert_new(row);
             Ok(())
         })?;
         store.scan(&[rows::MESSAGE], &mut |row_key, value| {
@@ -631,6 +635,7 @@ impl Meta {
             self.wall.0,
             self.key_clock_ahead.0,
             self.last_token.0,
+            u64::from(self.settings.databases),
             self.settings.lock_default_ttl.0,
             self.settings.lease_failover_grace.0,
         ] {
@@ -647,6 +652,8 @@ impl Meta {
             key_clock_ahead: Millis(reader.varint()?),
             last_token: FencingToken(reader.varint()?),
             settings: Settings {
+                databases: u8::try_from(reader.varint()?)
+                    .map_err(|_| CodecError("databases out of range"))?,
                 lock_default_ttl: Millis(reader.varint()?),
                 lease_failover_grace: Millis(reader.varint()?),
             },
@@ -687,8 +694,7 @@ mod test_support {
         pub fn reopen(&self, state: &mut State) {
             let store = self.store.as_ref().expect("it is open until it is dropped");
             store.write(state.take_changes()).unwrap();
-            let databases = u8::try_from(state.databases()).unwrap();
-            let loaded = State::load(store, databases).unwrap();
+            let loaded = State::load(store).unwrap();
             assert_eq!(loaded.digest(), state.digest());
             *state = loaded;
         }

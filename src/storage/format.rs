@@ -16,6 +16,7 @@ use std::fs::TryLockError;
 use std::io;
 use std::io::Read;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -47,7 +48,7 @@ pub struct Identity {
 pub struct DirLock {
     dir: PathBuf,
     /// The lock is the open file's.
-    _file: File,
+    file: File,
 }
 
 impl DirLock {
@@ -55,6 +56,15 @@ impl DirLock {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.dir
+    }
+
+    /// False when the directory was removed or replaced under this process: what is written goes nowhere.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        let (Ok(held), Ok(found)) = (self.file.metadata(), fs::metadata(self.dir.join(LOCK))) else {
+            return false;
+        };
+        (held.dev(), held.ino()) == (found.dev(), found.ino())
     }
 }
 
@@ -75,7 +85,7 @@ pub fn open_dir(dir: &Path, identity: Identity) -> Result<DirLock, StorageError>
         write_format(dir, identity)?;
     }
     note_process(&file).map_err(|error| refused(dir, error))?;
-    Ok(DirLock { dir: dir.to_path_buf(), _file: file })
+    Ok(DirLock { dir: dir.to_path_buf(), file })
 }
 
 /// Looks without touching. Returns whether the directory exists; an error if it must not be used.

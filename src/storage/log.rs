@@ -51,6 +51,8 @@ const MEMTABLE_BYTES: usize = 32 << 20;
 const MEMTABLES_MAX: i32 = 4;
 /// Reads of the log are rare (a slow follower, a start), so the cache is small.
 const CACHE_BYTES: usize = 8 << 20;
+/// Tables kept open; there are few.
+const OPEN_FILES_MAX: i32 = 256;
 /// How much unsynced log the kernel may gather before it starts to write, so that one sync a second
 /// (`appendfsync everysec`) does not find a second's worth at once.
 const WAL_BYTES_PER_SYNC: u64 = 1 << 20;
@@ -218,6 +220,7 @@ impl LogStore {
         options.set_max_write_buffer_number(MEMTABLES_MAX);
         options.set_compression_type(DBCompressionType::None);
         options.set_manual_wal_flush(false);
+        options.set_max_open_files(OPEN_FILES_MAX);
         options.set_wal_bytes_per_sync(WAL_BYTES_PER_SYNC);
         let db = DB::open(&options, &path)?;
         let mut synced = WriteOptions::default();

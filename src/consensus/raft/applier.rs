@@ -24,8 +24,12 @@ use crate::types::Term;
 
 /// Rows that changed before a flush begins without waiting for its interval.
 const FLUSH_ROWS: usize = 16_384;
+/// Or bytes that were written to them.
+const FLUSH_BYTES: usize = 16 << 20;
 /// Rows that changed before apply waits for the flusher: memory and the length of a flush are bounded.
 const FLUSH_ROWS_MAX: usize = 131_072;
+/// Or bytes that were written to them.
+const FLUSH_BYTES_MAX: usize = 256 << 20;
 /// Apply gives the state's lock to readers at least this often, between entries.
 const LOCK_MICROS: u64 = 2_000;
 
@@ -80,7 +84,7 @@ impl Applier {
 
     /// Hands changed rows to the flusher when enough changed or enough time has passed.
     pub fn flush_when_due(&mut self) {
-        let (pending, applied) = {
+        let ((rows, bytes), applied) = {
             let state = self.state.read();
             (state.pending_changes(), state.meta().applied)
         };
@@ -88,12 +92,13 @@ impl Applier {
             return;
         }
         let now = self.clock.monotonic();
-        if pending >= FLUSH_ROWS_MAX {
+        if rows >= FLUSH_ROWS_MAX || bytes >= FLUSH_BYTES_MAX {
             while self.flusher_busy.load(Ordering::Acquire) {
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
-        let due = pending >= FLUSH_ROWS || now.since(self.last_flush) >= self.flush_interval;
+        let is_much = rows >= FLUSH_ROWS || bytes >= FLUSH_BYTES;
+        let due = is_much || now.since(self.last_flush) >= self.flush_interval;
         if due && !self.flusher_busy.load(Ordering::Acquire) {
             self.flush(now);
         }

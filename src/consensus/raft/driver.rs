@@ -150,10 +150,11 @@ impl Driver {
         }
     }
 
-    /// What the first LEADER-START says, and how long a tick is.
+    /// What the first LEADER-START says, which stamps the log ends with, and how long a tick is.
     #[must_use]
-    pub fn with_start(mut self, settings: Settings, outage: Millis, tick: Millis) -> Driver {
+    pub fn with_start(mut self, settings: Settings, outage: Millis, last: Stamps, tick: Millis) -> Driver {
         self.start = LeaderStart { outage, settings };
+        self.last_stamp = last;
         self.tick = tick;
         self
     }
@@ -249,7 +250,7 @@ impl Driver {
         let stamp_old = earliest != ClusterTime::NEVER && now.since(self.last_proposal) >= STAMP_INTERVAL;
         if due || stamp_old {
             let mut batch = Batch::new(b"");
-            batch.push_expire();
+            batch.push_expire(0, std::iter::empty());
             self.expire_pending = true;
             self.proposer.push(Submission { batch, reply: None });
         }

@@ -62,7 +62,7 @@ fn entry(index: u64, seed: u64) -> Vec<u8> {
 fn recover(dir: &Path) -> (State, u64) {
     let log = LogStore::open(dir).unwrap();
     let data = DataStore::open(dir, GROUP, &caches()).unwrap();
-    let mut state = State::load(&data, 16).unwrap();
+    let mut state = State::load(&data).unwrap();
     let applied = state.meta().applied;
     let contents = log.load(GROUP, applied.next()).unwrap();
     if let Some(first) = contents.entries.first() {
@@ -90,7 +90,7 @@ impl Node {
         let dir = TestDir::new();
         let log = LogStore::open(dir.path()).unwrap();
         let data = DataStore::open(dir.path(), GROUP, &caches()).unwrap();
-        let (state, model) = (State::new(16), State::new(16));
+        let (state, model) = (State::new(0), State::new(0));
         let digests = vec![model.digest()];
         Node { dir, log, data, state, digests, model }
     }

@@ -46,6 +46,7 @@ use crate::consensus::raft::log_cache::LogCache;
 use crate::consensus::raft::log_writer;
 use crate::consensus::raft::proposer::Submission;
 use crate::machine::entry::Batch;
+use crate::machine::entry::Stamps;
 use crate::machine::entry::decode_stamps;
 use crate::state::Settings;
 use crate::state::State;
@@ -397,8 +398,7 @@ impl Replica {
     /// voter elects itself at once; reads are served once its LEADER-START is applied.
     pub fn start(parts: ReplicaParts) -> Result<Replica, BootError> {
         let config = parts.config.get();
-        let databases = config.databases;
-        let state = State::load(&parts.data, databases)?;
+        let state = State::load(&parts.data)?;
         let booted = Boot::read(&parts, &state)?;
         let counters = Arc::new(Counters::default());
         counters.set_flushed(state.meta().applied);
@@ -406,6 +406,7 @@ impl Replica {
         let clock = Arc::new(ClusterClock::starting_at(booted.last_clock, Arc::clone(&parts.clock)));
         let applied = state.meta().applied;
         let settings = Settings {
+            databases: config.databases,
             lock_default_ttl: config.lock_default_ttl,
             lease_failover_grace: config.lease_failover_grace,
         };
@@ -449,6 +450,8 @@ impl Replica {
             move |token| events.events.send(Event::Persisted(token)),
         )?);
         let outage = booted.outage(clock.wall());
+        // Another seed in every life, so that no two draw the same.
+        let last = Stamps { clock: booted.last_clock, wall: booted.last_wall, seed: clock.wall().0 };
         let core = booted.core(&config)?;
         let tick = Millis((config.election_timeout.0 / 10).max(1));
         let mut driver = Driver::new(
@@ -462,7 +465,7 @@ impl Replica {
             parts.clock,
             parts.config.clone(),
         )
-        .with_start(settings, outage, tick);
+        .with_start(settings, outage, last, tick);
         driver.campaign_if_alone();
         let engine = Arc::new(Engine {
             shared: Arc::clone(&shared),
@@ -698,7 +701,7 @@ mod tests {
         let group = replica.group();
         replica.stop();
         let mut batch = Batch::new(b"default");
-        batch.push_expire();
+        batch.push_expire(0, std::iter::empty());
         let answer =
             tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(group.propose(batch));
         assert_eq!(answer, Err(ProposeError::Stopped));
