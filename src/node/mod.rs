@@ -73,7 +73,7 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     let shared = SharedConfig::new(config, file);
     limits::make_room_for_clients(&shared)?;
     let replica = start_replica(&dir, &shared, &clock)?;
-    adopt_cluster_settings(&shared, &replica.group());
+
     let config = shared.get();
     write_pid_file(&config)?;
     let metrics = Metrics::install()?;
@@ -89,6 +89,7 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     let http = start_http(http, &services, metrics)?;
     runtime.block_on(async {
         wait_until_serving(&services.group).await;
+        adopt_cluster_settings(&shared, &services.group);
         tracing::info!("Ready to accept connections on port {}", config.port);
         let signals = tokio::spawn(stop_on_signals(shutdown.clone())?);
         let levels = tokio::spawn(follow_log_level(shared.clone(), logging));
@@ -137,9 +138,6 @@ fn start_replica(dir: &DirLock, config: &SharedConfig, clock: &Arc<dyn Clock>) -
 /// Directives of scope `cluster` are what the cluster was formed with, whatever this node's file says.
 fn adopt_cluster_settings(config: &SharedConfig, group: &Group) {
     let settings = *group.read_applied().settings();
-    if settings.databases == 0 {
-        return; // A new log takes what the file says.
-    }
     let formed_with = [
         ("databases", u64::from(settings.databases)),
         ("lock-default-ttl", settings.lock_default_ttl.0),

@@ -82,7 +82,7 @@ const FIRST_REPLICA: u64 = 1;
 /// on is unknown, and going on could answer wrongly (DESIGN.md D14).
 pub fn stop_process(what: &str, error: &dyn Display) -> ! {
     tracing::error!("{what}: {error}");
-    eprintln!("holdfast: fatal: {what}: {error}. The node stops; what it had answered is safe.");
+    eprintln!("holdfast: fatal: {what}: {error}. The node stops; what it had not answered yet is unknown.");
     std::process::exit(EXIT_FATAL);
 }
 
