@@ -115,21 +115,43 @@ fn keys(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
     Ok(Reply::Array(rows.map(|row| Reply::bulk(row.key())).collect()))
 }
 
+/// Below this many keys RANDOMKEY counts them, so that each is as likely as the others.
+const COUNTED_KEYS_MAX: usize = 4096;
+/// How often RANDOMKEY looks into a part of a large database before it takes the next key there is.
+const RANDOM_LOOKS: u32 = 100;
+
 fn randomkey(ctx: &ReadContext<'_>, _args: Args<'_>) -> CommandResult {
     let key_now = ctx.state.key_now(ctx.now);
+    let is_alive = |row: &&Row| row.deadline().is_none_or(|at| at > key_now);
     let space = ctx.state.database(ctx.db);
-    if space.is_empty() {
-        return Ok(Reply::Null);
-    }
-    let (start, turn) = (ctx.seed as usize % PARTS, (ctx.seed >> 32) as usize);
-    for part in (start..PARTS).chain(0..start) {
-        let alive = || space.part(part).filter(|row| row.deadline().is_none_or(|at| at > key_now));
-        let count = alive().count();
-        if count > 0 {
-            return Ok(alive().nth(turn % count).map_or(Reply::Null, |row| Reply::bulk(row.key())));
-        }
-    }
-    Ok(Reply::Null)
+    let mut seed = ctx.seed;
+    let mut below = |bound: usize| {
+        seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mixed(seed) as usize % bound
+    };
+    let key = if space.len() < COUNTED_KEYS_MAX {
+        let count = space.iter().filter(is_alive).count();
+        (count > 0).then(|| space.iter().filter(is_alive).nth(below(count))).flatten()
+    } else {
+        // Parts are not equally full. A look takes the row at a random place of a random part, and nothing where the
+        // part ends before: so every row is as likely as any other. Hardly a part has more rows than places.
+        let mean = space.len() as f64 / PARTS as f64;
+        let places = (mean + 5.0 * mean.sqrt()) as usize + 4;
+        (0..RANDOM_LOOKS).find_map(|_| space.part(below(PARTS)).nth(below(places)).filter(is_alive)).or_else(
+            || {
+                let start = below(PARTS);
+                (start..PARTS).chain(0..start).find_map(|part| space.part(part).find(is_alive))
+            },
+        )
+    };
+    Ok(key.map_or(Reply::Null, |row| Reply::bulk(row.key())))
+}
+
+/// SplitMix64's last step: every bit of the seed touches every bit of the number.
+fn mixed(seed: u64) -> u64 {
+    let once = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let twice = (once ^ (once >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    twice ^ (twice >> 31)
 }
 
 /// What SCAN was asked for.
@@ -141,8 +163,8 @@ struct Scan<'a> {
 }
 
 fn parse_scan<'a>(args: Args<'a>) -> Result<Scan<'a>, CommandError> {
-    let cursor = std::str::from_utf8(args[1]).ok().and_then(|text| text.parse::<u64>().ok());
-    let cursor = cursor.ok_or(CommandError::other("ERR invalid cursor"))?;
+    let cursor = parse_cursor(args[1]).ok_or(CommandError::other("ERR invalid cursor"))?;
+    // There is nothing behind the last part: the walk is over.
     let cursor = usize::try_from(cursor).unwrap_or(PARTS);
     let mut scan = Scan { cursor, pattern: None, type_name: None, count: 10 };
     for pair in args[2..].chunks(2) {
@@ -160,6 +182,22 @@ fn parse_scan<'a>(args: Args<'a>) -> Result<Scan<'a>, CommandError> {
         }
     }
     Ok(scan)
+}
+
+/// Reads a cursor as Redis does, with C's `strtoul`: a sign may stand before it, a negative number counts down from
+/// 2^64, and no word at all is 0. `None` for anything else, and for what is out of range.
+fn parse_cursor(word: &[u8]) -> Option<u64> {
+    let (is_negative, digits) = match word {
+        [] => return Some(0),
+        [b'-', digits @ ..] => (true, digits),
+        [b'+', digits @ ..] => (false, digits),
+        digits => (false, digits),
+    };
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(if is_negative { number.wrapping_neg() } else { number })
 }
 
 /// The cursor is the number of the part to begin with. A key never changes its part, so one that is there
@@ -462,13 +500,20 @@ fn object(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
     let Some(row) = ctx.state.row(ctx.db, args[2]) else { return Ok(Reply::Null) };
     match wanted {
         "encoding" => Ok(Reply::bulk(encoding(row))),
-        "refcount" => Ok(Reply::Integer(1)),
+        "refcount" => Ok(Reply::Integer(references(row))),
         "idletime" => Ok(Reply::Integer(0)),
         _ => Err(CommandError::other(
             "ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please note that \
              when switching between policies at runtime LRU and LFU data will take some time to adjust.",
         )),
     }
+}
+
+/// Redis keeps one object for each of the small integers, and says of it that it has the most references there can be.
+fn references(row: &Row) -> i64 {
+    const SHARED_INTEGERS: std::ops::Range<i64> = 0..10_000;
+    let number = row.as_string().and_then(parse_i64);
+    if number.is_some_and(|number| SHARED_INTEGERS.contains(&number)) { i64::from(i32::MAX) } else { 1 }
 }
 
 /// What Redis would call the way a value is kept.
@@ -1156,6 +1201,29 @@ mod tests {
     }
 
     #[test]
+    fn scan_reads_its_cursor_as_redis_does() {
+        let mut world = World::new();
+        world.run("SET k v");
+        world.check(&[
+            ("SCAN -1 COUNT 100000", "[0 []]"),
+            ("SCAN -9223372036854775808 COUNT 100000", "[0 []]"),
+            ("SCAN 16384 COUNT 100000", "[0 []]"),
+            ("SCAN '' COUNT 100000", "[0 [k]]"),
+            ("SCAN -0 COUNT 100000", "[0 [k]]"),
+            ("SCAN +0 COUNT 100000", "[0 [k]]"),
+            ("SCAN 000 COUNT 100000", "[0 [k]]"),
+        ]);
+        for word in
+            ["-", "+", "--1", "+-1", "1x", "0x1", "18446744073709551616", "-18446744073709551616", "1.0"]
+        {
+            world.check(&[(format!("SCAN {word}").as_str(), "-ERR invalid cursor")]);
+        }
+        for word in [" 1", "1 ", "\t1"] {
+            assert_eq!(show(&world.run_words(&[b"SCAN", word.as_bytes()])), "-ERR invalid cursor");
+        }
+    }
+
+    #[test]
     fn scan_filters_by_pattern_type_and_deadline() {
         let mut world = World::new();
         world.check(&[("MSET a1 1 a2 2 b1 3", "OK"), ("SET a3 1 PX 10", "OK")]);
@@ -1218,6 +1286,41 @@ mod tests {
     }
 
     #[test]
+    fn randomkey_of_a_small_database_prefers_no_key() {
+        let mut world = World::new();
+        (0..100).for_each(|n| assert_eq!(world.run(&format!("SET {n} v")), Reply::Ok));
+        let mut counts = BTreeMap::<String, u32>::new();
+        for n in 0..5_000 {
+            world.seed = n;
+            *counts.entry(show(&world.run("RANDOMKEY"))).or_default() += 1;
+        }
+        // The mean is 50, and five standard deviations are 35.
+        assert_eq!(counts.len(), 100);
+        assert!(counts.values().all(|count| (15..=85).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn randomkey_of_a_large_database_prefers_no_part() {
+        let mut world = World::new();
+        (0..8_192).for_each(|n| assert_eq!(world.run(&format!("SET {n} v")), Reply::Ok));
+        let space = world.state.database(0);
+        let alone: BTreeSet<String> = (0..PARTS)
+            .filter(|part| space.part(*part).count() == 1)
+            .filter_map(|part| space.part(part).next())
+            .map(|row| String::from_utf8_lossy(row.key()).into_owned())
+            .collect();
+        let expected = alone.len() as f64 / 8_192.0;
+        let draws = 20_000;
+        let mut hits = 0;
+        for n in 0..draws {
+            world.seed = n;
+            hits += u32::from(alone.contains(&show(&world.run("RANDOMKEY"))));
+        }
+        let share = f64::from(hits) / draws as f64;
+        assert!((share - expected).abs() < 0.03, "{share} of the draws for {expected} of the keys");
+    }
+
+    #[test]
     fn object_tells_the_encoding_of_strings() {
         let mut world = World::new();
         world.run_words(&[b"SET", b"raw", &[b'x'; 45]]);
@@ -1229,6 +1332,13 @@ mod tests {
             ("OBJECT ENCODING raw", "raw"),
             ("OBJECT ENCODING none", "null"),
             ("OBJECT REFCOUNT raw", ":1"),
+            ("OBJECT REFCOUNT int", ":1"),
+            ("MSET zero 0 small 9999 large 10000 text 07", "OK"),
+            ("OBJECT REFCOUNT zero", ":2147483647"),
+            ("OBJECT REFCOUNT small", ":2147483647"),
+            ("OBJECT REFCOUNT large", ":1"),
+            ("OBJECT REFCOUNT text", ":1"),
+            ("OBJECT REFCOUNT none", "null"),
             ("OBJECT IDLETIME raw", ":0"),
             ("OBJECT foo raw", "-ERR unknown subcommand 'foo'. Try OBJECT HELP."),
             ("OBJECT ENCODING", "-ERR wrong number of arguments for 'object|encoding' command"),

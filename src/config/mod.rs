@@ -66,7 +66,7 @@ pub struct Config {
     pub flush_interval: Millis,
     /// Clients connected at the same time, at least 1.
     pub max_clients: usize,
-    /// Bytes for keys and values; 0 is no bound.
+    /// Bytes of memory above which commands that need more are refused; 0 is no bound.
     pub max_memory: u64,
     /// The longest argument of a command, in bytes.
     pub proto_max_bulk_len: usize,

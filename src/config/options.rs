@@ -407,7 +407,8 @@ pub static DIRECTIVES: &[Directive] = &[
         Group::Limits,
         Kind::Memory { min: 0, max: i64::MAX },
         "0",
-        "Memory for keys and values; 0 is no bound.",
+        "Memory that the process may take: above it, commands that need more are refused with OOM. Nothing is \
+         evicted. 0 is no bound.",
     )
     .settable(),
     Directive::new(
@@ -424,7 +425,7 @@ pub static DIRECTIVES: &[Directive] = &[
             "noeviction",
         ]),
         "noeviction",
-        "What goes at maxmemory. This version evicts nothing.",
+        "What goes at maxmemory. This version evicts nothing: it refuses commands that need memory.",
     )
     .settable()
     .check(|value| {

@@ -127,3 +127,85 @@ fn expire_named(state: &mut State, stamps: &Stamps, spec: &CommandSpec, db: DbIn
         state.expire_touched(db, words[at], stamps.clock);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::entry::Batch;
+    use crate::machine::entry::encode_entry;
+    use crate::types::ClusterTime;
+    use crate::types::Millis;
+    use crate::types::WallMillis;
+
+    fn apply(state: &mut State, index: u64, clock: u64, fill: impl FnOnce(&mut Batch)) -> Vec<Reply> {
+        let mut batch = Batch::new(b"default");
+        fill(&mut batch);
+        let stamps = Stamps { clock: ClusterTime(clock), wall: WallMillis(clock), seed: 1 };
+        let entry = encode_entry(&stamps, &[batch]);
+        apply_entry(state, LogIndex(index), Term(1), &entry).unwrap().remove(0)
+    }
+
+    fn push(batch: &mut Batch, words: &[&str]) {
+        batch.push_command(0, words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().into_iter());
+    }
+
+    #[test]
+    fn an_expire_that_names_a_key_ends_that_key_first_however_many_are_due() {
+        let mut state = State::new(16);
+        apply(&mut state, 1, 0, |batch| {
+            for n in 0..3_000 {
+                push(batch, &["SET", &format!("k{n}"), "v", "PX", "100"]);
+            }
+        });
+        let last = [&b"k2999"[..]];
+        assert_eq!(
+            apply(&mut state, 2, 100, |batch| batch.push_expire(0, last.into_iter())),
+            [Reply::Integer(1)]
+        );
+        assert!(state.row(0, b"k2999").is_none() && state.row(0, b"k2998").is_some());
+        for (index, ended) in [(3, 1_024), (4, 1_024), (5, 951), (6, 0)] {
+            let replies = apply(&mut state, index, 100, |batch| batch.push_expire(0, std::iter::empty()));
+            assert_eq!(replies, [Reply::Integer(ended)]);
+        }
+    }
+
+    #[test]
+    fn a_receipt_whose_lease_is_due_finishes_nothing_even_when_many_are_due() {
+        let mut state = State::new(16);
+        apply(&mut state, 1, 0, |batch| (0..2_000).for_each(|_| push(batch, &["QPUSH", "q", "p"])));
+        apply(&mut state, 2, 0, |batch| {
+            (0..2).for_each(|_| push(batch, &["QPOP", "COUNT", "1000", "LEASE", "100", "FROM", "q"]));
+        });
+        let replies = apply(&mut state, 3, 100, |batch| push(batch, &["QACK", "q", "1-1999:1"]));
+        assert_eq!(replies, [Reply::Integer(0)]);
+        let replies = apply(&mut state, 4, 100, |batch| push(batch, &["QLEN", "q", "ALL"]));
+        assert_eq!(replies, [Reply::Integer(2_000)]);
+    }
+
+    #[test]
+    fn only_the_first_leader_start_of_a_log_brings_settings() {
+        let mut state = State::new(0);
+        let settings = |databases| crate::state::Settings { databases, ..crate::state::Settings::default() };
+        for (index, databases) in [(1, 16), (2, 4)] {
+            let start = LeaderStart { outage: Millis(0), settings: settings(databases) };
+            apply(&mut state, index, 0, |batch| batch.push_leader_start(&start));
+            assert_eq!(state.databases(), 16);
+        }
+    }
+
+    #[test]
+    fn keys_age_over_an_outage_and_locks_do_not() {
+        let mut state = State::new(16);
+        apply(&mut state, 1, 0, |batch| {
+            push(batch, &["SET", "k", "v", "PX", "60000"]);
+            push(batch, &["LOCK", "l", "me", "PX", "60000"]);
+        });
+        let start = LeaderStart { outage: Millis(60_000), settings: *state.settings() };
+        apply(&mut state, 2, 10, |batch| batch.push_leader_start(&start));
+        let replies = apply(&mut state, 3, 10, |batch| {
+            push(batch, &["GET", "k"]);
+            push(batch, &["LOCK", "l", "you"]);
+        });
+        assert_eq!(replies, [Reply::Null, Reply::Null]);
+    }
+}

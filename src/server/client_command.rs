@@ -3,6 +3,13 @@
 use std::sync::atomic::Ordering;
 
 use crate::commands::error::CommandError;
+use crate::commands::spec::Categories;
+use crate::commands::spec::CommandSpec;
+use crate::commands::spec::Execute;
+use crate::commands::spec::Flags;
+use crate::commands::spec::Group;
+use crate::commands::spec::KeySpec;
+use crate::commands::spec::SessionCommand;
 use crate::resp::Reply;
 use crate::resp::Request;
 use crate::resp::arguments::eq_ignore_case;
@@ -48,12 +55,52 @@ const HELP: &[&str] = &[
     "    Set client meta attributes. Options are: LIB-NAME, LIB-VER.",
     "SETNAME <name>",
     "    Assign the name <name> to the current connection.",
+    "TRACKING (ON|OFF) [REDIRECT <id>] [BCAST] [PREFIX <prefix> [...]]",
+    "         [OPTIN] [OPTOUT] [NOLOOP]",
+    "    Control server assisted client side caching. This version knows OFF only.",
+    "TRACKINGINFO",
+    "    Report tracking status for the current connection.",
     "UNBLOCK <clientid> [TIMEOUT|ERROR]",
     "    Unblock the specified blocked client.",
     "UNPAUSE",
     "    Stop the current client pause, resuming traffic.",
     "HELP",
     "    Print this help.",
+];
+
+const fn tracking_row(
+    name: &'static str,
+    syntax: &'static str,
+    summary: &'static str,
+    arity: i32,
+) -> CommandSpec {
+    CommandSpec {
+        name,
+        syntax,
+        group: Group::Connection,
+        since: "0.1.0",
+        summary,
+        complexity: "O(1)",
+        arity,
+        flags: Flags::LOADING.and(Flags::STALE).and(Flags::NOSCRIPT),
+        keys: KeySpec::None,
+        acl: Categories::CONNECTION,
+        execute: Execute::Session(SessionCommand::Client),
+        subcommands: &[],
+    }
+}
+
+/// Subcommands that client libraries try and that do nothing in this version, so the table of commands does not
+/// show them.
+pub const TRACKING_ROWS: &[CommandSpec] = &[
+    tracking_row(
+        "tracking",
+        "CLIENT TRACKING <ON | OFF> [REDIRECT client-id] [PREFIX prefix [PREFIX prefix ...]] [BCAST] [OPTIN] \
+         [OPTOUT] [NOLOOP]",
+        "Switches the invalidation of what the client caches.",
+        -3,
+    ),
+    tracking_row("trackinginfo", "CLIENT TRACKINGINFO", "Tells whether invalidations are sent.", 2),
 ];
 
 /// A HELP reply: its lines as statuses.
@@ -106,6 +153,12 @@ fn run_plain(
         }
         // No connection of this version follows invalidations.
         "getredir" => Ok(Reply::Integer(-1)),
+        "tracking" => tracking(request),
+        "trackinginfo" => Ok(Reply::Map(vec![
+            (Reply::bulk("flags"), Reply::Set(vec![Reply::bulk("off")])),
+            (Reply::bulk("redirect"), Reply::Integer(-1)),
+            (Reply::bulk("prefixes"), Reply::Array(Vec::new())),
+        ])),
         "help" => Ok(help(HELP)),
         _ => Err(Reply::error("ERR this version does not know that CLIENT subcommand")),
     }
@@ -346,6 +399,27 @@ fn unblock(request: &Request) -> Result<Reply, Reply> {
     }
 }
 
+/// Reads what Redis reads, and switches nothing: it is off.
+fn tracking(request: &Request) -> Result<Reply, Reply> {
+    let mut words = request.args().skip(3);
+    while let Some(word) = words.next() {
+        let is = |name: &str| eq_ignore_case(word, name);
+        if is("redirect") || is("prefix") {
+            let value = words.next().ok_or(CommandError::Syntax)?;
+            if is("redirect") {
+                parse_i64(value).ok_or(CommandError::NotAnInteger)?;
+            }
+        } else if !["bcast", "optin", "optout", "noloop"].iter().any(|name| is(name)) {
+            return Err(CommandError::Syntax.into());
+        }
+    }
+    let mode = request.arg(2);
+    if eq_ignore_case(mode, "on") {
+        return Err(Reply::error("ERR CLIENT TRACKING ON is not supported by this version yet"));
+    }
+    switch(mode, |_| {})
+}
+
 fn switch(word: &[u8], set: impl FnOnce(bool)) -> Result<Reply, Reply> {
     if eq_ignore_case(word, "on") {
         set(true);
@@ -426,6 +500,20 @@ mod tests {
         assert_eq!(Listed::parse(&request("client list id 1 7")), Ok(ids));
         assert_eq!(Listed::parse(&request("client list id x")), Err(Reply::error("ERR Invalid client ID")));
         assert_eq!(Listed::parse(&request("client list foo")), Err(Reply::error("ERR syntax error")));
+    }
+
+    #[test]
+    fn tracking_is_off_and_stays_so() {
+        let syntax = || Err(Reply::error("ERR syntax error"));
+        assert_eq!(tracking(&request("client tracking off")), Ok(Reply::Ok));
+        assert_eq!(tracking(&request("client tracking OFF BCAST prefix a")), Ok(Reply::Ok));
+        let refused = Reply::error("ERR CLIENT TRACKING ON is not supported by this version yet");
+        assert_eq!(tracking(&request("client tracking on redirect 5")), Err(refused));
+        for words in ["maybe", "off foo", "off prefix", "on redirect"] {
+            assert_eq!(tracking(&request(&format!("client tracking {words}"))), syntax(), "{words}");
+        }
+        let not_integer = Err(Reply::error("ERR value is not an integer or out of range"));
+        assert_eq!(tracking(&request("client tracking on redirect x")), not_integer);
     }
 
     #[test]

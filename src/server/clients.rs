@@ -49,6 +49,8 @@ pub struct ClientHandle {
     pub queued: AtomicI64,
     /// Keys watched.
     pub watched: AtomicUsize,
+    /// Memory that queued commands and watched keys take, in bytes.
+    pub transaction_bytes: AtomicUsize,
     /// Bytes received and not executed yet, and free bytes of that buffer.
     pub input_bytes: AtomicUsize,
     pub input_free: AtomicUsize,
@@ -58,6 +60,8 @@ pub struct ClientHandle {
     pub leaves_keys_untouched: AtomicBool,
     /// Waits in a command (DEBUG SLEEP) or in CLIENT PAUSE.
     pub is_blocked: AtomicBool,
+    /// Has commands under way.
+    pub is_executing: AtomicBool,
     /// Holds read and write buffers, which an idle client gives back.
     pub holds_buffers: AtomicBool,
     is_doomed: AtomicBool,
@@ -85,6 +89,12 @@ impl ClientHandle {
         }
     }
 
+    /// Notes that bytes came or went.
+    #[inline]
+    pub fn note_transfer(&self, now: Monotonic) {
+        self.last_active.store(now.0, Ordering::Relaxed);
+    }
+
     /// Asks the connection to close: at once when it waits, else after the command that runs.
     pub fn kill(&self) {
         self.is_doomed.store(true, Ordering::Release);
@@ -101,9 +111,17 @@ impl ClientHandle {
         now.since(self.since).0 / 1000
     }
 
-    /// How long the client has sent nothing.
+    /// How long the client has sent nothing and taken nothing.
     pub fn idle(&self, now: Monotonic) -> Millis {
         now.since(Monotonic(self.last_active.load(Ordering::Relaxed)))
+    }
+
+    /// True while the client is the one who is waited for: not while it waits itself, nor while its commands are
+    /// under way and none of its replies.
+    fn is_its_turn(&self) -> bool {
+        let is_served = self.is_executing.load(Ordering::Relaxed);
+        let takes_nothing = self.output_bytes.load(Ordering::Relaxed) > 0;
+        !self.is_blocked.load(Ordering::Relaxed) && (!is_served || takes_nothing)
     }
 
     fn last_command_name(&self) -> String {
@@ -147,11 +165,12 @@ impl ClientHandle {
         let input = self.input_bytes.load(Ordering::Relaxed);
         let free = self.input_free.load(Ordering::Relaxed);
         let output = self.output_bytes.load(Ordering::Relaxed);
+        let transaction = self.transaction_bytes.load(Ordering::Relaxed);
         let mut line = String::with_capacity(320);
         let _infallible = write!(
             line,
             "id={} addr={} laddr={} fd={} name={} age={} idle={idle} flags={} db={} sub=0 psub=0 ssub=0 multi={} \
-             watch={} qbuf={input} qbuf-free={free} argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl={output} oll=0 omem=0 \
+             watch={} qbuf={input} qbuf-free={free} argv-mem=0 multi-mem={transaction} rbs=0 rbp=0 obl={output} oll=0 omem=0 \
              tot-mem={} events=r cmd={} user={} redir=-1 resp={} lib-name={} lib-ver={}",
             self.id.0,
             self.addr,
@@ -163,7 +182,7 @@ impl ClientHandle {
             self.db.load(Ordering::Relaxed),
             self.queued.load(Ordering::Relaxed),
             self.watched.load(Ordering::Relaxed),
-            input + free + output + size_of::<ClientHandle>(),
+            input + free + output + transaction + size_of::<ClientHandle>(),
             self.last_command_name(),
             names.user,
             self.protocol.load(Ordering::Relaxed),
@@ -243,12 +262,14 @@ impl Clients {
             protocol: AtomicU8::new(2),
             queued: AtomicI64::new(-1),
             watched: AtomicUsize::new(0),
+            transaction_bytes: AtomicUsize::new(0),
             input_bytes: AtomicUsize::new(0),
             input_free: AtomicUsize::new(0),
             output_bytes: AtomicUsize::new(0),
             is_unevictable: AtomicBool::new(false),
             leaves_keys_untouched: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
+            is_executing: AtomicBool::new(false),
             holds_buffers: AtomicBool::new(true),
             is_doomed: AtomicBool::new(false),
             wake: Notify::new(),
@@ -296,7 +317,7 @@ impl Clients {
     pub fn look_after_idle(&self, now: Monotonic, timeout: Millis) {
         for client in &self.registry.clients {
             let idle = client.idle(now);
-            if client.is_blocked.load(Ordering::Relaxed) {
+            if !client.is_its_turn() {
                 continue;
             }
             if timeout.0 > 0 && idle > timeout {
@@ -388,6 +409,31 @@ mod tests {
         ));
         assert!(line.contains(" multi=-1 watch=0 qbuf=0 "));
         assert!(line.ends_with(" cmd=NULL user=default redir=-1 resp=2 lib-name= lib-ver="));
+    }
+
+    #[test]
+    fn only_a_client_that_is_waited_for_is_closed_as_idle() {
+        let clients = Clients::new();
+        let at = |seconds: u64| Monotonic(seconds * 1_000_000_000);
+        let add = |port| clients.add(address(port), address(6379), 7, at(0));
+        let [idle, moving, executing, unread] = [1, 2, 3, 4].map(add);
+        moving.note_transfer(at(9));
+        executing.is_executing.store(true, Ordering::Relaxed);
+        unread.is_executing.store(true, Ordering::Relaxed);
+        unread.output_bytes.store(1, Ordering::Relaxed);
+        clients.look_after_idle(at(10), Millis(5_000));
+        let doomed = [&idle, &moving, &executing, &unread].map(|client| client.is_doomed());
+        assert_eq!(doomed, [true, false, false, true]);
+    }
+
+    #[test]
+    fn memory_of_a_transaction_is_shown() {
+        let clients = Clients::new();
+        let client = clients.add(address(1), address(6379), 7, Monotonic(0));
+        client.transaction_bytes.store(1_000, Ordering::Relaxed);
+        let total = 1_000 + size_of::<ClientHandle>();
+        let line = client.describe(Monotonic(0));
+        assert!(line.contains(" multi-mem=1000 ") && line.contains(&format!(" tot-mem={total} ")), "{line}");
     }
 
     #[test]

@@ -83,11 +83,15 @@ impl Connection {
     }
 
     async fn serve(&mut self) -> io::Result<()> {
+        let mut has_arrived = false;
         loop {
             self.session.refresh_config(&self.services);
             let decoded = self.decode();
             if !self.pipeline.requests.is_empty() {
                 self.execute().await?;
+            } else if has_arrived {
+                // A long value arrives in pieces: its sender is not idle.
+                self.session.client.note_transfer(self.services.clock.monotonic());
             }
             if let Err(error) = &decoded
                 && !self.session.is_closing
@@ -101,7 +105,9 @@ impl Connection {
             if matches!(decoded, Ok(Decoded::More)) {
                 continue;
             }
-            match self.receive().await? {
+            let input = self.receive().await?;
+            has_arrived = matches!(input, Input::Arrived);
+            match input {
                 Input::Arrived => self.count_input()?,
                 Input::Woken if self.is_stopped() => return Ok(()),
                 Input::Woken => self.give_buffers_back(),
@@ -192,7 +198,10 @@ impl Connection {
     // ---- running ----------------------------------------------------------------------------------
 
     async fn execute(&mut self) -> io::Result<()> {
-        self.pipeline.begin(self.services.clock.monotonic());
+        let now = self.services.clock.monotonic();
+        self.session.client.note_transfer(now);
+        self.session.client.is_executing.store(true, Ordering::Relaxed);
+        self.pipeline.begin(now);
         loop {
             match self.pipeline.advance(&mut self.session, &self.services, &mut self.output) {
                 Step::Done => break,
@@ -209,6 +218,7 @@ impl Connection {
             }
         }
         self.pipeline.finish(&self.session, &self.services);
+        self.session.client.is_executing.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -242,7 +252,7 @@ impl Connection {
 
     async fn wait(&mut self, length: Duration, reply: &Reply) -> io::Result<()> {
         let from = self.services.clock.monotonic();
-        self.block(tokio::time::sleep(length)).await?;
+        self.block(tokio::time::sleep(length), Self::is_stopped).await?;
         let micros = self.services.clock.monotonic().micros_since(from);
         self.pipeline.on_waited(&mut self.session, &self.services, reply, micros, &mut self.output);
         Ok(())
@@ -254,17 +264,22 @@ impl Connection {
         let Some(left) = clients.pause_left(self.services.clock.monotonic()) else { return Ok(()) };
         // The pause may end between the look and the wait; short sleeps make a missed call harmless.
         let nap = Duration::from_millis(left.0.min(100));
-        self.block(async {
+        let end = async {
             tokio::select! {
                 () = clients.unpaused() => {}
                 () = tokio::time::sleep(nap) => {}
             }
-        })
-        .await
+        };
+        // A stop of the node ends the pause: what was held back is answered.
+        self.block(end, |connection| connection.session.client.is_doomed()).await
     }
 
-    /// Waits, shown as blocked, unless the client is killed or the node stops.
-    async fn block(&self, waited: impl Future<Output = ()>) -> io::Result<()> {
+    /// Waits, shown as blocked, until `is_over` when the connection is woken: then it ends.
+    async fn block(
+        &self,
+        waited: impl Future<Output = ()>,
+        is_over: impl Fn(&Connection) -> bool,
+    ) -> io::Result<()> {
         let client = &self.session.client;
         client.is_blocked.store(true, Ordering::Relaxed);
         tokio::pin!(waited);
@@ -272,7 +287,7 @@ impl Connection {
             tokio::select! {
                 () = &mut waited => break Ok(()),
                 () = client.wake.notified() => {
-                    if self.is_stopped() {
+                    if is_over(self) {
                         break Err(io::Error::from(ErrorKind::ConnectionAborted));
                     }
                 }
@@ -299,11 +314,24 @@ impl Connection {
             return Err(io::Error::other("output buffer limit"));
         }
         self.services.stats.output_bytes.fetch_add(self.output.len() as u64, Ordering::Relaxed);
+        // A client that keeps up needs no look at the clock: the end of its batch is noted anyway.
+        let mut has_waited = false;
         while !self.output.is_empty() {
             match self.stream.try_write(&self.output) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => self.output.advance(count),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.until_writable().await?,
+                Ok(count) => {
+                    self.output.advance(count);
+                    if has_waited {
+                        self.session.client.note_transfer(self.services.clock.monotonic());
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if !has_waited {
+                        has_waited = true;
+                        self.session.client.note_transfer(self.services.clock.monotonic());
+                    }
+                    self.until_writable().await?;
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }

@@ -32,6 +32,8 @@ use crate::server::clients::Paused;
 use crate::server::errors;
 use crate::server::gates;
 use crate::server::gates::Found;
+use crate::server::gates::Standing;
+use crate::server::reply_bounds;
 use crate::server::session::Answer;
 use crate::server::session::Session;
 use crate::server::stats::Tally;
@@ -86,6 +88,10 @@ pub struct Pipeline {
     /// The writes collected, which are the requests just before `next`.
     batch: Option<Batch>,
     writes: Vec<&'static CommandSpec>,
+    /// How many of `writes` were answered, and the replies to the others, once the batch was applied: large ones are
+    /// sent before the next are rendered.
+    answered: usize,
+    replies: std::vec::IntoIter<Reply>,
     /// A barrier was passed and nothing was awaited since.
     is_after_barrier: bool,
     /// The last EXPIRE entry ended nothing: the read goes on whatever is due.
@@ -116,6 +122,8 @@ impl Pipeline {
             next: 0,
             batch: None,
             writes: Vec::new(),
+            answered: 0,
+            replies: Vec::new().into_iter(),
             is_after_barrier: false,
             is_expired_out: false,
             tally: Tally::default(),
@@ -134,14 +142,24 @@ impl Pipeline {
 
     /// Goes on until something has to be waited for. The guard of its reads ends with the call.
     pub fn advance(&mut self, session: &mut Session, services: &Services, out: &mut BytesMut) -> Step {
+        if !self.answer_writes(session, services, out) {
+            return Step::Flush;
+        }
         let is_after_barrier = std::mem::take(&mut self.is_after_barrier);
+        let is_memory_full = services.is_memory_full(session.config.max_memory);
         let mut reading: Option<Reading<'_>> = None;
         while self.next < self.requests.len() && !session.is_closing {
             if out.len() > FLUSH_BYTES {
                 return Step::Flush;
             }
             let in_transaction = session.transaction.is_open();
-            let found = match gates::admit(&self.requests[self.next], session.must_log_in(), in_transaction) {
+            let standing = Standing {
+                must_log_in: session.must_log_in(),
+                in_transaction,
+                exec_needs_memory: is_memory_full && session.transaction.needs_memory(),
+                is_memory_full,
+            };
+            let found = match gates::admit(&self.requests[self.next], standing) {
                 Ok(found) => found,
                 Err(_) if self.batch.is_some() => return Step::Propose,
                 Err(refusal) => {
@@ -151,6 +169,7 @@ impl Pipeline {
             };
             if services.clients.paused() != Paused::Nothing
                 && is_held_back(services.clients.paused(), found, session)
+                && !services.shutdown.is_requested()
             {
                 return if self.batch.is_some() { Step::Propose } else { Step::Paused };
             }
@@ -160,7 +179,9 @@ impl Pipeline {
             }
             if let Execute::Write(_) = found.row.execute {
                 drop(reading.take());
-                if self.collect(session, found) > BATCH_BYTES {
+                // A value that is returned may be a million times as long as the request: one at a time.
+                let is_last = reply_bounds::is_write_with_value(found.row, &self.requests[self.next]);
+                if self.collect(session, found) > BATCH_BYTES || is_last {
                     return Step::Propose;
                 }
                 continue;
@@ -226,27 +247,37 @@ impl Pipeline {
         out: &mut BytesMut,
     ) {
         self.was_timed = true;
-        let writes = std::mem::take(&mut self.writes);
-        let first = self.next - writes.len();
-        for (at, row) in writes.iter().enumerate().take(SLOW_PER_BATCH_MAX) {
+        let first = self.next - self.writes.len();
+        for (at, row) in self.writes.iter().enumerate().take(SLOW_PER_BATCH_MAX) {
             note_duration(session, services, row, &self.requests[first + at], micros);
         }
-        match outcome {
-            Ok(replies) => {
-                assert_eq!(replies.len(), writes.len(), "every item of a batch gets one reply");
-                for (row, reply) in writes.iter().zip(&replies) {
-                    self.answer(session, services, row, reply, out);
-                }
-            }
-            Err(error) => {
-                let reply = errors::propose_error(&error);
-                for row in &writes {
-                    self.answer(session, services, row, &reply, out);
-                }
-            }
+        let replies = match outcome {
+            Ok(replies) => replies,
+            Err(error) => vec![errors::propose_error(&error); self.writes.len()],
+        };
+        assert_eq!(replies.len(), self.writes.len(), "every item of a batch gets one reply");
+        self.replies = replies.into_iter();
+        // What does not fit follows when the pipeline goes on.
+        self.answer_writes(session, services, out);
+    }
+
+    /// Answers the writes that were applied until `out` wants to be sent; true when all of them are answered.
+    #[inline]
+    fn answer_writes(&mut self, session: &mut Session, services: &Services, out: &mut BytesMut) -> bool {
+        while out.len() <= FLUSH_BYTES {
+            let Some(reply) = self.replies.next() else { break };
+            self.answer(session, services, self.writes[self.answered], &reply, out);
+            self.answered += 1;
         }
-        self.writes = writes;
-        self.writes.clear();
+        if self.replies.len() > 0 {
+            return false;
+        }
+        if self.answered > 0 {
+            self.answered = 0;
+            self.writes.clear();
+            self.replies = Vec::new().into_iter();
+        }
+        true
     }
 
     /// Goes on after a read barrier, or answers the read that wanted it with the error.
@@ -373,6 +404,11 @@ impl Pipeline {
     fn refuse(&mut self, session: &mut Session, services: &Services, refusal: Reply, out: &mut BytesMut) {
         let request = &self.requests[self.next];
         self.next += 1;
+        if gates::is_cross_protocol(request) {
+            services.warn_of_cross_protocol(&session.client);
+            session.is_closing = true;
+            return;
+        }
         let row = table::find(request.name());
         if let Some(row) = row {
             services.stats.note_rejected(row);
@@ -447,6 +483,21 @@ impl Pipeline {
         if reading.is_anything_due && !self.is_expired_out && names_due(reading, session, leaf.keys, &words) {
             return Some(Step::Expire);
         }
+        if found.row.name == "mget" {
+            let bytes = reply_bounds::mget_bytes(&reading.state, session.db, &words);
+            if bytes > reply_bounds::bytes_max(&session.config) {
+                drop(words);
+                self.step_over(session, services, found, None);
+                let text =
+                    format!("ERR the values take {bytes} bytes, more than client-output-buffer-limit allows");
+                self.answer(session, services, found.row, &Reply::error(text), out);
+                return None;
+            }
+            if bytes > FLUSH_BYTES && !out.is_empty() {
+                // Alone it keeps to the limit.
+                return Some(Step::Flush);
+            }
+        }
         let from = is_timed(session, leaf).then(|| services.clock.monotonic());
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let context = ReadContext {
@@ -484,13 +535,14 @@ impl Pipeline {
         {
             return Some(Step::Expire);
         }
-        for key in words.iter().skip(1) {
+        let watched = words.iter().skip(1).try_for_each(|key| {
             let changed = reading.state.row(session.db, key).map(crate::state::Row::changed);
-            session.transaction.watch(session.db, key, changed);
-        }
+            session.transaction.watch(session.db, key, changed)
+        });
+        let reply = watched.err().unwrap_or(Reply::Ok);
         drop(words);
         self.step_over(session, services, found, None);
-        self.answer(session, services, found.row, &Reply::Ok, out);
+        self.answer(session, services, found.row, &reply, out);
         None
     }
 
@@ -535,7 +587,10 @@ impl Pipeline {
     ) -> Option<Step> {
         self.step_over(session, services, found, None);
         let refusal = match session.transaction.exec() {
-            Exec::Run(plan) => return Some(Step::Exec(plan)),
+            Exec::Run(plan) => match refuse_large(&plan, session, services) {
+                None => return Some(Step::Exec(plan)),
+                Some(refusal) => refusal,
+            },
             Exec::Aborted => Reply::error("EXECABORT Transaction discarded because of previous errors."),
             Exec::WithoutMulti => Reply::error("ERR EXEC without MULTI"),
         };
@@ -589,6 +644,20 @@ fn open<'g, 'a>(
 /// themselves; DBSIZE counts them, as Redis does.
 fn names_due(reading: &Reading<'_>, session: &Session, keys: KeySpec, words: &[&[u8]]) -> bool {
     keys.positions(words).iter().any(|at| reading.state.is_due(session.db, words[*at], reading.now))
+}
+
+/// Why a transaction may not run: its replies would take too much memory.
+fn refuse_large(plan: &Plan, session: &Session, services: &Services) -> Option<Reply> {
+    if !plan.returns_values {
+        return None;
+    }
+    let bytes = reply_bounds::transaction_bytes(&services.group.read_applied(), &plan.commands);
+    (bytes > reply_bounds::bytes_max(&session.config)).then(|| {
+        Reply::error(format!(
+            "EXECABORT the replies of this transaction would take {bytes} bytes, more than \
+             client-output-buffer-limit allows"
+        ))
+    })
 }
 
 fn is_held_back(paused: Paused, found: Found, session: &Session) -> bool {

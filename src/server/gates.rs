@@ -10,6 +10,7 @@ use crate::commands::spec::SessionCommand;
 use crate::commands::table;
 use crate::resp::Reply;
 use crate::resp::Request;
+use crate::server::client_command;
 use crate::server::errors;
 
 /// The longest key, in bytes (COMMANDS.md 2.8).
@@ -43,22 +44,33 @@ impl Found {
 pub struct Attempt<'a> {
     pub request: &'a Request,
     pub found: Found,
+    pub standing: Standing,
+}
+
+/// How the client and the node stand.
+#[derive(Clone, Copy, Default)]
+pub struct Standing {
     /// The client must log in first.
     pub must_log_in: bool,
     /// The client is between MULTI and EXEC.
     pub in_transaction: bool,
+    /// A command queued since MULTI may take memory.
+    pub exec_needs_memory: bool,
+    /// The node takes more memory than `maxmemory`.
+    pub is_memory_full: bool,
 }
 
 type Gate = fn(&Attempt<'_>) -> Result<(), Reply>;
 
 /// In Redis's order.
-const GATES: [Gate; 4] = [arity_fits, client_is_logged_in, fits_a_transaction, keys_are_bounded];
+const GATES: [Gate; 5] =
+    [arity_fits, client_is_logged_in, fits_a_transaction, memory_is_there, keys_are_bounded];
 
 /// Finds a request's row and passes it through the gates; the error is what to answer.
 #[inline]
-pub fn admit(request: &Request, must_log_in: bool, in_transaction: bool) -> Result<Found, Reply> {
+pub fn admit(request: &Request, standing: Standing) -> Result<Found, Reply> {
     let found = find(request)?;
-    let attempt = Attempt { request, found, must_log_in, in_transaction };
+    let attempt = Attempt { request, found, standing };
     for gate in GATES {
         gate(&attempt)?;
     }
@@ -74,10 +86,24 @@ pub fn find(request: &Request) -> Result<Found, Reply> {
     }
     let word = request.arg(1);
     let is_meant = |sub: &CommandSpec| sub.name.as_bytes().eq_ignore_ascii_case(word);
-    match row.subcommands.iter().position(is_meant) {
-        Some(at) => Ok(Found { row, sub: Some((at, &row.subcommands[at])) }),
-        None => Err(unknown_subcommand(row, word)),
+    if let Some(at) = row.subcommands.iter().position(is_meant) {
+        return Ok(Found { row, sub: Some((at, &row.subcommands[at])) });
     }
+    let tracking = client_command::TRACKING_ROWS.iter().find(|sub| is_meant(sub));
+    match (row.execute, tracking) {
+        // They come after those of the table, which have the smaller numbers.
+        (Execute::Session(SessionCommand::Client), Some(sub)) => {
+            Ok(Found { row, sub: Some((row.subcommands.len(), sub)) })
+        }
+        _ => Err(unknown_subcommand(row, word)),
+    }
+}
+
+/// True for the first words of an HTTP request. A web page can make a browser send one to this port, with commands
+/// in its body: a client that begins so is no client.
+pub fn is_cross_protocol(request: &Request) -> bool {
+    let name = request.name();
+    name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:")
 }
 
 fn unknown_command(request: &Request) -> Reply {
@@ -109,7 +135,7 @@ fn arity_fits(attempt: &Attempt<'_>) -> Result<(), Reply> {
 }
 
 fn client_is_logged_in(attempt: &Attempt<'_>) -> Result<(), Reply> {
-    if !attempt.must_log_in || attempt.found.row.flags.has(Flags::NO_AUTH) {
+    if !attempt.standing.must_log_in || attempt.found.row.flags.has(Flags::NO_AUTH) {
         return Ok(());
     }
     Err(Reply::error("NOAUTH Authentication required."))
@@ -118,10 +144,24 @@ fn client_is_logged_in(attempt: &Attempt<'_>) -> Result<(), Reply> {
 fn fits_a_transaction(attempt: &Attempt<'_>) -> Result<(), Reply> {
     let is_refused =
         || attempt.found.leaf().flags.has(Flags::NO_MULTI) && !is_never_queued(attempt.found.row);
-    if !attempt.in_transaction || !is_refused() {
+    if !attempt.standing.in_transaction || !is_refused() {
         return Ok(());
     }
     Err(Reply::error("ERR Command not allowed inside a transaction"))
+}
+
+/// Nothing is evicted, so what takes memory is refused, as by Redis's `noeviction`.
+fn memory_is_there(attempt: &Attempt<'_>) -> Result<(), Reply> {
+    if !attempt.standing.is_memory_full {
+        return Ok(());
+    }
+    let is_exec = matches!(attempt.found.row.execute, Execute::Session(SessionCommand::Exec));
+    let needs_memory =
+        attempt.found.leaf().flags.has(Flags::DENYOOM) || (is_exec && attempt.standing.exec_needs_memory);
+    if !needs_memory {
+        return Ok(());
+    }
+    Err(Reply::error("OOM command not allowed when used memory > 'maxmemory'."))
 }
 
 fn keys_are_bounded(attempt: &Attempt<'_>) -> Result<(), Reply> {
@@ -152,7 +192,11 @@ mod tests {
     }
 
     fn refusal(words: &[&[u8]], must_log_in: bool, in_transaction: bool) -> String {
-        match admit(&request(words), must_log_in, in_transaction) {
+        refusal_at(words, Standing { must_log_in, in_transaction, ..Standing::default() })
+    }
+
+    fn refusal_at(words: &[&[u8]], standing: Standing) -> String {
+        match admit(&request(words), standing) {
             Err(Reply::Error(text)) => text.into_owned(),
             Err(other) => panic!("{other:?}"),
             Ok(found) => found.full_name(),
@@ -171,6 +215,9 @@ mod tests {
             (&[b"config", b"get"], "ERR wrong number of arguments for 'config|get' command"),
             (&[b"client", b"x"], "ERR unknown subcommand 'x'. Try CLIENT HELP."),
             (&[b"CLIENT", b"ID"], "client|id"),
+            (&[b"client", b"TRACKINGINFO"], "client|trackinginfo"),
+            (&[b"client", b"tracking"], "ERR wrong number of arguments for 'client|tracking' command"),
+            (&[b"config", b"tracking"], "ERR unknown subcommand 'tracking'. Try CONFIG HELP."),
         ];
         for (words, text) in cases {
             assert_eq!(refusal(words, false, false), *text);
@@ -185,6 +232,29 @@ mod tests {
         assert_eq!(refusal(&[b"get", b"k"], true, false), "NOAUTH Authentication required.");
         assert_eq!(refusal(&[b"auth", b"p"], true, false), "auth");
         assert_eq!(refusal(&[b"hello", b"3"], true, false), "hello");
+    }
+
+    #[test]
+    fn above_maxmemory_only_what_takes_no_memory_runs() {
+        let full = Standing { is_memory_full: true, ..Standing::default() };
+        let oom = "OOM command not allowed when used memory > 'maxmemory'.";
+        for words in [&[&b"set"[..], b"k", b"v"][..], &[b"qpush", b"q", b"m"], &[b"lock", b"l", b"me"]] {
+            assert_eq!(refusal_at(words, full), oom);
+            assert_eq!(refusal_at(words, Standing { in_transaction: true, ..full }), oom);
+        }
+        for words in [&[&b"get"[..], b"k"][..], &[b"del", b"k"], &[b"ping"], &[b"exec"]] {
+            assert_eq!(refusal_at(words, full).as_bytes(), words[0]);
+        }
+        let queued = Standing { in_transaction: true, exec_needs_memory: true, ..full };
+        assert_eq!(refusal_at(&[b"exec"], queued), oom);
+        assert_eq!(refusal_at(&[b"discard"], queued), "discard");
+    }
+
+    #[test]
+    fn the_start_of_an_http_request_is_known() {
+        assert!(is_cross_protocol(&request(&[b"POST", b"/", b"HTTP/1.1"])));
+        assert!(is_cross_protocol(&request(&[b"Host:", b"localhost"])));
+        assert!(!is_cross_protocol(&request(&[b"GET", b"post"])) && !is_cross_protocol(&request(&[b"host"])));
     }
 
     #[test]

@@ -114,7 +114,7 @@ fn clients(services: &Services, text: &mut String) {
 }
 
 fn memory(services: &Services, text: &mut String) {
-    let (resident, total) = (resident_bytes(), total_memory_bytes());
+    let (resident, total) = (load(&services.used_memory), total_memory_bytes());
     let config = services.config.get();
     let policy = config.shown("maxmemory-policy").unwrap_or_default();
     line(text, format_args!("used_memory:{resident}"));
@@ -279,7 +279,8 @@ fn kilobytes(file: &str, name: &str) -> u64 {
     number.unwrap_or(0) * 1024
 }
 
-fn resident_bytes() -> u64 {
+/// Memory of this process that is in RAM. The size of a page is needed to read /proc/self/statm, and not here.
+pub fn resident_bytes() -> u64 {
     kilobytes(&proc_file("/proc/self/status"), "VmRSS:")
 }
 

@@ -21,6 +21,7 @@ use crate::server::Services;
 use crate::server::clients::ClientHandle;
 use crate::server::clients::Clients;
 use crate::server::connection::Connection;
+use crate::server::info;
 
 /// How long connections have to finish when the node shuts down.
 const GRACE: Duration = Duration::from_secs(10);
@@ -28,6 +29,9 @@ const GRACE: Duration = Duration::from_secs(10);
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause after an accept that failed for want of something, such as file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often the memory of the process is looked at, and after how many looks the clients.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+const LOOKS_PER_SECOND: u32 = 10;
 
 const TOO_MANY_CLIENTS: &str = "-ERR max number of clients reached\r\n";
 const PROTECTED: &str = "-DENIED Holdfast is running in protected mode because protected mode is enabled and no password \
@@ -56,6 +60,8 @@ pub async fn accept_loop(services: Arc<Services>, listener: TcpListener) {
         }
     }
     drop(listener);
+    // What a pause holds back was read before, so it is answered.
+    services.clients.unpause();
     services.clients.wake_all();
     let finish = async {
         while let Some(ended) = tasks.join_next().await {
@@ -154,22 +160,33 @@ fn prepare(stream: &TcpStream, config: &Config) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
 }
 
-/// Once a second: idle clients, and the rate of commands.
-pub async fn look_after_clients(services: Arc<Services>) {
+/// Ten times a second: the memory of the process. Once a second: idle clients, and the rate of commands.
+pub async fn look_after_node(services: Arc<Services>) {
     let mut before = services.stats.commands.load(Ordering::Relaxed);
     let mut stopped = services.shutdown.subscribe();
+    let mut looks = 0;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
             () = stopped.requested() => pending::<()>().await,
         }
-        let commands = services.stats.commands.load(Ordering::Relaxed);
-        services.stats.commands_per_second.store(commands.saturating_sub(before), Ordering::Relaxed);
-        before = commands;
-        let timeout = services.config.get().timeout;
-        let timeout = crate::types::Millis(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-        services.clients.look_after_idle(services.clock.monotonic(), timeout);
+        services.used_memory.store(info::resident_bytes(), Ordering::Relaxed);
+        looks += 1;
+        if looks == LOOKS_PER_SECOND {
+            looks = 0;
+            before = look_after_clients(&services, before);
+        }
     }
+}
+
+/// Gives the number of commands so far; `before` is what it was a second ago.
+fn look_after_clients(services: &Services, before: u64) -> u64 {
+    let commands = services.stats.commands.load(Ordering::Relaxed);
+    services.stats.commands_per_second.store(commands.saturating_sub(before), Ordering::Relaxed);
+    let timeout = services.config.get().timeout;
+    let timeout = crate::types::Millis(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+    services.clients.look_after_idle(services.clock.monotonic(), timeout);
+    commands
 }
 
 #[cfg(test)]

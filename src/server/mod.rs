@@ -17,6 +17,7 @@ mod errors;
 mod gates;
 mod info;
 mod listener;
+mod reply_bounds;
 mod session;
 pub mod slowlog;
 pub mod stats;
@@ -36,10 +37,15 @@ use tokio::task::JoinSet;
 use crate::clock::Clock;
 use crate::config::SharedConfig;
 use crate::consensus::Group;
+use crate::server::clients::ClientHandle;
 use crate::server::clients::Clients;
 use crate::server::slowlog::Slowlog;
 use crate::server::stats::Stats;
+use crate::types::Millis;
 use crate::types::Monotonic;
+
+/// How often an attack is logged.
+const WARNED_EVERY: Millis = Millis(60_000);
 
 /// What all connections share.
 pub struct Services {
@@ -51,11 +57,15 @@ pub struct Services {
     pub slowlog: Slowlog,
     pub stats: Stats,
     pub shutdown: Shutdown,
+    /// Bytes of memory that the process takes, as of the last look, ten times a second.
+    pub used_memory: AtomicU64,
     /// When the server started.
     pub started: Monotonic,
     /// 40 hexadecimal digits, new with every start.
     pub run_id: String,
     seed: AtomicU64,
+    /// When cross-protocol scripting was last logged, in nanoseconds of the monotonic clock; 0 is never.
+    warned: AtomicU64,
 }
 
 impl Services {
@@ -75,9 +85,33 @@ impl Services {
             slowlog: Slowlog::default(),
             stats: Stats::default(),
             shutdown,
+            used_memory: AtomicU64::new(info::resident_bytes()),
             run_id,
             seed: AtomicU64::new(word(4)),
+            warned: AtomicU64::new(0),
         }
+    }
+
+    /// True when the process takes more memory than `max_memory`, which is in bytes; 0 is no bound.
+    #[inline]
+    fn is_memory_full(&self, max_memory: u64) -> bool {
+        max_memory > 0 && self.used_memory.load(Ordering::Relaxed) > max_memory
+    }
+
+    /// Says in the log that a browser was made to talk to this port; once a minute, since a page can do so often.
+    fn warn_of_cross_protocol(&self, client: &ClientHandle) {
+        let now = self.clock.monotonic();
+        let before = self.warned.load(Ordering::Relaxed);
+        if before != 0 && now.since(Monotonic(before)) < WARNED_EVERY {
+            return;
+        }
+        self.warned.store(now.0, Ordering::Relaxed);
+        tracing::warn!(
+            addr = %client.addr,
+            "Possible SECURITY ATTACK detected: somebody sends POST or Host: to this port. Most likely a web page makes \
+             a browser send commands in the body of an HTTP request (cross-protocol scripting). The connection was \
+             closed, and nothing that followed was executed"
+        );
     }
 
     /// A number for a connection's dice; no two connections get the same.
@@ -155,7 +189,7 @@ pub async fn serve(services: Arc<Services>, listeners: Vec<TcpListener>) {
     for listener in listeners {
         loops.spawn(listener::accept_loop(Arc::clone(&services), listener));
     }
-    let caretaker = tokio::spawn(listener::look_after_clients(Arc::clone(&services)));
+    let caretaker = tokio::spawn(listener::look_after_node(Arc::clone(&services)));
     while let Some(ended) = loops.join_next().await {
         if let Err(error) = ended {
             tracing::error!(%error, "an accept loop ended");

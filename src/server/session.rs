@@ -145,6 +145,7 @@ impl Session {
         client.protocol.store(if self.protocol == Protocol::Resp3 { 3 } else { 2 }, Ordering::Relaxed);
         client.queued.store(queued, Ordering::Relaxed);
         client.watched.store(self.transaction.watched(), Ordering::Relaxed);
+        client.transaction_bytes.store(self.transaction.bytes(), Ordering::Relaxed);
     }
 
     /// Runs a command that needs nothing of the log. MULTI, EXEC and their like never come here inside EXEC.

@@ -9,18 +9,31 @@
 //! ```
 //! What was watched lives beside these: WATCH comes before MULTI, and both EXEC and DISCARD end it.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
 use bytes::Bytes;
+use hashbrown::HashTable;
 
 use crate::commands::spec::CommandSpec;
+use crate::commands::spec::Execute;
+use crate::commands::spec::Flags;
 use crate::machine::entry::Queued;
 use crate::machine::entry::Watched;
 use crate::resp::Reply;
 use crate::resp::Request;
+use crate::server::reply_bounds;
 use crate::state::DbIndex;
 use crate::types::LogIndex;
 
-/// Bytes that the commands of a transaction may take together (COMMANDS.md 2.8).
+/// Bytes that the commands of a transaction may take together (COMMANDS.md 2.8); those of watched keys, too.
 pub const BYTES_MAX: usize = 64 << 20;
+/// Keys that a connection may watch.
+pub const WATCHED_MAX: usize = 1_000_000;
+/// What a queued command takes besides its bytes, nearly; its arguments' places are counted one by one.
+const QUEUED_OVERHEAD_BYTES: usize = 150;
+/// What a watched key takes besides its bytes: its row and its place in the table.
+const WATCHED_OVERHEAD_BYTES: usize = size_of::<Watched>() + 16;
 
 /// A command between MULTI and EXEC.
 #[derive(Debug)]
@@ -41,6 +54,10 @@ pub struct Plan {
     pub watched: Vec<Watched>,
     /// One of the commands writes.
     pub has_writes: bool,
+    /// One of them may take memory, so that `maxmemory` stands against it.
+    pub needs_memory: bool,
+    /// One of them returns stored values, which may be many times larger than the commands.
+    pub returns_values: bool,
 }
 
 /// What EXEC finds.
@@ -71,7 +88,49 @@ enum Phase {
 #[derive(Debug, Default)]
 pub struct Transaction {
     phase: Phase,
-    watched: Vec<Watched>,
+    watched: WatchedKeys,
+}
+
+/// The keys that are watched, in the order in which they came, each once.
+#[derive(Debug, Default)]
+struct WatchedKeys {
+    rows: Vec<Watched>,
+    /// Places in `rows` by database and key: a client may watch a million keys with one command.
+    places: HashTable<usize>,
+    /// Seeded, since it is the client who chooses the keys.
+    hasher: RandomState,
+    key_bytes: usize,
+}
+
+impl WatchedKeys {
+    /// Adds a key unless it is there; false when there is no room for it.
+    fn add(&mut self, db: DbIndex, key: &[u8], changed: Option<LogIndex>) -> bool {
+        let (rows, hasher) = (&self.rows, &self.hasher);
+        let hash = hasher.hash_one((db, key));
+        let is_same = |at: &usize| rows[*at].db == db && *rows[*at].key == *key;
+        if self.places.find(hash, is_same).is_some() {
+            return true;
+        }
+        if rows.len() == WATCHED_MAX || self.key_bytes + key.len() > BYTES_MAX {
+            return false;
+        }
+        let rehash = |at: &usize| hasher.hash_one((rows[*at].db, &*rows[*at].key));
+        self.places.insert_unique(hash, rows.len(), rehash);
+        self.key_bytes += key.len();
+        self.rows.push(Watched { db, key: key.into(), changed });
+        true
+    }
+
+    /// Takes them out and gives the memory of the table back.
+    fn take(&mut self) -> Vec<Watched> {
+        self.places = HashTable::new();
+        self.key_bytes = 0;
+        std::mem::take(&mut self.rows)
+    }
+
+    fn bytes(&self) -> usize {
+        self.key_bytes + self.rows.len() * WATCHED_OVERHEAD_BYTES
+    }
 }
 
 impl Transaction {
@@ -92,12 +151,26 @@ impl Transaction {
 
     /// Keys watched.
     pub fn watched(&self) -> usize {
-        self.watched.len()
+        self.watched.rows.len()
+    }
+
+    /// Memory that the queued commands and the watched keys take, nearly, in bytes.
+    pub fn bytes(&self) -> usize {
+        let queued = match &self.phase {
+            Phase::Queuing { bytes, .. } => *bytes,
+            Phase::Outside | Phase::Broken => 0,
+        };
+        queued + self.watched.bytes()
     }
 
     /// True when EXEC would write, so that a pause of writes holds it back.
     pub fn has_writes(&self) -> bool {
         matches!(&self.phase, Phase::Queuing { plan, .. } if plan.has_writes)
+    }
+
+    /// True when EXEC may take memory, so that it is refused above `maxmemory`.
+    pub fn needs_memory(&self) -> bool {
+        matches!(&self.phase, Phase::Queuing { plan, .. } if plan.needs_memory)
     }
 
     /// MULTI.
@@ -112,13 +185,13 @@ impl Transaction {
     /// Queues a command. Its bytes are copied: the transaction may live much longer than the read buffer.
     pub fn queue(&mut self, row: &'static CommandSpec, request: &Request) -> Reply {
         let Phase::Queuing { plan, bytes, db } = &mut self.phase else { return Reply::simple("QUEUED") };
-        *bytes += request.raw().len();
+        *bytes += request.raw().len() + QUEUED_OVERHEAD_BYTES + request.len() * size_of::<Bytes>();
         if *bytes > BYTES_MAX {
             self.phase = Phase::Broken;
             return Reply::error(format!("ERR a transaction may take {} MiB at most", BYTES_MAX >> 20));
         }
         let kept = Bytes::copy_from_slice(request.raw());
-        if let crate::commands::spec::Execute::Session(_) = row.execute {
+        if let Execute::Session(_) = row.execute {
             let words: Vec<&[u8]> = request.args().collect();
             plan.steps.push(Step::Session(Request::from_args(&words)));
         } else {
@@ -126,6 +199,8 @@ impl Transaction {
             plan.commands.push(Queued { db: *db, args });
             plan.steps.push(Step::Logged);
             plan.has_writes |= row.is_write();
+            plan.needs_memory |= row.flags.has(Flags::DENYOOM);
+            plan.returns_values |= reply_bounds::returns_values(row, request);
         }
         Reply::simple("QUEUED")
     }
@@ -149,7 +224,7 @@ impl Transaction {
         if !self.is_open() {
             return Exec::WithoutMulti;
         }
-        let watched = std::mem::take(&mut self.watched);
+        let watched = self.watched.take();
         match std::mem::take(&mut self.phase) {
             Phase::Outside => Exec::WithoutMulti,
             Phase::Broken => Exec::Aborted,
@@ -167,22 +242,25 @@ impl Transaction {
     }
 
     /// WATCH of one key, with the index of its last change; `None` when it is absent. A key that is watched already
-    /// keeps its first index: a change in between must be noticed.
-    pub fn watch(&mut self, db: DbIndex, key: &[u8], changed: Option<LogIndex>) {
-        if !self.watched.iter().any(|watch| watch.db == db && *watch.key == *key) {
-            self.watched.push(Watched { db, key: key.into(), changed });
+    /// keeps its first index: a change in between must be noticed. The error, when there is no room for it, is the
+    /// reply; the keys before it stay watched.
+    pub fn watch(&mut self, db: DbIndex, key: &[u8], changed: Option<LogIndex>) -> Result<(), Reply> {
+        if self.watched.add(db, key, changed) {
+            return Ok(());
         }
+        let mib = BYTES_MAX >> 20;
+        Err(Reply::error(format!("ERR a connection may watch {WATCHED_MAX} keys of {mib} MiB at most")))
     }
 
     /// UNWATCH.
     pub fn unwatch(&mut self) {
-        self.watched.clear();
+        self.watched.take();
     }
 
     /// Back to the start: RESET, and the end of the connection.
     pub fn reset(&mut self) {
         self.phase = Phase::Outside;
-        self.watched.clear();
+        self.watched.take();
     }
 }
 
@@ -257,15 +335,15 @@ mod tests {
     fn exec_and_discard_end_what_was_watched() {
         let mut transaction = Transaction::default();
         assert!(is_error(&transaction.discard(), "ERR DISCARD without MULTI"));
-        transaction.watch(0, b"k", Some(LogIndex(7)));
-        transaction.watch(0, b"k", Some(LogIndex(9)));
-        transaction.watch(1, b"k", None);
+        transaction.watch(0, b"k", Some(LogIndex(7))).unwrap();
+        transaction.watch(0, b"k", Some(LogIndex(9))).unwrap();
+        transaction.watch(1, b"k", None).unwrap();
         assert_eq!(transaction.watched(), 2);
         transaction.begin(0);
         let Exec::Run(plan) = transaction.exec() else { panic!("runs") };
         assert_eq!(plan.watched[0].changed, Some(LogIndex(7)));
         assert_eq!(transaction.watched(), 0);
-        transaction.watch(0, b"k", None);
+        transaction.watch(0, b"k", None).unwrap();
         transaction.begin(0);
         assert_eq!(transaction.discard(), Reply::Ok);
         assert_eq!(transaction.watched(), 0);
@@ -274,9 +352,65 @@ mod tests {
     #[test]
     fn an_exec_outside_multi_keeps_what_is_watched() {
         let mut transaction = Transaction::default();
-        transaction.watch(0, b"k", None);
+        transaction.watch(0, b"k", None).unwrap();
         assert!(matches!(transaction.exec(), Exec::WithoutMulti));
         assert_eq!(transaction.watched(), 1);
+    }
+
+    #[test]
+    fn many_keys_are_watched_once_each_up_to_a_bound() {
+        let mut transaction = Transaction::default();
+        for round in 0..2 {
+            for n in 0..WATCHED_MAX {
+                transaction.watch(0, &n.to_ne_bytes(), Some(LogIndex(round))).unwrap();
+            }
+        }
+        assert_eq!(transaction.watched(), WATCHED_MAX);
+        let Err(Reply::Error(text)) = transaction.watch(1, b"k", None) else { panic!("refused") };
+        assert_eq!(text, "ERR a connection may watch 1000000 keys of 64 MiB at most");
+        assert!(transaction.bytes() > 40 << 20);
+        transaction.unwatch();
+        assert_eq!((transaction.watched(), transaction.bytes()), (0, 0));
+        transaction.watch(1, b"k", None).unwrap();
+    }
+
+    #[test]
+    fn the_bytes_of_watched_keys_are_bounded() {
+        let mut transaction = Transaction::default();
+        let mut key = vec![b'k'; 1 << 20];
+        for n in 0..64 {
+            key[0] = n;
+            transaction.watch(0, &key, None).unwrap();
+        }
+        assert!(transaction.watch(0, b"k", None).is_err());
+        transaction.watch(0, &key, None).unwrap();
+    }
+
+    #[test]
+    fn small_commands_count_for_the_memory_they_take() {
+        let mut transaction = Transaction::default();
+        transaction.begin(0);
+        let queued =
+            (0..1_000_000).take_while(|_| queue(&mut transaction, &["ping"]) == Reply::simple("QUEUED"));
+        let queued = queued.count();
+        assert!((200_000..500_000).contains(&queued), "{queued}");
+        assert!(matches!(transaction.exec(), Exec::Aborted));
+    }
+
+    #[test]
+    fn what_exec_needs_is_known_before_it_runs() {
+        let mut transaction = Transaction::default();
+        transaction.begin(0);
+        queue(&mut transaction, &["del", "k"]);
+        assert!(!transaction.needs_memory() && transaction.bytes() > 150);
+        queue(&mut transaction, &["set", "k", "v"]);
+        assert!(transaction.needs_memory());
+        let Exec::Run(plan) = transaction.exec() else { panic!("runs") };
+        assert!(!plan.returns_values);
+        transaction.begin(0);
+        queue(&mut transaction, &["get", "k"]);
+        let Exec::Run(plan) = transaction.exec() else { panic!("runs") };
+        assert!(plan.returns_values && !plan.needs_memory);
     }
 
     #[test]

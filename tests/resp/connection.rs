@@ -1,6 +1,7 @@
 //! HELLO, SELECT, CLIENT and their like: what a connection is and what clients do first.
 
 use std::sync::OnceLock;
+use std::thread;
 use std::time::Duration;
 
 use holdfast::types::Millis;
@@ -9,6 +10,7 @@ use crate::support::client::Client;
 use crate::support::client::Value;
 use crate::support::client::bulk;
 use crate::support::client::bulks;
+use crate::support::client::encode;
 use crate::support::client::error;
 use crate::support::client::int;
 use crate::support::client::ok;
@@ -308,6 +310,144 @@ fn a_client_that_does_not_read_costs_a_bounded_amount() {
             assert_eq!(slow.read(), Value::Bulk(value.clone()));
         }
     }
+}
+
+/// Waits until the node has replies for the client of this name that its socket does not take.
+fn wait_until_full(client: &mut Client, name: &str) {
+    wait_for("the client's socket to be full", Millis(20_000), || {
+        let list = client.cmd(&["CLIENT", "LIST"]).text();
+        let line = list.lines().find(|line| line.contains(&format!(" name={name} ")))?;
+        (!line.contains(" obl=0 ")).then_some(())
+    });
+}
+
+#[test]
+fn writes_that_return_a_large_value_cost_a_bounded_amount() {
+    let node = Node::start(&[]);
+    let mut client = node.client();
+    let value = vec![b'x'; 1_000_000];
+    client.cmd_bytes(&[b"SET", b"big", &value]);
+    let before = node.resident_bytes();
+    for (name, words) in [
+        ("getex", vec!["GETEX", "big"]),
+        ("set-get", vec!["SET", "big", "v", "IFEQ", "other", "GET"]),
+        ("getex-persist", vec!["GETEX", "big", "PERSIST"]),
+    ] {
+        let mut greedy = node.client();
+        greedy.cmd(&["CLIENT", "SETNAME", name]);
+        let mut request = Vec::new();
+        for _ in 0..500 {
+            encode(words.iter().map(|word| word.as_bytes()), &mut request);
+        }
+        greedy.send_raw(&request);
+        wait_until_full(&mut client, name);
+        let after = node.resident_bytes();
+        assert!(after < before + (128 << 20), "{name}: {before} bytes grew to {after}");
+        for _ in 0..500 {
+            assert_eq!(greedy.read(), Value::Bulk(value.clone()));
+        }
+    }
+}
+
+#[test]
+fn mget_beyond_the_output_limit_is_refused() {
+    let node = Node::start(&[]);
+    let mut client = node.client();
+    let value = vec![b'x'; 1_000_000];
+    client.cmd_bytes(&[b"SET", b"big", &value]);
+    let words: Vec<&str> = ["MGET"].into_iter().chain(vec!["big"; 100]).collect();
+    let refused = error("ERR the values take 100001600 bytes, more than client-output-buffer-limit allows");
+    assert_eq!(client.cmd(&words), refused);
+    assert_eq!(client.cmd(&words[..61]), Value::Array(vec![Value::Bulk(value); 60]));
+    client.cmd(&["CONFIG", "SET", "client-output-buffer-limit", "normal 0 0 0"]);
+    assert_eq!(client.cmd(&words).items().len(), 100);
+}
+
+#[test]
+fn replies_of_one_batch_beyond_the_output_limit_arrive() {
+    let node = Node::start(&[]);
+    let mut client = node.client();
+    let payload = vec![b'x'; 1_000_000];
+    for _ in 0..100 {
+        client.cmd_bytes(&[b"QPUSH", b"queue", &payload]);
+    }
+    let commands = vec![vec!["QPOP", "FROM", "queue"]; 100];
+    for reply in client.pipeline(&commands) {
+        assert_eq!(reply.items()[0].items()[2], Value::Bulk(payload.clone()));
+    }
+}
+
+#[test]
+fn a_client_that_sends_slowly_is_not_idle() {
+    let node = Node::start(&["--timeout", "1"]);
+    let mut client = node.client();
+    for byte in b"*2\r\n$4\r\nECHO\r\n$9\r\n" {
+        client.send_raw(&[*byte]);
+    }
+    for byte in b"slow word\r\n" {
+        client.send_raw(&[*byte]);
+        thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(client.read(), bulk("slow word"));
+}
+
+#[test]
+fn a_client_that_takes_its_replies_slowly_is_not_idle() {
+    let node = Node::start(&["--timeout", "1"]);
+    let mut client = node.client();
+    let value = vec![b'x'; 1_000_000];
+    client.cmd_bytes(&[b"SET", b"big", &value]);
+    client.send_raw(&b"*2\r\n$3\r\nGET\r\n$3\r\nbig\r\n".repeat(120));
+    for n in 0..120 {
+        assert_eq!(client.read(), Value::Bulk(value.clone()), "reply {n}");
+        thread::sleep(Duration::from_millis(40));
+    }
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_idle() {
+    let node = Node::start(&["--timeout", "1"]);
+    let mut client = node.client();
+    client.cmd_bytes(&[b"SET", b"big", &vec![b'x'; 1_000_000]]);
+    client.send_raw(&b"*2\r\n$3\r\nGET\r\n$3\r\nbig\r\n".repeat(100));
+    wait_for("the client to be let go", Millis(20_000), || {
+        let info = node.client().cmd(&["INFO", "clients"]).text();
+        info.contains("connected_clients:1\r").then_some(())
+    });
+}
+
+#[test]
+fn what_a_pause_holds_back_is_answered_before_the_node_ends() {
+    for mode in ["ALL", "WRITE"] {
+        let mut node = Node::start(&[]);
+        let (mut pauser, mut other) = (node.client(), node.client());
+        assert_eq!(pauser.cmd(&["CLIENT", "PAUSE", "60000", mode]), ok());
+        other.send(&["SET", "k", "v"]);
+        assert!(other.is_quiet());
+        node.signal("TERM");
+        assert_eq!(other.read(), ok(), "{mode}");
+        assert_eq!(other.read_to_close(), "");
+        assert_eq!(node.wait().code(), Some(0));
+        node.restart();
+        assert_eq!(node.client().cmd(&["GET", "k"]), bulk("v"));
+    }
+}
+
+#[test]
+fn invalidations_are_off() {
+    let mut client = client();
+    assert_eq!(client.cmd(&["CLIENT", "TRACKING", "OFF"]), ok());
+    let refused = error("ERR CLIENT TRACKING ON is not supported by this version yet");
+    assert_eq!(client.cmd(&["CLIENT", "TRACKING", "ON"]), refused);
+    let info = client.cmd(&["CLIENT", "TRACKINGINFO"]);
+    assert_eq!(info.field("flags"), &bulks(&["off"]));
+    assert_eq!(info.field("redirect"), &int(-1));
+    assert_eq!(info.field("prefixes"), &Value::Array(Vec::new()));
+    client.cmd(&["HELLO", "3"]);
+    let info = client.cmd(&["CLIENT", "TRACKINGINFO"]);
+    assert_eq!(info.field("flags"), &Value::Set(vec![bulk("off")]));
+    let refused = client.cmd(&["CLIENT", "TRACKING"]);
+    assert_eq!(refused, error("ERR wrong number of arguments for 'client|tracking' command"));
 }
 
 #[test]

@@ -200,3 +200,15 @@ fn a_flush_spares_locks_and_queues() {
     client.cmd(&["SELECT", "1"]);
     assert_eq!(client.cmd(&["EXISTS", "c"]), int(0));
 }
+
+#[test]
+fn cursors_and_small_integers_are_read_as_in_redis() {
+    let mut client = client();
+    let done = Value::Array(vec![bulk("0"), Value::Array(Vec::new())]);
+    assert_eq!(client.cmd(&["SCAN", "-1"]), done);
+    assert_eq!(client.cmd(&["SCAN", "18446744073709551615"]), done);
+    assert_eq!(client.cmd(&["SCAN", "18446744073709551616"]), error("ERR invalid cursor"));
+    client.cmd(&["MSET", "shared:small", "9999", "shared:large", "10000"]);
+    assert_eq!(client.cmd(&["OBJECT", "REFCOUNT", "shared:small"]), int(2_147_483_647));
+    assert_eq!(client.cmd(&["OBJECT", "REFCOUNT", "shared:large"]), int(1));
+}

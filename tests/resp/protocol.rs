@@ -178,3 +178,22 @@ fn random_bytes_leave_the_node_serving_and_its_memory_where_it_was() {
     println!("resident: {before} bytes before, {after} after");
     assert!(after < before + (16 << 20), "{before} bytes grew to {after}");
 }
+
+#[test]
+fn an_http_request_is_closed_and_nothing_behind_it_runs() {
+    let node = Node::start(&[]);
+    let answer_to = |bytes: &[u8]| {
+        let mut client = node.client();
+        client.send_raw(bytes);
+        client.read_to_close()
+    };
+    let answer = answer_to(b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\nSET attack 1\r\n");
+    assert_eq!(answer, "");
+    assert_eq!(answer_to(b"SET before 1\r\nhost: localhost\r\nSET attack 1\r\n"), "+OK\r\n");
+    assert_eq!(answer_to(b"MULTI\r\npost\r\nDISCARD\r\nSET attack 1\r\n"), "+OK\r\n");
+    let mut client = node.client();
+    assert_eq!(client.cmd(&["EXISTS", "attack"]).integer(), 0);
+    assert_eq!(client.cmd(&["EXISTS", "before"]).integer(), 1);
+    let log = node.log();
+    assert_eq!(log.matches("Possible SECURITY ATTACK detected").count(), 1, "once a minute:\n{log}");
+}

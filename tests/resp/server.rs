@@ -176,3 +176,52 @@ fn the_log_level_can_change_while_it_runs() {
     assert!(client.cmd(&["CONFIG", "SET", "loglevel", "loud"]).is_error());
     wait_for("the client to be let go", Millis(5_000), || Some(node.client().cmd(&["PING"])));
 }
+
+const OOM: &str = "OOM command not allowed when used memory > 'maxmemory'.";
+
+#[test]
+fn above_maxmemory_what_needs_memory_is_refused() {
+    let node = Node::start(&["--maxmemory", "1mb"]);
+    let (mut client, mut other) = (node.client(), node.client());
+    for words in [&["SET", "k", "v"][..], &["QPUSH", "q", "m"], &["LOCK", "l", "me"], &["INCR", "n"]] {
+        assert_eq!(client.cmd(words), error(OOM));
+    }
+    assert_eq!(client.cmd(&["GET", "k"]), Value::Null);
+    assert_eq!(client.cmd(&["DEL", "k"]), int(0));
+    client.cmd(&["MULTI"]);
+    assert_eq!(client.cmd(&["SET", "k", "v"]), error(OOM));
+    let aborted = error("EXECABORT Transaction discarded because of previous errors.");
+    assert_eq!(client.cmd(&["EXEC"]), aborted);
+    assert_eq!(other.cmd(&["CONFIG", "SET", "maxmemory", "0"]), ok());
+    assert_eq!(client.cmd(&["SET", "k", "v"]), ok());
+    client.cmd(&["MULTI"]);
+    client.cmd(&["SET", "k", "w"]);
+    assert_eq!(other.cmd(&["CONFIG", "SET", "maxmemory", "1mb"]), ok());
+    let aborted = format!("EXECABORT Transaction discarded because of: {OOM}");
+    assert_eq!(client.cmd(&["EXEC"]), error(&aborted));
+    assert_eq!(client.cmd(&["GET", "k"]), bulk("v"));
+    assert!(client.cmd(&["INFO", "stats"]).text().contains("total_error_replies:"));
+}
+
+#[test]
+fn memory_grows_no_further_than_maxmemory() {
+    let node = Node::start(&["--appendfsync", "no"]);
+    let mut client = node.client();
+    let used = |client: &mut Client| {
+        let info = client.cmd(&["INFO", "memory"]).text();
+        let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+        used.parse::<u64>().unwrap()
+    };
+    let limit = (used(&mut client) + (48 << 20)).to_string();
+    assert_eq!(client.cmd(&["CONFIG", "SET", "maxmemory", &limit]), ok());
+    let value = vec![b'x'; 1_000_000];
+    let mut written = 0;
+    wait_for("memory to be full", Millis(30_000), || {
+        let reply = client.cmd_bytes(&[b"SET", format!("k{written}").as_bytes(), &value]);
+        written += 1;
+        reply.is_error().then(|| assert_eq!(reply, error(OOM)))
+    });
+    assert!(written > 5, "{written}");
+    assert_eq!(client.cmd(&["STRLEN", "k0"]), int(1_000_000));
+    assert!(used(&mut client) > limit.parse().unwrap());
+}

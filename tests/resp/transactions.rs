@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 use std::thread;
+use std::time::Duration;
 
 use holdfast::types::Millis;
 
@@ -195,4 +196,79 @@ fn nobody_sees_half_a_transaction() {
         assert_eq!(reply.items()[0], reply.items()[1]);
     }
     writer.join().unwrap();
+}
+
+#[test]
+fn very_many_keys_can_be_watched() {
+    let (mut client, mut other) = (client(), client());
+    let keys: Vec<String> = (0..300_000).map(|n| format!("watch:many:{n}")).collect();
+    let words: Vec<&str> = ["WATCH"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+    assert_eq!(client.cmd(&words), ok());
+    assert_eq!(client.cmd(&words), ok());
+    assert!(client.cmd(&["CLIENT", "INFO"]).text().contains(" watch=300000 "));
+    client.cmd(&["MULTI"]);
+    assert_eq!(other.cmd(&["SET", "watch:many:299999", "1"]), ok());
+    client.cmd(&["PING"]);
+    assert_eq!(client.cmd(&["EXEC"]), Value::NullArray);
+    assert!(client.cmd(&["CLIENT", "INFO"]).text().contains(" watch=0 "));
+}
+
+#[test]
+fn more_keys_than_a_connection_may_watch_are_refused() {
+    let node = Node::start(&[]);
+    let mut client = node.client();
+    client.set_timeout(Duration::from_secs(60));
+    let keys: Vec<String> = (0..1_000_001).map(|n| n.to_string()).collect();
+    let words: Vec<&str> = ["WATCH"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+    let refused = error("ERR a connection may watch 1000000 keys of 64 MiB at most");
+    assert_eq!(client.cmd(&words), refused);
+    assert_eq!(client.cmd(&["UNWATCH"]), ok());
+    assert_eq!(client.cmd(&["WATCH", "a"]), ok());
+}
+
+#[test]
+fn the_memory_of_queued_commands_is_shown() {
+    let (mut client, mut other) = (client(), client());
+    client.cmd(&["CLIENT", "SETNAME", "queues-much"]);
+    client.cmd(&["MULTI"]);
+    let commands: Vec<Vec<&str>> = (0..1_000).map(|_| vec!["PING"]).collect();
+    client.pipeline(&commands);
+    let bytes = wait_for("the queued commands to be shown", Millis(5_000), || {
+        let list = other.cmd(&["CLIENT", "LIST"]).text();
+        let line = list.lines().find(|line| line.contains(" name=queues-much "))?;
+        let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name)).unwrap();
+        let number = |name: &str| field(name).parse::<u64>().unwrap();
+        (field("multi=") == "1000").then(|| (number("multi-mem="), number("tot-mem=")))
+    });
+    assert!(bytes.0 >= 150_000 && bytes.1 > bytes.0, "{bytes:?}");
+}
+
+#[test]
+fn a_transaction_with_replies_beyond_the_output_limit_does_not_run() {
+    let node = Node::start(&[]);
+    let mut client = node.client();
+    let value = vec![b'x'; 1_000_000];
+    client.cmd_bytes(&[b"SET", b"big", &value]);
+    let before = node.resident_bytes();
+    let many = |first: Vec<Vec<u8>>, client: &mut Client| {
+        client.cmd(&["MULTI"]);
+        let words: Vec<&[u8]> = first.iter().map(Vec::as_slice).collect();
+        assert_eq!(client.cmd_bytes(&words), queued());
+        client.pipeline(&vec![vec!["GET", "big"]; 800]);
+        client.cmd(&["EXEC"]).text()
+    };
+    let text = many(vec![b"INCR".to_vec(), b"ran".to_vec()], &mut client);
+    assert!(text.starts_with("EXECABORT the replies of this transaction would take 8000"), "{text}");
+    assert!(text.ends_with(" bytes, more than client-output-buffer-limit allows"), "{text}");
+    assert_eq!(client.cmd(&["DEL", "big"]), int(1));
+    // A value that the transaction itself brings.
+    let text = many(vec![b"SET".to_vec(), b"big".to_vec(), value.clone()], &mut client);
+    assert!(text.starts_with("EXECABORT the replies"), "{text}");
+    assert_eq!(client.cmd(&["EXISTS", "ran", "big"]), int(0));
+    let after = node.resident_bytes();
+    assert!(after < before + (128 << 20), "{before} bytes grew to {after}");
+    client.cmd_bytes(&[b"SET", b"big", &value]);
+    client.cmd(&["MULTI"]);
+    client.pipeline(&vec![vec!["GET", "big"]; 20]);
+    assert_eq!(client.cmd(&["EXEC"]), Value::Array(vec![Value::Bulk(value); 20]));
 }

@@ -54,6 +54,11 @@ impl Node {
         Node { process: None, directory: Directory::new(), ports, args }
     }
 
+    /// Other arguments for its next life.
+    pub fn set_args(&mut self, args: &[&str]) {
+        self.args = args.iter().map(|arg| (*arg).to_owned()).collect();
+    }
+
     /// Starts it (again) on the same ports and data, and waits until it serves.
     pub fn restart(&mut self) {
         self.spawn();

@@ -612,6 +612,10 @@ mod tests {
     use std::path::Path;
 
     fn start(dir: &Path, appendfsync: &str) -> Replica {
+        start_with(dir, appendfsync, Arc::new(SystemClock::start()))
+    }
+
+    fn start_with(dir: &Path, appendfsync: &str, clock: Arc<dyn Clock>) -> Replica {
         let args = ["--appendfsync", appendfsync].map(str::to_owned);
         let config = SharedConfig::new(Config::load(&args).unwrap().config, None);
         let parts = ReplicaParts {
@@ -621,7 +625,7 @@ mod tests {
             data: Arc::new(DataStore::open(dir, GroupId(0), &SharedCaches::new(8 << 20, 64 << 20)).unwrap()),
             watermark: Watermark::open(dir).unwrap(),
             config,
-            clock: Arc::new(SystemClock::start()),
+            clock,
         };
         let replica = Replica::start(parts).unwrap();
         while replica.group().try_read().is_none() {
@@ -682,6 +686,23 @@ mod tests {
         assert_ne!(digest_before, 0);
         drop(group);
         revived.stop();
+    }
+
+    #[test]
+    fn the_wall_stamp_of_the_log_does_not_go_back_with_a_nodes_clock() {
+        let dir = TestDir::new();
+        let life = |wall: u64| {
+            let clock = crate::clock::ManualClock::default();
+            clock.set_wall(WallMillis(wall));
+            start_with(dir.path(), "always", Arc::new(clock))
+        };
+        let replica = life(10_000_000);
+        run(&replica, &[&["SET", "a", "1"]]);
+        replica.stop();
+        let replica = life(5_000_000);
+        let replies = run(&replica, &[&["SET", "a", "1", "PXAT", "10000500"], &["PTTL", "a"]]);
+        assert_eq!(replies, vec![Reply::Ok, Reply::Integer(500)]);
+        replica.stop();
     }
 
     #[test]

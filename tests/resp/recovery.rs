@@ -1,0 +1,77 @@
+//! Starts that meet what another start left, and a node whose ground is pulled away.
+
+use std::fs;
+
+use crate::support::client::bulk;
+use crate::support::client::int;
+use crate::support::client::ok;
+use crate::support::node::Node;
+
+/// A node that writes no rows by itself for a minute, so that a restart has the log alone.
+const NO_FLUSH: [&str; 2] = ["--flush-interval", "60000"];
+
+#[test]
+fn fewer_databases_in_the_file_hide_nothing_that_was_acknowledged() {
+    let mut node = Node::start(&NO_FLUSH);
+    let mut client = node.client();
+    assert_eq!(client.cmd(&["SELECT", "10"]), ok());
+    assert_eq!(client.cmd(&["SET", "kept", "value"]), ok());
+    node.kill();
+    node.set_args(&["--databases", "4"]);
+    for _ in 0..2 {
+        node.restart();
+        let mut client = node.client();
+        assert_eq!(client.cmd(&["CONFIG", "GET", "databases"]).items()[1], bulk("16"));
+        assert_eq!(client.cmd(&["SELECT", "10"]), ok());
+        assert_eq!(client.cmd(&["GET", "kept"]), bulk("value"));
+        assert!(node.log().contains("databases is 16"), "{}", node.log());
+        assert_eq!(node.stop().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_lock_and_a_message_in_flight_outlive_a_kill_with_their_token_and_receipt() {
+    let mut node = Node::start(&NO_FLUSH);
+    let mut client = node.client();
+    let token = client.cmd(&["LOCK", "lock", "me", "PX", "600000"]).integer();
+    let id = client.cmd(&["QPUSH", "queue", "payload"]).text();
+    client.cmd(&["QPOP", "LEASE", "600000", "FROM", "queue"]);
+    node.kill();
+    node.restart();
+    let mut client = node.client();
+    assert_eq!(client.cmd(&["LOCK", "lock", "me"]), int(token), "the same holder, the same token");
+    assert_eq!(client.cmd(&["QLEN", "queue", "LEASED"]), int(1));
+    assert_eq!(client.cmd(&["QACK", "queue", &format!("{id}:1")]), int(1));
+    assert!(client.cmd(&["LOCK", "other", "me"]).integer() > token);
+}
+
+#[test]
+fn a_data_directory_that_is_removed_ends_the_node_instead_of_its_promises() {
+    let mut node = Node::start(&[]);
+    assert_eq!(node.client().cmd(&["SET", "a", "1"]), ok());
+    fs::remove_dir_all(node.data_dir()).unwrap();
+    assert_eq!(node.wait().code(), Some(70));
+    assert!(node.log().contains("the data directory is gone"), "{}", node.log());
+}
+
+#[test]
+fn many_keys_and_leases_that_end_at_once_keep_nobody_waiting_for_long() {
+    let node = Node::start(&["--appendfsync", "no"]);
+    let mut client = node.client();
+    let sets: Vec<Vec<String>> = (0..20_000)
+        .map(|n| ["SET", &format!("short:{n}"), "v", "PX", "300"].map(str::to_owned).to_vec())
+        .collect();
+    client.pipeline(&sets);
+    let pushes: Vec<Vec<&str>> = (0..5_000).map(|_| vec!["QPUSH", "queue", "payload"]).collect();
+    client.pipeline(&pushes);
+    for _ in 0..5 {
+        client.cmd(&["QPOP", "COUNT", "1000", "LEASE", "200", "FROM", "queue"]);
+    }
+    crate::support::wait_for("everything to end", holdfast::types::Millis(30_000), || {
+        let ready = client.cmd(&["QLEN", "queue"]).integer();
+        (client.cmd(&["DBSIZE"]) == int(1) && ready == 5_000).then_some(())
+    });
+    // Nothing was ended twice, and every message is handed out again under its next delivery.
+    let again = client.cmd(&["QPOP", "LEASE", "60000", "FROM", "queue"]);
+    assert!(again.items()[0].items()[1].text().ends_with(":2"), "{again:?}");
+}
