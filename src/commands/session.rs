@@ -397,6 +397,30 @@ const CLIENT_SUBCOMMANDS: &[CommandSpec] = &[
         group: Group::Connection,
         acl: Categories::CONNECTION,
         ..row(
+            "tracking",
+            "CLIENT TRACKING <ON | OFF> [REDIRECT client-id] [PREFIX prefix [PREFIX prefix ...]] [BCAST] [OPTIN] [OPTOUT] [NOLOOP]",
+            "Switches the invalidation of what the client caches; only OFF in this version.",
+            -3,
+            CONNECTION,
+            SessionCommand::Client,
+        )
+    },
+    CommandSpec {
+        group: Group::Connection,
+        acl: Categories::CONNECTION,
+        ..row(
+            "trackinginfo",
+            "CLIENT TRACKINGINFO",
+            "Tells whether invalidations are sent.",
+            2,
+            CONNECTION,
+            SessionCommand::Client,
+        )
+    },
+    CommandSpec {
+        group: Group::Connection,
+        acl: Categories::CONNECTION,
+        ..row(
             "getredir",
             "CLIENT GETREDIR",
             "Returns where the connection's invalidations go.",

@@ -3,13 +3,6 @@
 use std::sync::atomic::Ordering;
 
 use crate::commands::error::CommandError;
-use crate::commands::spec::Categories;
-use crate::commands::spec::CommandSpec;
-use crate::commands::spec::Execute;
-use crate::commands::spec::Flags;
-use crate::commands::spec::Group;
-use crate::commands::spec::KeySpec;
-use crate::commands::spec::SessionCommand;
 use crate::resp::Reply;
 use crate::resp::Request;
 use crate::resp::arguments::eq_ignore_case;
@@ -66,41 +59,6 @@ const HELP: &[&str] = &[
     "    Stop the current client pause, resuming traffic.",
     "HELP",
     "    Print this help.",
-];
-
-const fn tracking_row(
-    name: &'static str,
-    syntax: &'static str,
-    summary: &'static str,
-    arity: i32,
-) -> CommandSpec {
-    CommandSpec {
-        name,
-        syntax,
-        group: Group::Connection,
-        since: "0.1.0",
-        summary,
-        complexity: "O(1)",
-        arity,
-        flags: Flags::LOADING.and(Flags::STALE).and(Flags::NOSCRIPT),
-        keys: KeySpec::None,
-        acl: Categories::CONNECTION,
-        execute: Execute::Session(SessionCommand::Client),
-        subcommands: &[],
-    }
-}
-
-/// Subcommands that client libraries try and that do nothing in this version, so the table of commands does not
-/// show them.
-pub const TRACKING_ROWS: &[CommandSpec] = &[
-    tracking_row(
-        "tracking",
-        "CLIENT TRACKING <ON | OFF> [REDIRECT client-id] [PREFIX prefix [PREFIX prefix ...]] [BCAST] [OPTIN] \
-         [OPTOUT] [NOLOOP]",
-        "Switches the invalidation of what the client caches.",
-        -3,
-    ),
-    tracking_row("trackinginfo", "CLIENT TRACKINGINFO", "Tells whether invalidations are sent.", 2),
 ];
 
 /// A HELP reply: its lines as statuses.

@@ -10,7 +10,6 @@ use crate::commands::spec::SessionCommand;
 use crate::commands::table;
 use crate::resp::Reply;
 use crate::resp::Request;
-use crate::server::client_command;
 use crate::server::errors;
 
 /// The longest key, in bytes (COMMANDS.md 2.8).
@@ -89,14 +88,7 @@ pub fn find(request: &Request) -> Result<Found, Reply> {
     if let Some(at) = row.subcommands.iter().position(is_meant) {
         return Ok(Found { row, sub: Some((at, &row.subcommands[at])) });
     }
-    let tracking = client_command::TRACKING_ROWS.iter().find(|sub| is_meant(sub));
-    match (row.execute, tracking) {
-        // They come after those of the table, which have the smaller numbers.
-        (Execute::Session(SessionCommand::Client), Some(sub)) => {
-            Ok(Found { row, sub: Some((row.subcommands.len(), sub)) })
-        }
-        _ => Err(unknown_subcommand(row, word)),
-    }
+    Err(unknown_subcommand(row, word))
 }
 
 /// True for the first words of an HTTP request. A web page can make a browser send one to this port, with commands
