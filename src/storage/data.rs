@@ -13,6 +13,7 @@ use rocksdb::Cache;
 use rocksdb::DB;
 use rocksdb::DBCompressionType;
 use rocksdb::Env;
+use rocksdb::MemtableFactory;
 use rocksdb::ReadOptions;
 use rocksdb::WriteBatch;
 use rocksdb::WriteBufferManager;
@@ -222,6 +223,9 @@ fn options(shared: &SharedCaches) -> rocksdb::Options {
     options.set_write_buffer_manager(&shared.write_buffers);
     options.set_write_buffer_size(MEMTABLE_BYTES);
     options.set_max_write_buffer_number(3);
+    // Rows are written in the background and read only after a flush: they need no order before it. Sorting
+    // them once costs a third of inserting each in its place.
+    options.set_memtable_factory(MemtableFactory::Vector);
     // One flush and one compaction at a time: the machine has better things to do.
     options.set_max_background_jobs(2);
     // Fresh tables are soon rewritten, so only what has moved down is worth compressing.
