@@ -63,8 +63,9 @@ fn apply(c: &mut Criterion) {
         b.iter_batched(
             || {
                 let mut state = State::new(1);
-                (0..10_000)
-                    .for_each(|n| state.put_string(0, format!("key:{n}").as_bytes(), &[b'x'; 64], None));
+                for n in 0..10_000 {
+                    state.put_string(0, format!("key:{n}").as_bytes(), &[b'x'; 64], None);
+                }
                 state
             },
             |mut state| black_box(state.take_changes()),

@@ -212,8 +212,9 @@ fn set(ctx: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
     if args.len() > 3 {
         return set_with_options(ctx, key, value, &args[3..]);
     }
-    refuse_lock_or_queue(ctx.state, ctx.db, key)?;
-    ctx.state.put_string(ctx.db, key, value, None);
+    if !ctx.state.put_string(ctx.db, key, value, None) {
+        refuse_lock_or_queue(ctx.state, ctx.db, key)?;
+    }
     Ok(Reply::Ok)
 }
 
@@ -256,7 +257,9 @@ fn put(
             let deadline = deadline_in(ctx.state, ctx.now, remaining);
             ctx.state.put_string(ctx.db, key, value, Some(deadline));
         }
-        None => ctx.state.put_string(ctx.db, key, value, kept),
+        None => {
+            ctx.state.put_string(ctx.db, key, value, kept);
+        }
     }
 }
 

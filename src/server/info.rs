@@ -143,7 +143,7 @@ fn persistence(services: &Services, text: &mut String) {
     };
     line(text, format_args!("loading:0"));
     line(text, format_args!("async_loading:0"));
-    line(text, format_args!("rdb_changes_since_last_save:{}", pending.0));
+    line(text, format_args!("rdb_changes_since_last_save:{}", pending.encoded + pending.listed));
     line(text, format_args!("rdb_bgsave_in_progress:0"));
     line(text, format_args!("rdb_last_save_time:0"));
     line(text, format_args!("rdb_last_bgsave_status:ok"));

@@ -48,8 +48,8 @@ pub struct Row {
     /// The key, then (for strings) the value.
     buffer: Vec<u8>,
     key_len: u32,
-    /// Listed in the changes that wait for the next flush.
-    pub(super) dirty: bool,
+    /// Where the row stands among the changes that wait for the next flush (see `changes`).
+    pub(super) mark: u32,
     /// The index of the entry that changed the row last (WATCH compares it).
     pub(super) changed: LogIndex,
     /// When the key expires, in key time (see [`crate::state::State::key_now`]); NEVER for most.
@@ -71,7 +71,7 @@ impl Row {
 
     fn new(buffer: Vec<u8>, key_len: usize, object: Object) -> Row {
         let key_len = u32::try_from(key_len).expect("keys are bounded far below 4 GiB");
-        Row { buffer, key_len, dirty: false, changed: LogIndex(0), deadline: ClusterTime::NEVER, object }
+        Row { buffer, key_len, mark: 0, changed: LogIndex(0), deadline: ClusterTime::NEVER, object }
     }
 
     /// The key.
@@ -84,6 +84,11 @@ impl Row {
     #[must_use]
     pub fn as_string(&self) -> Option<&[u8]> {
         matches!(self.object, Object::String).then(|| self.string_bytes())
+    }
+
+    /// Length of the key and the string together.
+    pub(super) fn buffer_len(&self) -> usize {
+        self.buffer.len()
     }
 
     pub(super) fn string_bytes(&self) -> &[u8] {
@@ -153,7 +158,7 @@ impl Row {
         }
         self.buffer = key.to_vec();
         self.key_len = u32::try_from(key.len()).expect("keys are bounded far below 4 GiB");
-        self.dirty = false;
+        self.changed = LogIndex(0);
         self
     }
 }

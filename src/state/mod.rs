@@ -21,7 +21,6 @@ use crate::state::expiry::ExpiryIndex;
 use crate::state::expiry::KeyName;
 use crate::state::expiry::LeaseName;
 use crate::state::locks::LockOwners;
-use crate::storage::DataBatch;
 use crate::storage::DataStore;
 use crate::storage::StorageError;
 use crate::types::ClusterTime;
@@ -34,6 +33,8 @@ use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
 use crate::types::codec::put_varint;
 
+pub use changes::Pending;
+pub use changes::RowBatch;
 pub use keyspace::Keyspace;
 pub use keyspace::Object;
 pub use keyspace::PARTS;
@@ -209,74 +210,87 @@ impl State {
 
     // ---- changing: rows ---------------------------------------------------------------------------
 
-    /// Sets a string, whatever was there, with or without a deadline (key time).
-    pub fn put_string(&mut self, db: DbIndex, key: &[u8], value: &[u8], deadline: Option<ClusterTime>) {
-        let index = self.meta.applied;
-        self.changes.bytes += key.len() + value.len();
+    /// Sets a string, with or without a deadline (key time). False, and nothing changed, when the key is a lock or
+    /// a queue, which only their own verbs may end.
+    pub fn put_string(
+        &mut self,
+        db: DbIndex,
+        key: &[u8],
+        value: &[u8],
+        deadline: Option<ClusterTime>,
+    ) -> bool {
         let wanted = deadline.unwrap_or(ClusterTime::NEVER);
         let space = &mut self.databases[usize::from(db)];
-        let mut old_deadline = ClusterTime::NEVER;
-        let row = match space.get_mut(key) {
-            Some(row) if matches!(row.object, Object::String) => {
-                old_deadline = row.deadline;
+        let old = match space.get_mut(key) {
+            Some(row) if !matches!(row.object, Object::String) => return false,
+            Some(row) => {
+                let was_pending = self.changes.has(row);
+                row.changed = self.meta.applied;
                 row.replace_string(value);
-                row
+                let old = std::mem::replace(&mut row.deadline, wanted);
+                self.changes.note(db, row, was_pending);
+                old
             }
-            Some(_) => {
-                self.remove(db, key);
-                self.databases[usize::from(db)].insert_new(Row::string(key, value))
+            None => {
+                let mut row = Row::string(key, value);
+                row.changed = self.meta.applied;
+                row.deadline = wanted;
+                self.changes.note(db, &mut row, false);
+                space.insert_new(row);
+                ClusterTime::NEVER
             }
-            None => space.insert_new(Row::string(key, value)),
         };
-        row.changed = index;
-        row.deadline = wanted;
-        if !row.dirty {
-            row.dirty = true;
-            self.changes.keys.push((db, key.into()));
+        self.changes.bytes += key.len() + value.len();
+        if old != wanted {
+            self.move_deadline(db, key, old, wanted);
         }
-        if old_deadline != wanted {
-            self.move_deadline(db, key, old_deadline, wanted);
-        }
+        true
     }
 
-    /// Appends to a string; the row must be a string. Gives the new length.
+    /// Appends to a string. Gives the new length; `None` when the key holds no string.
     pub fn append_string(&mut self, db: DbIndex, key: &[u8], value: &[u8]) -> Option<usize> {
-        self.changes.bytes += value.len();
-        let row = self.touch_string(db, key)?;
-        row.append_string(value);
-        Some(row.string_bytes().len())
+        self.change_string(db, key, value.len(), |row| row.append_string(value))
     }
 
-    /// Writes into a string at an offset, filling a gap with zero bytes. Gives the new length.
+    /// Writes into a string at an offset, filling a gap with zero bytes. Gives the new length; `None` when the
+    /// key holds no string.
     pub fn write_string_at(&mut self, db: DbIndex, key: &[u8], offset: usize, value: &[u8]) -> Option<usize> {
-        self.changes.bytes += offset + value.len();
-        let row = self.touch_string(db, key)?;
-        row.write_string_at(offset, value);
-        Some(row.string_bytes().len())
+        self.change_string(db, key, offset + value.len(), |row| row.write_string_at(offset, value))
     }
 
-    /// Replaces a string and keeps its deadline; the row must be a string.
+    /// Replaces a string and keeps its deadline. `None` when the key holds no string.
     pub fn replace_string(&mut self, db: DbIndex, key: &[u8], value: &[u8]) -> Option<()> {
-        self.changes.bytes += value.len();
-        self.touch_string(db, key)?.replace_string(value);
-        Some(())
+        self.change_string(db, key, value.len(), |row| row.replace_string(value)).map(|_| ())
     }
 
-    fn touch_string(&mut self, db: DbIndex, key: &[u8]) -> Option<&mut Row> {
+    fn change_string(
+        &mut self,
+        db: DbIndex,
+        key: &[u8],
+        bytes: usize,
+        change: impl FnOnce(&mut Row),
+    ) -> Option<usize> {
         self.row(db, key)?.as_string()?;
-        self.touch(db, key)
+        self.changes.bytes += bytes;
+        self.change_row(db, key, |row| {
+            change(row);
+            row.string_bytes().len()
+        })
     }
 
-    /// The row for a change of its content: marked as changed now, and listed for the next flush.
-    pub(crate) fn touch(&mut self, db: DbIndex, key: &[u8]) -> Option<&mut Row> {
-        let index = self.meta.applied;
+    /// Changes a row's content: marked as changed now, and waiting for the next flush. `None` when it is not there.
+    pub(crate) fn change_row<T>(
+        &mut self,
+        db: DbIndex,
+        key: &[u8],
+        change: impl FnOnce(&mut Row) -> T,
+    ) -> Option<T> {
         let row = self.databases[usize::from(db)].get_mut(key)?;
-        row.changed = index;
-        if !row.dirty {
-            row.dirty = true;
-            self.changes.keys.push((db, key.into()));
-        }
-        Some(row)
+        let was_pending = self.changes.has(row);
+        row.changed = self.meta.applied;
+        let result = change(row);
+        self.changes.note(db, row, was_pending);
+        Some(result)
     }
 
     /// Puts a row of another type under a key that must not be there.
@@ -286,8 +300,7 @@ impl State {
 
     fn insert_row(&mut self, db: DbIndex, mut row: Row) {
         row.changed = self.meta.applied;
-        row.dirty = true;
-        self.changes.keys.push((db, row.key().into()));
+        self.changes.note(db, &mut row, false);
         self.index_row(db, &row);
         self.databases[usize::from(db)].insert_new(row);
     }
@@ -295,9 +308,7 @@ impl State {
     /// Removes a key with everything that hangs on it. False when it was not there.
     pub fn remove(&mut self, db: DbIndex, key: &[u8]) -> bool {
         let Some(row) = self.databases[usize::from(db)].remove(key) else { return false };
-        if !row.dirty {
-            self.changes.keys.push((db, key.into()));
-        }
+        self.changes.note_removed(db, &row);
         self.unindex_row(db, &row);
         if let Object::Queue(queue) = &row.object {
             self.changes.messages.extend(queue.message_ids().map(|id| (db, Box::from(key), id)));
@@ -308,8 +319,8 @@ impl State {
     /// Sets or clears a key's deadline (key time). False when the key is not there.
     pub fn set_deadline(&mut self, db: DbIndex, key: &[u8], deadline: Option<ClusterTime>) -> bool {
         let wanted = deadline.unwrap_or(ClusterTime::NEVER);
-        let Some(row) = self.touch(db, key) else { return false };
-        let old = std::mem::replace(&mut row.deadline, wanted);
+        let change = |row: &mut Row| std::mem::replace(&mut row.deadline, wanted);
+        let Some(old) = self.change_row(db, key, change) else { return false };
         if old != wanted {
             self.move_deadline(db, key, old, wanted);
         }
@@ -319,12 +330,10 @@ impl State {
     /// Gives a string another name, over whatever string was there; its deadline goes with it.
     pub fn rename(&mut self, db: DbIndex, from: &[u8], to: &[u8]) -> bool {
         if from == to {
-            return self.touch(db, from).is_some();
+            return self.change_row(db, from, |_| ()).is_some();
         }
         let Some(row) = self.databases[usize::from(db)].remove(from) else { return false };
-        if !row.dirty {
-            self.changes.keys.push((db, from.into()));
-        }
+        self.changes.note_removed(db, &row);
         self.unindex_row(db, &row);
         self.remove(db, to);
         self.insert_row(db, row.renamed(to));
@@ -337,8 +346,7 @@ impl State {
         let (Some(value), deadline) = (row.as_string().map(<[u8]>::to_vec), row.deadline()) else {
             return false;
         };
-        self.put_string(to_db, to, &value, deadline);
-        true
+        self.put_string(to_db, to, &value, deadline)
     }
 
     /// Removes Redis's own types from a database; locks and queues stay (COMMANDS.md 2.0).
@@ -359,13 +367,8 @@ impl State {
         }
         self.expiring_by_db[usize::from(db)] = 0;
         // The flush deletes every head row of the database first, so those that stay are written again.
-        self.changes.keys.retain(|(of, _)| *of != db);
-        for key in kept {
-            let row = self.databases[usize::from(db)].get_mut(&key).expect("it was listed just now");
-            row.dirty = true;
-            self.changes.keys.push((db, key));
-        }
-        self.changes.flushed.push(db);
+        self.changes.note_flushed(db);
+        self.changes.keys.extend(kept.into_iter().map(|key| (db, key)));
     }
 
     fn move_deadline(&mut self, db: DbIndex, key: &[u8], old: ClusterTime, new: ClusterTime) {
@@ -490,53 +493,48 @@ impl State {
 
     // ---- rows on disk -----------------------------------------------------------------------------
 
-    /// How many rows wait for the next flush, and about how many bytes were written to them.
+    /// How much waits for the next flush.
     #[must_use]
-    pub fn pending_changes(&self) -> (usize, usize) {
-        (self.changes.len(), self.changes.bytes)
+    pub fn pending_changes(&self) -> Pending {
+        self.changes.pending()
     }
 
-    /// Takes everything that changed since the last call, encoded as of now, with the group's numbers.
-    pub fn take_changes(&mut self) -> DataBatch {
-        let changes = std::mem::take(&mut self.changes);
-        let mut batch = DataBatch::new();
-        let (mut row_key, mut value) = (Vec::new(), Vec::new());
-        for db in changes.flushed {
-            batch.delete_prefix(&[rows::HEAD, db]);
-        }
-        for (db, key) in changes.keys {
-            rows::encode_head_key(db, &key, &mut row_key);
-            match self.databases[usize::from(db)].get_mut(&key) {
-                Some(row) if row.dirty => {
-                    row.dirty = false;
-                    rows::encode_row(row, &mut value);
-                    batch.put(&row_key, &value);
-                }
-                Some(_) => {} // Listed twice; written just now.
-                None => batch.delete(&row_key),
+    /// Takes everything that changed since the last call, as of now, with the group's numbers.
+    pub fn take_changes(&mut self) -> RowBatch {
+        let mut changes = std::mem::replace(&mut self.changes, Changes::after(self.meta.applied));
+        let mut listed = Vec::with_capacity(changes.keys.len() + changes.messages.len());
+        for (db, key) in std::mem::take(&mut changes.keys) {
+            let row = self.databases[usize::from(db)].get(&key);
+            // A row that came back as a small string is among the encoded ones.
+            if row.is_some_and(|row| changes.has(row) && row.mark != changes::LISTED) {
+                continue;
             }
+            let (mut row_key, mut value) = (Vec::new(), Vec::new());
+            rows::encode_head_key(db, &key, &mut row_key);
+            let value = row.map(|row| {
+                rows::encode_row(row, &mut value);
+                value
+            });
+            listed.push((row_key, value));
         }
-        for (db, key, id) in changes.messages {
+        for (db, key, id) in std::mem::take(&mut changes.messages) {
+            let mut row_key = Vec::new();
             rows::encode_message_key(db, &key, id, &mut row_key);
             let message = match self.databases[usize::from(db)].get_mut(&key).map(|row| &mut row.object) {
                 Some(Object::Queue(queue)) => queue.message_mut(id),
                 _ => None,
             };
-            match message {
-                Some(message) if message.dirty => {
-                    message.dirty = false;
-                    value.clear();
-                    message.encode(&mut value);
-                    batch.put(&row_key, &value);
-                }
-                Some(_) => {} // Listed twice; written just now.
-                None => batch.delete(&row_key),
-            }
+            let value = message.map(|message| {
+                message.dirty = false;
+                let mut value = Vec::new();
+                message.encode(&mut value);
+                value
+            });
+            listed.push((row_key, value));
         }
-        value.clear();
-        self.meta.encode(&mut value);
-        batch.put(rows::META, &value);
-        batch
+        let mut meta = Vec::new();
+        self.meta.encode(&mut meta);
+        changes.into_rows(listed, meta)
     }
 
     /// Reads a group's state from its rows. An empty store gives an empty state.
@@ -545,6 +543,7 @@ impl State {
         let corrupt = |error: CodecError| StorageError::Corrupt { what: format!("a row of data/: {error}") };
         if let Some(value) = store.get(rows::META)? {
             state.meta = Meta::decode(&mut Reader::new(&value)).map_err(corrupt)?;
+            state.changes = Changes::after(state.meta.applied);
         }
         store.scan(&[rows::HEAD], &mut |row_key, value| {
             let (db, key) = rows::decode_head_key(row_key).map_err(corrupt)?;
@@ -690,10 +689,16 @@ mod test_support {
             TestStore { store: Some(store), path }
         }
 
+        /// Writes what changed.
+        pub fn write(&self, state: &mut State) {
+            let store = self.store.as_ref().expect("it is open until it is dropped");
+            store.write(state.take_changes().into_batch()).unwrap();
+        }
+
         /// Writes what changed and goes on with what the rows say, which must be the same.
         pub fn reopen(&self, state: &mut State) {
             let store = self.store.as_ref().expect("it is open until it is dropped");
-            store.write(state.take_changes()).unwrap();
+            store.write(state.take_changes().into_batch()).unwrap();
             let loaded = State::load(store).unwrap();
             assert_eq!(loaded.digest(), state.digest());
             *state = loaded;

@@ -32,6 +32,11 @@ const TYPE_QUEUE: u8 = 2;
 /// Writes the row key of a key's head row.
 pub fn encode_head_key(db: DbIndex, key: &[u8], out: &mut Vec<u8>) {
     out.clear();
+    append_head_key(db, key, out);
+}
+
+/// [`encode_head_key`] behind what is there.
+pub fn append_head_key(db: DbIndex, key: &[u8], out: &mut Vec<u8>) {
     out.push(HEAD);
     out.push(db);
     out.extend_from_slice(key);
@@ -77,6 +82,11 @@ pub fn decode_message_key(row_key: &[u8]) -> Result<(DbIndex, &[u8], MessageId),
 /// Writes a head row's value. The deadline is kept plus one, so that 0 means "none".
 pub fn encode_row(row: &Row, out: &mut Vec<u8>) {
     out.clear();
+    append_row(row, out);
+}
+
+/// [`encode_row`] behind what is there.
+pub fn append_row(row: &Row, out: &mut Vec<u8>) {
     let tag = match row.object {
         Object::String => TYPE_STRING,
         Object::Lock(_) => TYPE_LOCK,

@@ -16,20 +16,18 @@ use crate::consensus::raft::replica::Shared;
 use crate::consensus::raft::replica::stop_process;
 use crate::machine::apply::BatchReplies;
 use crate::machine::apply::apply_entry;
+use crate::state::Pending;
 use crate::state::State;
 use crate::types::LogIndex;
 use crate::types::Millis;
 use crate::types::Monotonic;
 use crate::types::Term;
 
-/// Rows that changed before a flush begins without waiting for its interval.
-const FLUSH_ROWS: usize = 16_384;
-/// Or bytes that were written to them.
-const FLUSH_BYTES: usize = 16 << 20;
-/// Rows that changed before apply waits for the flusher: memory and the length of a flush are bounded.
-const FLUSH_ROWS_MAX: usize = 131_072;
-/// Or bytes that were written to them.
-const FLUSH_BYTES_MAX: usize = 256 << 20;
+/// What makes a flush begin without waiting for its interval. Rows that are only listed are few, because taking
+/// them keeps apply waiting; encoded ones cost nothing to take.
+const FLUSH_AT: Pending = Pending { encoded: 131_072, listed: 16_384, bytes: 32 << 20 };
+/// What makes apply wait for the flusher: memory is bounded.
+const WAIT_AT: Pending = Pending { encoded: 524_288, listed: 131_072, bytes: 256 << 20 };
 /// Apply gives the state's lock to readers at least this often, between entries.
 const LOCK_MICROS: u64 = 2_000;
 
@@ -84,7 +82,7 @@ impl Applier {
 
     /// Hands changed rows to the flusher when enough changed or enough time has passed.
     pub fn flush_when_due(&mut self) {
-        let ((rows, bytes), applied) = {
+        let (pending, applied) = {
             let state = self.state.read();
             (state.pending_changes(), state.meta().applied)
         };
@@ -92,28 +90,27 @@ impl Applier {
             return;
         }
         let now = self.clock.monotonic();
-        if rows >= FLUSH_ROWS_MAX || bytes >= FLUSH_BYTES_MAX {
+        if pending.reaches(&WAIT_AT) {
             while self.flusher_busy.load(Ordering::Acquire) {
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
-        let is_much = rows >= FLUSH_ROWS || bytes >= FLUSH_BYTES;
-        let due = is_much || now.since(self.last_flush) >= self.flush_interval;
+        let due = pending.reaches(&FLUSH_AT) || now.since(self.last_flush) >= self.flush_interval;
         if due && !self.flusher_busy.load(Ordering::Acquire) {
             self.flush(now);
         }
     }
 
     fn flush(&mut self, now: Monotonic) {
-        let (batch, index, term) = {
+        let (rows, index, term) = {
             let mut state = self.state.write();
-            let batch = state.take_changes();
-            (batch, state.meta().applied, state.meta().applied_term)
+            let rows = state.take_changes();
+            (rows, state.meta().applied, state.meta().applied_term)
         };
         self.last_flush = now;
         self.flushed = index;
         self.flusher_busy.store(true, Ordering::Release);
-        self.flusher.send(FlushJob::Rows { batch, index, term });
+        self.flusher.send(FlushJob::Rows { rows, index, term });
     }
 
     /// Hands everything to the flusher, and ends it.

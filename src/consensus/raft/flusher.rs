@@ -18,7 +18,7 @@ use crate::config::SharedConfig;
 use crate::consensus::mailbox::Mailbox;
 use crate::consensus::raft::replica::Shared;
 use crate::consensus::raft::replica::stop_process;
-use crate::storage::DataBatch;
+use crate::state::RowBatch;
 use crate::storage::DataStore;
 use crate::storage::LogStore;
 use crate::storage::StorageError;
@@ -39,7 +39,7 @@ const IDLE_PURGE_BYTES: u64 = 1 << 20;
 /// What the flusher is asked to do.
 pub enum FlushJob {
     /// Rows as of an index.
-    Rows { batch: DataBatch, index: LogIndex, term: Term },
+    Rows { rows: RowBatch, index: LogIndex, term: Term },
     /// Flush everything and end.
     Stop,
 }
@@ -75,8 +75,8 @@ impl Flusher {
                 }
                 for job in jobs.drain(..) {
                     match job {
-                        FlushJob::Rows { batch, index, term } => {
-                            self.check(|this| this.write_rows(batch, index, term));
+                        FlushJob::Rows { rows, index, term } => {
+                            self.check(|this| this.write_rows(rows, index, term));
                             self.busy.store(false, Ordering::Release);
                         }
                         FlushJob::Stop => {
@@ -123,12 +123,12 @@ impl Flusher {
         Ok(())
     }
 
-    fn write_rows(&mut self, batch: DataBatch, index: LogIndex, term: Term) -> Result<(), StorageError> {
+    fn write_rows(&mut self, rows: RowBatch, index: LogIndex, term: Term) -> Result<(), StorageError> {
         // The state must never be ahead of the durable log, in no mode.
         if self.shared.counters.take_unsynced() {
             self.log.sync()?;
         }
-        self.data.write(batch)?;
+        self.data.write(rows.into_batch())?;
         self.watermark.advance(term, index)?;
         self.shared.counters.set_flushed(index);
         (self.written, self.idle_seconds) = (index, 0);

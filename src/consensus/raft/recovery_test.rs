@@ -120,7 +120,7 @@ impl Node {
         let (changes, index) = (self.state.take_changes(), self.state.meta().applied);
         self.log.sync().unwrap();
         self.check("the sync of the log");
-        self.data.write(changes).unwrap();
+        self.data.write(changes.into_batch()).unwrap();
         self.check("the rows");
         if to_disk {
             self.data.flush().unwrap();

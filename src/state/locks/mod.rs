@@ -298,11 +298,15 @@ pub(crate) fn grant_grace(state: &mut State, db: DbIndex, key: &[u8], now: Clust
 
 /// Changes a held lock and keeps the index of leases in step with it.
 fn change(state: &mut State, db: DbIndex, key: &[u8], change: impl FnOnce(&mut Lock)) {
-    let Some(Object::Lock(lock)) = state.touch(db, key).map(|row| &mut row.object) else { return };
-    let before = lock.lease_until;
-    change(lock);
-    let after = lock.lease_until;
-    if before != after {
+    let changed = state.change_row(db, key, |row| {
+        let Object::Lock(lock) = &mut row.object else { return None };
+        let before = lock.lease_until;
+        change(lock);
+        Some((before, lock.lease_until))
+    });
+    if let Some(Some((before, after))) = changed
+        && before != after
+    {
         state.leases.remove(before, LeaseName::Lock(db, key.into()));
         state.leases.insert(after, LeaseName::Lock(db, key.into()));
     }

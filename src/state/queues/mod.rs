@@ -20,6 +20,7 @@ use crate::state::Object;
 use crate::state::Row;
 use crate::state::State;
 use crate::state::changes::Changes;
+use crate::state::changes::LISTED;
 use crate::state::expiry::ExpiryIndex;
 use crate::state::expiry::LeaseName;
 use crate::types::ClusterTime;
@@ -461,7 +462,7 @@ struct OpenQueue<'a> {
     applied: LogIndex,
     queue: &'a mut Queue,
     row_changed: &'a mut LogIndex,
-    row_dirty: &'a mut bool,
+    row_mark: &'a mut u32,
     changes: &'a mut Changes,
     leases: &'a mut ExpiryIndex<LeaseName>,
 }
@@ -477,7 +478,7 @@ impl<'a> OpenQueue<'a> {
             applied: state.meta.applied,
             queue,
             row_changed: &mut row.changed,
-            row_dirty: &mut row.dirty,
+            row_mark: &mut row.mark,
             changes: &mut state.changes,
             leases: &mut state.leases,
         })
@@ -530,8 +531,10 @@ impl<'a> OpenQueue<'a> {
 
     /// Lists the head row for the next flush, once.
     fn mark_row(&mut self) {
+        let is_listed = *self.row_changed > self.changes.since && *self.row_mark == LISTED;
         *self.row_changed = self.applied;
-        if !std::mem::replace(self.row_dirty, true) {
+        if !is_listed {
+            *self.row_mark = LISTED;
             self.changes.keys.push((self.db, self.key.into()));
         }
     }
@@ -681,7 +684,7 @@ mod tests {
             pop_at(&mut state, now * 100, 1, Take::Lease(Millis(100)));
         }
         assert_eq!(state.changes.messages.len(), 1);
-        assert_eq!(state.pending_changes().0, 2);
+        assert_eq!(state.pending_changes().listed, 2);
         state.take_changes();
         pop_at(&mut state, 500, 1, Take::Lease(Millis(100)));
         assert_eq!(state.changes.messages.len(), 1);
