@@ -48,17 +48,17 @@ pub struct Changes {
 /// Where an encoded row stands in `encoded`: its key, then its value.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
-    start: usize,
-    key_len: usize,
+    start: u32,
+    key_len: u32,
     what: What,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum What {
     Put {
-        value_len: usize,
+        value_len: u32,
         /// Room for the value; it may have been longer before.
-        room: usize,
+        room: u32,
     },
     Delete,
     /// Superseded.
@@ -135,7 +135,8 @@ impl Changes {
             None => {
                 let start = self.encoded.len();
                 rows::append_head_key(db, row.key(), &mut self.encoded);
-                self.slots.push(Slot { start, key_len: self.encoded.len() - start, what: What::Delete });
+                let key_len = short(self.encoded.len() - start);
+                self.slots.push(Slot { start: short(start), key_len, what: What::Delete });
             }
         }
     }
@@ -144,7 +145,7 @@ impl Changes {
     pub(super) fn note_flushed(&mut self, db: DbIndex) {
         for slot in &mut self.slots {
             // A head row's key starts with its kind and its database.
-            if self.encoded[slot.start + 1] == db {
+            if self.encoded[slot.start as usize + 1] == db {
                 slot.what = What::Nothing;
             }
         }
@@ -155,11 +156,13 @@ impl Changes {
     fn encode(&mut self, db: DbIndex, row: &Row) -> u32 {
         let start = self.encoded.len();
         rows::append_head_key(db, row.key(), &mut self.encoded);
-        let key_len = self.encoded.len() - start;
+        let key_len = short(self.encoded.len() - start);
+        let value_start = self.encoded.len();
         rows::append_row(row, &mut self.encoded);
-        let value_len = self.encoded.len() - start - key_len;
+        let value_len = short(self.encoded.len() - value_start);
         self.encoded.extend_from_slice(&[0; SLACK]);
-        self.slots.push(Slot { start, key_len, what: What::Put { value_len, room: value_len + SLACK } });
+        let what = What::Put { value_len, room: value_len + SLACK as u32 };
+        self.slots.push(Slot { start: short(start), key_len, what });
         u32::try_from(self.slots.len() - 1)
             .ok()
             .filter(|slot| *slot != LISTED)
@@ -171,13 +174,13 @@ impl Changes {
         let What::Put { room, .. } = found.what else { return self.encode(db, row) };
         self.scratch.clear();
         rows::append_row(row, &mut self.scratch);
-        let value_len = self.scratch.len();
+        let value_len = short(self.scratch.len());
         if value_len > room {
             self.supersede(Some(slot));
             return self.encode(db, row);
         }
-        let start = found.start + found.key_len;
-        self.encoded[start..start + value_len].copy_from_slice(&self.scratch);
+        let start = found.start as usize + found.key_len as usize;
+        self.encoded[start..start + self.scratch.len()].copy_from_slice(&self.scratch);
         self.slots[slot as usize].what = What::Put { value_len, room };
         slot
     }
@@ -194,6 +197,11 @@ impl Changes {
     }
 }
 
+/// Positions in `encoded`: apply waits for the flusher long before four gigabytes.
+fn short(length: usize) -> u32 {
+    u32::try_from(length).expect("a flush comes long before")
+}
+
 impl RowBatch {
     /// As one atomic batch for `data/`. The order matters: a row that was deleted and came back under its name
     /// is put after it was deleted.
@@ -204,9 +212,9 @@ impl RowBatch {
             batch.delete_prefix(&[rows::HEAD, db]);
         }
         for Slot { start, key_len, what } in self.slots {
-            let (key, rest) = self.encoded[start..].split_at(key_len);
+            let (key, rest) = self.encoded[start as usize..].split_at(key_len as usize);
             match what {
-                What::Put { value_len, .. } => batch.put(key, &rest[..value_len]),
+                What::Put { value_len, .. } => batch.put(key, &rest[..value_len as usize]),
                 What::Delete => batch.delete(key),
                 What::Nothing => {}
             }

@@ -25,9 +25,9 @@ use crate::types::Term;
 
 /// What makes a flush begin without waiting for its interval. Rows that are only listed are few, because taking
 /// them keeps apply waiting; encoded ones cost nothing to take.
-const FLUSH_AT: Pending = Pending { encoded: 131_072, listed: 16_384, bytes: 32 << 20 };
+const FLUSH_AT: Pending = Pending { encoded: 32_768, listed: 16_384, bytes: 32 << 20 };
 /// What makes apply wait for the flusher: memory is bounded.
-const WAIT_AT: Pending = Pending { encoded: 524_288, listed: 131_072, bytes: 256 << 20 };
+const WAIT_AT: Pending = Pending { encoded: 262_144, listed: 131_072, bytes: 256 << 20 };
 /// Apply gives the state's lock to readers at least this often, between entries.
 const LOCK_MICROS: u64 = 2_000;
 
