@@ -39,15 +39,8 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
-listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-
-free_port() {
-    local candidate
-    while :; do
-        candidate=$((10000 + RANDOM % 20000))
-        listens "$candidate" || { echo "$candidate"; return; }
-    done
-}
+# shellcheck source=tests/support/ports.sh
+. "$root/tests/support/ports.sh"
 
 cli() { redis-cli -h 127.0.0.1 -p "${port[$1]}" "${@:2}" 2>/dev/null; }
 

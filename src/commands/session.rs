@@ -254,53 +254,26 @@ pub const ROWS: &[CommandSpec] = &[
     },
 ];
 
+/// A subcommand of CLIENT that looks at the connection alone.
+const fn client(name: &'static str, syntax: &'static str, summary: &'static str, arity: i32) -> CommandSpec {
+    CommandSpec {
+        group: Group::Connection,
+        acl: Categories::CONNECTION,
+        ..row(name, syntax, summary, arity, CONNECTION, SessionCommand::Client)
+    }
+}
+
 const CLIENT_SUBCOMMANDS: &[CommandSpec] = &[
-    CommandSpec {
-        group: Group::Connection,
-        acl: Categories::CONNECTION,
-        ..row("id", "CLIENT ID", "Returns the connection's number.", 2, CONNECTION, SessionCommand::Client)
-    },
-    CommandSpec {
-        group: Group::Connection,
-        acl: Categories::CONNECTION,
-        ..row(
-            "getname",
-            "CLIENT GETNAME",
-            "Returns the connection's name.",
-            2,
-            CONNECTION,
-            SessionCommand::Client,
-        )
-    },
-    CommandSpec {
-        group: Group::Connection,
-        acl: Categories::CONNECTION,
-        ..row(
-            "setname",
-            "CLIENT SETNAME connection-name",
-            "Names the connection.",
-            3,
-            CONNECTION,
-            SessionCommand::Client,
-        )
-    },
-    CommandSpec {
-        group: Group::Connection,
-        acl: Categories::CONNECTION,
-        ..row(
-            "setinfo",
-            "CLIENT SETINFO <LIB-NAME libname | LIB-VER libver>",
-            "Records which client library the connection uses.",
-            4,
-            CONNECTION,
-            SessionCommand::Client,
-        )
-    },
-    CommandSpec {
-        group: Group::Connection,
-        acl: Categories::CONNECTION,
-        ..row("info", "CLIENT INFO", "Describes the connection.", 2, CONNECTION, SessionCommand::Client)
-    },
+    client("id", "CLIENT ID", "Returns the connection's number.", 2),
+    client("getname", "CLIENT GETNAME", "Returns the connection's name.", 2),
+    client("setname", "CLIENT SETNAME connection-name", "Names the connection.", 3),
+    client(
+        "setinfo",
+        "CLIENT SETINFO <LIB-NAME libname | LIB-VER libver>",
+        "Records which client library the connection uses.",
+        4,
+    ),
+    client("info", "CLIENT INFO", "Describes the connection.", 2),
     CommandSpec {
         group: Group::Connection,
         complexity: "O(N) where N is the number of connections.",
@@ -357,18 +330,7 @@ const CLIENT_SUBCOMMANDS: &[CommandSpec] = &[
             SessionCommand::Client,
         )
     },
-    CommandSpec {
-        group: Group::Connection,
-        acl: Categories::CONNECTION,
-        ..row(
-            "reply",
-            "CLIENT REPLY <ON | OFF | SKIP>",
-            "Chooses whether commands are answered.",
-            3,
-            CONNECTION,
-            SessionCommand::Client,
-        )
-    },
+    client("reply", "CLIENT REPLY <ON | OFF | SKIP>", "Chooses whether commands are answered.", 3),
     CommandSpec {
         group: Group::Connection,
         acl: Categories::CONNECTION,
@@ -381,54 +343,20 @@ const CLIENT_SUBCOMMANDS: &[CommandSpec] = &[
             SessionCommand::Client,
         )
     },
-    CommandSpec {
-        group: Group::Connection,
-        acl: Categories::CONNECTION,
-        ..row(
-            "no-touch",
-            "CLIENT NO-TOUCH <ON | OFF>",
-            "Keeps the connection's reads out of the eviction statistics.",
-            3,
-            CONNECTION,
-            SessionCommand::Client,
-        )
-    },
-    CommandSpec {
-        group: Group::Connection,
-        acl: Categories::CONNECTION,
-        ..row(
-            "tracking",
-            "CLIENT TRACKING <ON | OFF> [REDIRECT client-id] [PREFIX prefix [PREFIX prefix ...]] [BCAST] [OPTIN] [OPTOUT] [NOLOOP]",
-            "Switches the invalidation of what the client caches; only OFF in this version.",
-            -3,
-            CONNECTION,
-            SessionCommand::Client,
-        )
-    },
-    CommandSpec {
-        group: Group::Connection,
-        acl: Categories::CONNECTION,
-        ..row(
-            "trackinginfo",
-            "CLIENT TRACKINGINFO",
-            "Tells whether invalidations are sent.",
-            2,
-            CONNECTION,
-            SessionCommand::Client,
-        )
-    },
-    CommandSpec {
-        group: Group::Connection,
-        acl: Categories::CONNECTION,
-        ..row(
-            "getredir",
-            "CLIENT GETREDIR",
-            "Returns where the connection's invalidations go.",
-            2,
-            CONNECTION,
-            SessionCommand::Client,
-        )
-    },
+    client(
+        "no-touch",
+        "CLIENT NO-TOUCH <ON | OFF>",
+        "Keeps the connection's reads out of the eviction statistics.",
+        3,
+    ),
+    client(
+        "tracking",
+        "CLIENT TRACKING <ON | OFF> [REDIRECT client-id] [PREFIX prefix [PREFIX prefix ...]] [BCAST] [OPTIN] [OPTOUT] [NOLOOP]",
+        "Switches the invalidation of what the client caches; only OFF in this version.",
+        -3,
+    ),
+    client("trackinginfo", "CLIENT TRACKINGINFO", "Tells whether invalidations are sent.", 2),
+    client("getredir", "CLIENT GETREDIR", "Returns where the connection's invalidations go.", 2),
     CommandSpec {
         group: Group::Connection,
         acl: Categories::CONNECTION,

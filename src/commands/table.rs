@@ -47,6 +47,12 @@ pub fn subcommand(spec: &CommandSpec, name: &[u8]) -> Option<&'static CommandSpe
     spec.subcommands.iter().find(|row| name.eq_ignore_ascii_case(row.name.as_bytes()))
 }
 
+/// The row that says most about these words: a container's subcommand when they name one, else the command's own.
+#[must_use]
+pub fn leaf(spec: &'static CommandSpec, words: &[&[u8]]) -> &'static CommandSpec {
+    words.get(1).and_then(|word| subcommand(spec, word)).unwrap_or(spec)
+}
+
 /// The commands as Markdown, a table per group: what the README shows. Containers show their subcommands.
 #[must_use]
 pub fn readme_table() -> String {

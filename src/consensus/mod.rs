@@ -104,8 +104,8 @@ pub trait Replicator: Send + Sync {
     /// How many wait to be swept, when it pays to let more come first: a sync costs the same for one and for
     /// many. `None` when it does not.
     fn gathering(&self) -> Option<usize>;
-    /// Gets under way what was proposed, on this thread, unless another one is at it. Never waits for the disk
-    /// or for peers.
+    /// Gets under way what was proposed, on this thread, unless another one is at it. Never waits for peers; for
+    /// the disk only where nobody else waits for this node.
     fn sweep(&self);
     /// Asks for a read barrier: answered when everything that was acknowledged before the call is applied here.
     fn barrier(&self, done: oneshot::Sender<Result<(), ProposeError>>);

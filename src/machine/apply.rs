@@ -121,9 +121,14 @@ fn apply_command(state: &mut State, stamps: &Stamps, user: &[u8], db: DbIndex, w
 }
 
 /// What a command names and is due ends before the command runs (DESIGN.md D9).
-fn expire_named(state: &mut State, stamps: &Stamps, spec: &CommandSpec, db: DbIndex, words: &[&[u8]]) {
-    let row = words.get(1).and_then(|word| table::subcommand(spec, word)).unwrap_or(spec);
-    for at in row.keys.positions(words) {
+fn expire_named(
+    state: &mut State,
+    stamps: &Stamps,
+    spec: &'static CommandSpec,
+    db: DbIndex,
+    words: &[&[u8]],
+) {
+    for at in table::leaf(spec, words).keys.positions(words) {
         state.expire_touched(db, words[at], stamps.clock);
     }
 }

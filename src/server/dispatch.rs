@@ -297,8 +297,7 @@ impl Pipeline {
     /// The EXPIRE that the next request waits for: of the keys it names.
     pub fn expire_batch(&self, session: &Session) -> Batch {
         let words: Words<'_> = self.requests[self.next].args().collect();
-        let row = table::find(words[0]);
-        let leaf = row.map(|row| words.get(1).and_then(|word| table::subcommand(row, word)).unwrap_or(row));
+        let leaf = table::find(words[0]).map(|row| table::leaf(row, &words));
         let positions = leaf.map(|leaf| leaf.keys.positions(&words)).unwrap_or_default();
         let mut batch = Batch::new(&session.user);
         batch.push_expire(session.db, positions.iter().map(|at| words[*at]));

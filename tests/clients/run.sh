@@ -17,14 +17,8 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
-listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-free_port() {
-    local candidate
-    while :; do
-        candidate=$((10000 + RANDOM % 20000))
-        listens "$candidate" || { echo "$candidate"; return; }
-    done
-}
+# shellcheck source=tests/support/ports.sh
+. "$here/../support/ports.sh"
 
 port=$(free_port)
 "$HOLDFAST" --port "$port" --http-port "$(free_port)" --peer-port "$(free_port)" --bind 127.0.0.1 --dir "$data/data" >"$data/log" 2>&1 &

@@ -1,8 +1,8 @@
 //! Drives a group's core: everything that arrived, then one drain, then what follows from it.
 //!
 //! One sweep: take all events ─► step the core ─► pack and propose what waits, as far as the window is open
-//! ─► drain ─► hand entries to the log, apply committed ones. Nothing here waits for the disk but a write
-//! that `appendfsync` lets go unsynced, which goes to the page cache.
+//! ─► drain ─► hand entries to the log, apply committed ones. A lone voter writes the log here, synced when
+//! `appendfsync` says so; with peers only what goes unsynced, to the page cache, is written here.
 //!
 //! A sweep runs on whichever thread has something for it ([`crate::consensus::raft::replica`]): waking
 //! another thread costs more than the sweep itself.
@@ -69,7 +69,7 @@ pub enum Event {
 struct Barriers {
     waiting: Vec<Done>,
     round: Option<(u64, Vec<Done>)>,
-    ready: Vec<(u64, Option<Done>)>,
+    ready: Vec<(u64, Done)>,
     /// Number of the last round; never repeated in this process.
     context: u64,
 }
@@ -89,10 +89,9 @@ pub struct Driver {
     config: SharedConfig,
     proposer: Proposer,
     barriers: Barriers,
-    /// Jobs the log writer has not answered yet. Tokens complete in order, so nothing is written past them.
-    writes_out: usize,
-    /// The last token given to the writer.
-    last_token: u64,
+    /// The last token given to the log writer and not answered yet. Tokens complete in order, so nothing is
+    /// written past it.
+    writer_owes: Option<u64>,
     last_stamp: Stamps,
     last_proposal: Monotonic,
     /// This replica leads and has queued its LEADER-START.
@@ -135,8 +134,7 @@ impl Driver {
             config,
             proposer: Proposer::default(),
             barriers: Barriers::default(),
-            writes_out: 0,
-            last_token: 0,
+            writer_owes: None,
             last_stamp: Stamps { clock: ClusterTime(0), wall: WallMillis(0), seed: 0 },
             last_proposal: now,
             leading: false,
@@ -221,7 +219,7 @@ impl Driver {
         match event {
             Event::Submit(submission) => self.proposer.push(submission),
             Event::Persisted(token) => {
-                self.writes_out = if token >= self.last_token { 0 } else { self.writes_out };
+                self.writer_owes = self.writer_owes.filter(|last| token < *last);
                 self.step(Input::Persisted(token));
             }
             Event::Barrier(done) => self.barriers.waiting.push(done),
@@ -268,11 +266,8 @@ impl Driver {
         while let Some(packed) = self.proposer.pack() {
             self.last_stamp = self.stamp();
             self.last_proposal = self.clock.monotonic();
-            let own = packed.replies.iter().filter(|reply| reply.is_none()).count();
             let data = encode_entry(&self.last_stamp, &packed.batches);
-            if packed.replies.len() > own {
-                self.shared.took_waiting(waiting_bytes(&packed.batches, &packed.replies));
-            }
+            self.shared.took_waiting(waiting_bytes(&packed.batches, &packed.replies));
             let before = self.out.len();
             self.core.step(Input::Propose(data), &mut self.out);
             match self.out.split_off(before).pop() {
@@ -318,11 +313,10 @@ impl Driver {
     fn persist(&mut self, persist: Persist) {
         let bytes: u64 = persist.entries.iter().map(|entry| entry.data.len() as u64 + 40).sum();
         self.shared.add_log_bytes(bytes);
-        self.last_token = persist.token;
         // Votes are always synced.
         let sync = persist.entries.is_empty() || self.config.get().appendfsync == AppendFsync::Always;
-        if self.writes_out > 0 || (sync && !self.is_alone) {
-            self.writes_out += 1;
+        if self.writer_owes.is_some() || (sync && !self.is_alone) {
+            self.writer_owes = Some(persist.token);
             self.writer.send(WriterJob::Persist(persist));
             return;
         }
@@ -404,19 +398,16 @@ impl Driver {
             && *under_way == context
             && let Some((_, waiting)) = self.barriers.round.take()
         {
-            self.barriers.ready.extend(waiting.into_iter().map(|done| (index, Some(done))));
+            self.barriers.ready.extend(waiting.into_iter().map(|done| (index, done)));
             self.answer_barriers(self.shared.applied());
         }
     }
 
     fn answer_barriers(&mut self, applied: u64) {
-        self.barriers.ready.retain_mut(|(index, done)| {
-            let is_applied = *index <= applied;
-            if is_applied && let Some(done) = done.take() {
-                let _ = done.send(Ok(()));
-            }
-            !is_applied
-        });
+        for (_, done) in self.barriers.ready.extract_if(.., |(index, _)| *index <= applied) {
+            // The connection may be gone; then nobody wants to know.
+            let _ = done.send(Ok(()));
+        }
     }
 }
 
