@@ -6,13 +6,17 @@ PROFILE := --release --locked
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench check clients setup setup-tests
+.PHONY: help run cluster test bench check clients setup setup-tests
 
 help: ## Prints this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: setup ## Builds and starts a node on 127.0.0.1:6379, data in ./data (ARGS="file.conf --port 7000" to change that)
 	$(CARGO) run $(PROFILE) --bin holdfast -- $(ARGS)
+
+cluster: setup ## Builds and starts three nodes on 127.0.0.1:6379 to 6381, data in ./data-three-nodes/node-N, until Ctrl-C
+	$(CARGO) build $(PROFILE) --bin holdfast
+	redis-conf-examples/three-nodes/run.sh $(ARGS)
 
 test: setup-tests check ## Checks, then every test (CRASH_WRITES=1000000 for the long crash test)
 	$(CARGO) test $(PROFILE)

@@ -8,11 +8,13 @@ use criterion::criterion_group;
 use criterion::criterion_main;
 use holdfast::machine::apply::apply_entry;
 use holdfast::machine::entry::Batch;
+use holdfast::machine::entry::SessionStamp;
 use holdfast::machine::entry::Stamps;
 use holdfast::machine::entry::encode_entry;
 use holdfast::state::State;
 use holdfast::types::ClusterTime;
 use holdfast::types::LogIndex;
+use holdfast::types::NodeId;
 use holdfast::types::Term;
 use holdfast::types::WallMillis;
 
@@ -25,7 +27,7 @@ fn entry(words: impl Fn(usize) -> Vec<Vec<u8>>) -> Vec<u8> {
         batch.push_command(0, words.iter().map(Vec::as_slice));
     }
     let stamps = Stamps { clock: ClusterTime(1), wall: WallMillis(1), seed: 1 };
-    encode_entry(&stamps, &[batch])
+    encode_entry(&stamps, [(None, &batch)].into_iter())
 }
 
 fn text(words: &[&str]) -> Vec<Vec<u8>> {
@@ -56,6 +58,29 @@ fn apply(c: &mut Criterion) {
             b.iter(|| {
                 index += 1;
                 black_box(apply_entry(&mut state, LogIndex(index), Term(1), entry).expect("a legal entry"))
+            });
+        });
+    }
+    let value = text(&["SET", "key:000000000000", &value]);
+    for (name, has_session) in [("no session", false), ("a session", true)] {
+        let mut batch = Batch::new(b"default");
+        batch.push_command(0, value.iter().map(Vec::as_slice));
+        let mut state = filled(1_000_000);
+        let mut index = 0;
+        c.bench_function(&format!("apply 100 batches of one set, {name}"), |b| {
+            b.iter(|| {
+                index += 1;
+                // An entry carries what came since the one before, whose replies have arrived.
+                let stamp = |n: u64| SessionStamp {
+                    node: NodeId(1),
+                    epoch: 1,
+                    seq: (index - 1) * 100 + n + 1,
+                    ack: (index - 1) * 100,
+                };
+                let batches = (0..100).map(|n| (has_session.then(|| stamp(n)), &batch));
+                let entry =
+                    encode_entry(&Stamps { clock: ClusterTime(1), wall: WallMillis(1), seed: 1 }, batches);
+                black_box(apply_entry(&mut state, LogIndex(index), Term(1), &entry).expect("a legal entry"))
             });
         });
     }

@@ -36,14 +36,14 @@ fn propose(c: &mut Criterion) {
     let dir = std::env::temp_dir().join(format!("holdfast-bench-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("the temporary directory is writable");
     let config = Config::load(&["--appendfsync".to_owned(), "no".to_owned()]).expect("a legal configuration");
+    let caches = SharedCaches::new(8 << 20, 64 << 20);
     let replica = Replica::start(ReplicaParts {
         group: GroupId(0),
         dir: dir.clone(),
         log: Arc::new(LogStore::open(&dir).expect("an empty directory")),
-        data: Arc::new(
-            DataStore::open(&dir, GroupId(0), &SharedCaches::new(8 << 20, 64 << 20))
-                .expect("an empty directory"),
-        ),
+        data: DataStore::open(&dir, GroupId(0), &caches).expect("an empty directory"),
+        caches,
+        peers: None,
         watermark: Watermark::open(&dir).expect("an empty directory"),
         config: SharedConfig::new(config.config, None),
         clock: Arc::new(SystemClock::start()),

@@ -12,6 +12,8 @@ pub mod telemetry;
 
 pub mod storage;
 
+pub mod peer;
+
 pub mod state;
 
 pub mod commands;

@@ -17,6 +17,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("resp", 1),
     ("telemetry", 1),
     ("storage", 2),
+    ("peer", 3),
     ("state", 3),
     ("commands", 4),
     ("machine", 5),

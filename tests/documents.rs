@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops where a fact does not hold")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
@@ -34,6 +35,23 @@ fn every_example_configuration_loads_without_a_warning() {
         let loaded = Config::load(&[file.to_str().unwrap().to_owned()]);
         let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
         assert!(loaded.warnings.is_empty(), "{}: {:?}", file.display(), loaded.warnings);
+    }
+}
+
+#[test]
+fn the_three_nodes_list_each_other_and_share_nothing() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("redis-conf-examples/three-nodes");
+    let load = |file: &PathBuf| Config::load(&[file.to_str().unwrap().to_owned()]).unwrap().config;
+    let nodes: Vec<Config> = conf_files(&directory).iter().map(load).collect();
+    assert_eq!(nodes.iter().map(|node| node.node_id.0).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(nodes.iter().map(|node| node.port).collect::<Vec<_>>(), [6379, 6380, 6381]);
+    let directories: BTreeSet<&PathBuf> = nodes.iter().map(|node| &node.dir).collect();
+    let ports: BTreeSet<u16> =
+        nodes.iter().flat_map(|node| [node.port, node.http_port, node.peer_port]).collect();
+    assert_eq!((directories.len(), ports.len()), (3, 9), "{directories:?} {ports:?}");
+    for node in &nodes {
+        assert_eq!(node.cluster_nodes, nodes[0].cluster_nodes);
+        assert_eq!(node.cluster_nodes.len(), 3);
     }
 }
 

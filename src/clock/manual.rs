@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use crate::clock::Clock;
+use crate::types::Boottime;
 use crate::types::Millis;
 use crate::types::Monotonic;
 use crate::types::WallMillis;
@@ -31,6 +32,10 @@ impl ManualClock {
 impl Clock for ManualClock {
     fn monotonic(&self) -> Monotonic {
         Monotonic(self.monotonic_ns.load(Ordering::SeqCst))
+    }
+
+    fn boottime(&self) -> Boottime {
+        Boottime(self.monotonic_ns.load(Ordering::SeqCst))
     }
 
     fn wall(&self) -> WallMillis {

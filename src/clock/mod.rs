@@ -7,6 +7,7 @@ mod system;
 pub use manual::ManualClock;
 pub use system::SystemClock;
 
+use crate::types::Boottime;
 use crate::types::Monotonic;
 use crate::types::WallMillis;
 
@@ -14,6 +15,9 @@ use crate::types::WallMillis;
 pub trait Clock: Send + Sync {
     /// This process's monotonic clock (`CLOCK_MONOTONIC`). It never goes back.
     fn monotonic(&self) -> Monotonic;
+
+    /// The machine's clock that goes on while it sleeps (`CLOCK_BOOTTIME`). It never goes back.
+    fn boottime(&self) -> Boottime;
 
     /// The wall clock. It may jump; nothing but absolute expiries and logs may rest on it.
     fn wall(&self) -> WallMillis;

@@ -4,7 +4,11 @@ use std::time::Instant;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
+use rustix::time::ClockId;
+use rustix::time::clock_gettime;
+
 use crate::clock::Clock;
+use crate::types::Boottime;
 use crate::types::Monotonic;
 use crate::types::WallMillis;
 
@@ -28,6 +32,12 @@ impl Clock for SystemClock {
         #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the machine's clock")]
         let elapsed = Instant::now().duration_since(self.start);
         Monotonic(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn boottime(&self) -> Boottime {
+        let now = clock_gettime(ClockId::Boottime);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+        Boottime(seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0))
     }
 
     fn wall(&self) -> WallMillis {

@@ -628,7 +628,7 @@ const fn row(
 }
 
 /// The commands on keys of any type.
-pub const ROWS: &[CommandSpec] = &[
+pub static ROWS: &[CommandSpec] = &[
     CommandSpec {
         keys: ALL,
         complexity: "O(N) where N is the number of keys.",

@@ -166,7 +166,7 @@ fn token_reply(token: FencingToken) -> Reply {
 }
 
 /// The lock verbs.
-pub const ROWS: &[CommandSpec] = &[
+pub static ROWS: &[CommandSpec] = &[
     CommandSpec {
         name: "lock",
         syntax: "LOCK key owner [EX seconds | PX milliseconds]",

@@ -164,7 +164,7 @@ fn refuse_option(verb: &str, later: &[&str], word: &[u8]) -> CommandError {
 }
 
 /// The queue verbs.
-pub const ROWS: &[CommandSpec] = &[
+pub static ROWS: &[CommandSpec] = &[
     CommandSpec {
         name: "qpush",
         syntax: "QPUSH queue payload",

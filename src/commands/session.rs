@@ -46,7 +46,7 @@ const fn row(
 }
 
 /// The commands that need nothing of the replicated state.
-pub const ROWS: &[CommandSpec] = &[
+pub static ROWS: &[CommandSpec] = &[
     CommandSpec {
         group: Group::Connection,
         acl: Categories::CONNECTION,

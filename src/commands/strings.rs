@@ -537,7 +537,7 @@ const fn row(
 }
 
 /// The commands on strings.
-pub const ROWS: &[CommandSpec] = &[
+pub static ROWS: &[CommandSpec] = &[
     row(
         "get",
         "GET key",

@@ -457,13 +457,18 @@ pub(super) mod tests {
             ("port 65536", "argument must be between 1 and 65535 inclusive"),
             ("port 60000", ":1: port: peer-port would be 60000 + 10000, above 65535: set peer-port too"),
             ("port 7000\nhttp-port 7000", ":2: http-port: http-port and port are both 7000"),
-            ("heartbeat-interval 300", ":1: heartbeat-interval: heartbeat-interval 300 is more than half of"),
-            ("election-timeout 150", ":1: election-timeout: heartbeat-interval 100 is more than half of"),
-            ("requirepass \"abc", ":1: unbalanced quotes: check the quotes of this line"),
             (
-                "cluster-node 1 a:1\ncluster-node 2 b:2",
-                ":2: cluster-node: clusters of several nodes come with the",
+                "heartbeat-interval 300",
+                ":1: heartbeat-interval: heartbeat-interval 300 is more than a third of",
             ),
+            ("election-timeout 150", ":1: election-timeout: heartbeat-interval 100 is more than a third of"),
+            ("requirepass \"abc", ":1: unbalanced quotes: check the quotes of this line"),
+            ("cluster-node 1 a:1\ncluster-node 1 b:2", ":2: cluster-node: node 1 has two lines: give each"),
+            (
+                "cluster-node 1 a:1\ncluster-node 2 a:1",
+                ":2: cluster-node: nodes 1 and 2 are both at a:1: each needs its own address or port",
+            ),
+            ("indoubt-timeout 600001", "argument must be between 100 and 600000 inclusive"),
             ("cluster-node 2 a:1", ":1: cluster-node: no line names this node: node-id is 1"),
             ("cluster-node 1 a", "'a' is not <host>:<peer-port>"),
             ("include", ":1: include: takes the path of one file"),
@@ -511,8 +516,26 @@ pub(super) mod tests {
             |text: &str| load_line(&scratch.file("r.conf", text)).unwrap().config.shown("save").unwrap();
         assert_eq!(shown("save 900 1\nsave 300 10"), "900 1 300 10");
         assert_eq!(shown("save 900 1\nsave \"\"\nsave 60 5 30 1"), "60 5 30 1");
-        let node = load_line("--cluster-node 7 db:17000 --node-id 7").unwrap().config.cluster_nodes;
-        assert_eq!(node, [ClusterNode { id: NodeId(7), host: "db".to_owned(), peer_port: 17000 }]);
+    }
+
+    #[test]
+    fn the_first_members_are_named_by_lines_of_their_own_or_on_one() {
+        let member =
+            |id, host: &str, peer_port| ClusterNode { id: NodeId(id), host: host.to_owned(), peer_port };
+        let expected = [member(7, "db", 17000), member(8, "db", 17001), member(9, "::1", 17000)];
+        let scratch = Scratch::new("members");
+        let text = "port 7000\nnode-id 7\ncluster-node 7 db:17000\ncluster-node 8 db:17001\n\
+                    cluster-node 9 [::1]:17000";
+        let loaded = load_line(&scratch.file("m.conf", text)).unwrap();
+        assert_eq!(loaded.config.cluster_nodes, expected);
+        let line = "--node-id 7 --port 7000 --cluster-node 7 db:17000 8 db:17001 9 [::1]:17000";
+        assert_eq!(load_line(line).unwrap().config.cluster_nodes, expected);
+        let alone = "--node-id 9 --peer-port 17000 --peer-protected-mode no --cluster-node 9 [::1]:17000";
+        let config = load_line(alone).unwrap().config;
+        assert_eq!((config.cluster_nodes.as_slice(), config.peer_protected_mode), (&expected[2..], false));
+        // Quick elections, for tests and good networks.
+        let config = load_line("--election-timeout 150 --heartbeat-interval 50").unwrap().config;
+        assert_eq!((config.election_timeout.0, config.heartbeat_interval.0), (150, 50));
     }
 
     #[test]

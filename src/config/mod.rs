@@ -88,12 +88,15 @@ pub struct Config {
     pub latency_threshold: Millis,
     /// The name of this node in its cluster.
     pub node_id: NodeId,
-    /// The first members of the cluster; empty is this node alone.
+    /// The first members of the cluster, this node among them, each id and each address once; empty is this node
+    /// alone.
     pub cluster_nodes: Vec<ClusterNode>,
     /// TCP port for other nodes, with the default (port + 10000) filled in.
     pub peer_port: u16,
     /// Where to listen for other nodes; at least one.
     pub peer_bind: Vec<BindAddress>,
+    /// Whether only nodes of this machine may make links.
+    pub peer_protected_mode: bool,
     /// How many groups the hash slots are divided among.
     pub shards: u32,
     /// Nodes that keep each shard.
@@ -104,8 +107,10 @@ pub struct Config {
     pub read_consistency: ReadConsistency,
     /// A node that hears no leader stands for election after one to two of these.
     pub election_timeout: Millis,
-    /// How often a leader reports to its followers.
+    /// How often a leader reports to its followers; at most a third of `election_timeout`.
     pub heartbeat_interval: Millis,
+    /// A write that no leader has answered for this long is answered with INDOUBT.
+    pub indoubt_timeout: Millis,
     /// How long LOCK holds when the command gives no time.
     pub lock_default_ttl: Millis,
     /// Time that a new leader adds to running leases.
@@ -365,12 +370,14 @@ impl Config {
             cluster_nodes: values.cluster_nodes()?,
             peer_port: values.port("peer-port", 10000)?,
             peer_bind: values.addresses("peer-bind"),
+            peer_protected_mode: values.flag("peer-protected-mode"),
             shards: values.number("shards"),
             replication_factor: values.number("replication-factor"),
             virtual_nodes: values.number("virtual-nodes"),
             read_consistency: values.read_consistency(),
             election_timeout: values.millis("election-timeout"),
             heartbeat_interval: values.millis("heartbeat-interval"),
+            indoubt_timeout: values.millis("indoubt-timeout"),
             lock_default_ttl: values.millis("lock-default-ttl"),
             lease_failover_grace: values.millis("lease-failover-grace"),
             io_threads: values.number("io-threads"),
@@ -393,11 +400,11 @@ impl Config {
             }
         }
         let (heartbeat, election) = (self.heartbeat_interval.0, self.election_timeout.0);
-        if heartbeat * 2 > election {
+        if heartbeat * 3 > election {
             let names = &["heartbeat-interval", "election-timeout"];
             let why = format!(
-                "heartbeat-interval {heartbeat} is more than half of election-timeout {election}: followers \
-                 would stand for election between two heartbeats"
+                "heartbeat-interval {heartbeat} is more than a third of election-timeout {election}: followers \
+                 would stand for election when one or two heartbeats are late"
             );
             return Err(Conflict { names, why });
         }
@@ -604,6 +611,10 @@ mod tests {
         assert_eq!(config.output_limits.pubsub.soft_for, Duration::from_secs(60));
         assert_eq!(config.lock_default_ttl, Millis(30_000));
         assert!(config.cluster_nodes.is_empty());
+        assert_eq!(config.peer_bind, config.bind);
+        assert!(config.peer_protected_mode);
+        assert_eq!((config.election_timeout, config.heartbeat_interval), (Millis(500), Millis(100)));
+        assert_eq!(config.indoubt_timeout, Millis(5_000));
     }
 
     #[test]
@@ -631,6 +642,8 @@ mod tests {
         assert_eq!(config.get().appendfsync, AppendFsync::EverySec);
         assert_eq!(config.get().max_memory, 1 << 30);
         assert!(config.generation() > before);
+        config.config_set(&[("indoubt-timeout", "250")]).unwrap();
+        assert_eq!(config.get().indoubt_timeout, Millis(250));
         config.config_set(&[("slowlog-log-slower-than", "-1"), ("save", "900 1 300 10")]).unwrap();
         assert_eq!(config.get().slowlog_slower_than, None);
         assert_eq!(get(&config, "save"), "900 1 300 10");

@@ -4,6 +4,7 @@
 //! Names and meanings are Redis's wherever the meaning is the same. A directive stands here only when this
 //! version does something with it, or when Redis's own tools ask for it.
 
+use super::ClusterNode;
 use super::parse::Value;
 
 /// One directive.
@@ -276,16 +277,31 @@ fn save_points(value: &Value) -> Result<(), String> {
 
 fn cluster_nodes(value: &Value) -> Result<(), String> {
     let Value::Lines(lines) = value else { return Ok(()) };
-    for line in lines {
-        super::ClusterNode::parse(line)?;
+    if lines.len() > CLUSTER_NODES_MAX {
+        return Err(format!("a cluster begins with at most {CLUSTER_NODES_MAX} nodes"));
     }
-    if lines.len() > 1 {
-        let why = "clusters of several nodes come with the next version: give one cluster-node line or none";
-        return Err(why.to_owned());
+    let nodes: Vec<ClusterNode> =
+        lines.iter().map(|line| ClusterNode::parse(line)).collect::<Result<_, _>>()?;
+    for (i, node) in nodes.iter().enumerate() {
+        let before = &nodes[..i];
+        if before.iter().any(|other| other.id == node.id) {
+            return Err(format!("node {} has two lines: give each node one", node.id));
+        }
+        let is_there = |other: &&ClusterNode| {
+            other.peer_port == node.peer_port && other.host.eq_ignore_ascii_case(&node.host)
+        };
+        if let Some(other) = before.iter().find(is_there) {
+            return Err(format!(
+                "nodes {} and {} are both at {}:{}: each needs its own address or port",
+                other.id, node.id, node.host, node.peer_port
+            ));
+        }
     }
     Ok(())
 }
 
+/// Lines of `cluster-node`.
+const CLUSTER_NODES_MAX: usize = 9;
 const COUNT_MAX: i64 = i32::MAX as i64;
 const MIB: i64 = 1 << 20;
 const DAY_MS: i64 = 86_400_000;
@@ -516,8 +532,9 @@ pub static DIRECTIVES: &[Directive] = &[
         Group::Cluster,
         Kind::Lines { words: 2 },
         "",
-        "'<id> <host>:<peer-port>', a first member of the cluster. None is a cluster of this node alone, and \
-         this version takes no more than one.",
+        "'<id> <host>:<peer-port>', a first member of the cluster, which forms by itself, once, when all of them \
+         are there. All nodes have the same lines, at most 9, this node's among them. None is a cluster of \
+         this node alone.",
     )
     .check(cluster_nodes),
     Directive::new(
@@ -525,7 +542,7 @@ pub static DIRECTIVES: &[Directive] = &[
         Group::Cluster,
         Kind::Integer { min: 0, max: 65535 },
         "0",
-        "TCP port for other nodes; 0 is port + 10000.",
+        "TCP port for other nodes; 0 is port + 10000. It is the port of this node's cluster-node line.",
     ),
     Directive::new(
         "peer-bind",
@@ -535,6 +552,14 @@ pub static DIRECTIVES: &[Directive] = &[
         "Addresses to listen on for other nodes; none is the addresses of bind.",
     )
     .check(addresses),
+    Directive::new(
+        "peer-protected-mode",
+        Group::Cluster,
+        Kind::Bool,
+        "yes",
+        "Takes links only from nodes of this machine: links have no password and no TLS yet. 'no' is for a network \
+         in which nobody but the nodes reaches peer-port.",
+    ),
     Directive::new(
         "consensus",
         Group::Cluster,
@@ -598,8 +623,16 @@ pub static DIRECTIVES: &[Directive] = &[
         Group::Cluster,
         Kind::Millis { min: 10, max: 30_000 },
         "100",
-        "How often a leader reports to its followers; at most half the election timeout.",
+        "How often a leader reports to its followers; at most a third of the election timeout.",
     ),
+    Directive::new(
+        "indoubt-timeout",
+        Group::Cluster,
+        Kind::Millis { min: 100, max: 600_000 },
+        "5000",
+        "A write that no leader has answered for this long is answered with INDOUBT: it may still take effect.",
+    )
+    .settable(),
     Directive::new(
         "lock-default-ttl",
         Group::Locks,
@@ -741,7 +774,10 @@ mod tests {
             ("routing", "redirect", "only proxy"),
             ("daemonize", "yes", "service manager"),
             ("supervised", "systemd", "Type=exec"),
-            ("cluster-node", "1 a:16379 2 b:16379", "next version"),
+            ("cluster-node", "1 a:16379 1 b:16379", "node 1 has two lines"),
+            ("cluster-node", "1 a:16379 2 A:16379", "nodes 1 and 2 are both at A:16379"),
+            ("cluster-node", "1 a:1 2 a:2 3 a:3 4 a:4 5 a:5 6 a:6 7 a:7 8 a:8 9 a:9 10 a:10", "at most 9"),
+            ("indoubt-timeout", "99", "between 100 and 600000"),
             ("bind", "", "at least one"),
             ("dir", "", "a directory"),
             ("save", "a b", "Invalid save"),

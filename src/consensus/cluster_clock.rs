@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::types::ClusterTime;
 use crate::types::WallMillis;
 
-/// Cluster time = monotonic milliseconds + an offset that only grows.
+/// Cluster time = monotonic milliseconds + an offset. What was stamped never goes back; that is for who stamps.
 pub struct ClusterClock {
     clock: Arc<dyn Clock>,
     offset_ms: AtomicI64,
@@ -27,10 +27,11 @@ impl ClusterClock {
         this
     }
 
-    /// Learns a stamp that another leader gave: the clock never stands before it.
-    pub fn observe(&self, stamp: ClusterTime) {
+    /// Learns the stamp that the leader gives now. The last one counts, and not the one furthest ahead: whose clock
+    /// runs fast must not run away from the leader's (COMMANDS.md 3.2, rule 2).
+    pub fn follow(&self, stamp: ClusterTime) {
         let offset = i64::try_from(stamp.0).unwrap_or(i64::MAX) - self.monotonic_ms();
-        self.offset_ms.fetch_max(offset, Ordering::AcqRel);
+        self.offset_ms.store(offset, Ordering::Release);
     }
 
     /// Cluster time now.
@@ -66,9 +67,10 @@ mod tests {
         machine.advance(Millis(50));
         machine.set_wall(WallMillis(1));
         assert_eq!(clock.now(), ClusterTime(750));
-        clock.observe(ClusterTime(600));
-        assert_eq!(clock.now(), ClusterTime(750));
-        clock.observe(ClusterTime(900));
-        assert_eq!(clock.now(), ClusterTime(900));
+        clock.follow(ClusterTime(900));
+        machine.advance(Millis(10));
+        assert_eq!(clock.now(), ClusterTime(910));
+        clock.follow(ClusterTime(905));
+        assert_eq!(clock.now(), ClusterTime(905), "this machine's clock runs fast");
     }
 }

@@ -4,6 +4,9 @@
 //! applied, learn where the group stands. Behind it is a [`Replicator`]; Raft is the first.
 
 pub mod cluster_clock;
+pub mod formation;
+#[cfg(test)]
+mod formation_test;
 pub mod mailbox;
 pub mod raft;
 
@@ -22,6 +25,7 @@ use crate::resp::Reply;
 use crate::state::State;
 use crate::types::ClusterTime;
 use crate::types::LogIndex;
+use crate::types::Millis;
 use crate::types::NodeId;
 use crate::types::Term;
 use crate::types::WallMillis;
@@ -74,6 +78,8 @@ impl Role {
 /// Where a group stands on this node.
 #[derive(Debug, Clone, Copy)]
 pub struct Status {
+    /// This node's replica id in the group.
+    pub replica: u64,
     pub role: Role,
     pub term: Term,
     pub leader: Option<NodeId>,
@@ -93,6 +99,37 @@ pub struct Status {
     pub log_write_micros: u64,
     /// The last entry whose rows are in `data/`.
     pub flushed: LogIndex,
+    /// How often another replica became leader since the start.
+    pub leader_changes: u64,
+    /// Snapshots that took the place of log and state since the start.
+    pub snapshots_installed: u64,
+    /// The last index at which the state was hashed (RAFT VERIFY), and the digest.
+    pub verified: Option<(u64, u128)>,
+}
+
+/// What this node knows of a member of the group: itself, or what another said last.
+#[derive(Debug, Clone)]
+pub struct MemberInfo {
+    pub node: NodeId,
+    pub replica: u64,
+    pub role: Role,
+    pub term: Term,
+    pub commit: LogIndex,
+    pub applied: LogIndex,
+    /// Its log equals the leader's up to here; known to the leader only.
+    pub matched: Option<LogIndex>,
+    /// It votes; known to the leader only, of others.
+    pub is_voter: Option<bool>,
+    pub is_connected: bool,
+    /// How long ago it was heard; `None` for this node itself.
+    pub heard: Option<Millis>,
+    /// Last round trip on the link.
+    pub rtt_us: Option<u64>,
+    pub version: String,
+    /// Its port for clients.
+    pub port: u16,
+    pub disk_free: u64,
+    pub verified: Option<(u64, u128)>,
 }
 
 /// One engine of agreement for one group.
@@ -108,11 +145,21 @@ pub trait Replicator: Send + Sync {
     /// the disk only where nobody else waits for this node.
     fn sweep(&self);
     /// Asks for a read barrier: answered when everything that was acknowledged before the call is applied here.
-    fn barrier(&self, done: oneshot::Sender<Result<(), ProposeError>>);
+    /// True as for [`Replicator::propose`].
+    #[must_use]
+    fn barrier(&self, done: oneshot::Sender<Result<(), ProposeError>>) -> bool;
     /// True while reads from the applied state are linearizable without a barrier.
     fn may_read(&self) -> bool;
     /// Where the group stands.
     fn status(&self) -> Status;
+    /// How long ago this node heard of a leader that leads; zero for the leader; `None`: never.
+    fn leader_silence(&self) -> Option<Millis>;
+    /// The members that this node has heard of, itself first; none without peers.
+    fn members(&self) -> Vec<MemberInfo>;
+    /// Gives the leadership to this node, or to the voter that is best; `done` hears when it leads.
+    fn transfer(&self, to: Option<NodeId>, done: oneshot::Sender<Result<(), String>>);
+    /// Makes a snapshot of what is applied, for followers that will need one.
+    fn make_snapshot(&self);
 }
 
 /// A read borrow of the applied state.
@@ -194,8 +241,38 @@ impl Group {
     /// Waits until everything acknowledged before the call is applied here.
     pub fn barrier(&self) -> impl Future<Output = Result<(), ProposeError>> + Send + use<> {
         let (sender, receiver) = oneshot::channel();
-        self.replicator.barrier(sender);
-        async move { receiver.await.unwrap_or(Err(ProposeError::Stopped)) }
+        let is_first = self.replicator.barrier(sender);
+        let turn = is_first.then(|| Turn { replicator: Arc::clone(&self.replicator) });
+        async move {
+            if let Some(turn) = turn {
+                turn.gather().await;
+            }
+            receiver.await.unwrap_or(Err(ProposeError::Stopped))
+        }
+    }
+
+    /// How long ago this node heard of a leader that leads; zero for the leader; `None`: never.
+    #[must_use]
+    pub fn leader_silence(&self) -> Option<Millis> {
+        self.replicator.leader_silence()
+    }
+
+    /// The members that this node has heard of, itself first; none without peers.
+    #[must_use]
+    pub fn members(&self) -> Vec<MemberInfo> {
+        self.replicator.members()
+    }
+
+    /// Gives the leadership to this node, or to the voter that is best; resolves when it leads.
+    pub fn transfer(&self, to: Option<NodeId>) -> impl Future<Output = Result<(), String>> + Send + use<> {
+        let (sender, receiver) = oneshot::channel();
+        self.replicator.transfer(to, sender);
+        async move { receiver.await.unwrap_or_else(|_| Err("the node is shutting down".to_owned())) }
+    }
+
+    /// Makes a snapshot of what is applied, for followers that will need one.
+    pub fn make_snapshot(&self) {
+        self.replicator.make_snapshot();
     }
 
     /// The cluster clock, as this node would stamp it now.

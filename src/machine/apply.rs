@@ -3,6 +3,8 @@
 //! Deterministic: the entry's bytes and the state decide everything. The thinnest job there is, since
 //! each command's own function does the work.
 
+use bytes::Bytes;
+
 use crate::commands::spec::CommandSpec;
 use crate::commands::spec::Execute;
 use crate::commands::spec::ReadContext;
@@ -10,22 +12,52 @@ use crate::commands::spec::WriteContext;
 use crate::commands::table;
 use crate::machine::entry::Item;
 use crate::machine::entry::LeaderStart;
+use crate::machine::entry::SessionStamp;
 use crate::machine::entry::Stamps;
 use crate::machine::entry::decode_batch_head;
 use crate::machine::entry::decode_item;
 use crate::machine::entry::decode_stamps;
+use crate::machine::entry::skip_item;
 use crate::resp::Reply;
 use crate::state::DbIndex;
 use crate::state::EXPIRE_AT_MOST;
 use crate::state::State;
+use crate::state::membership::Membership;
+use crate::state::sessions::Admission;
+use crate::state::sessions::Remembered;
 use crate::types::LogIndex;
 use crate::types::Term;
 use crate::types::codec::CodecError;
+use crate::types::codec::Reader;
 
 /// Replies of one batch, in the order of its items.
 pub type BatchReplies = Vec<Reply>;
 
-/// Applies a committed entry and gives the replies of its batches, in order.
+/// What applying an entry gave.
+#[derive(Debug, Default, PartialEq)]
+pub struct Applied {
+    /// One for each batch, in order.
+    pub outcomes: Vec<BatchOutcome>,
+    /// The entry asks that the replicas be compared as of this index: the caller should freeze the state now.
+    pub verify: bool,
+}
+
+/// What came of one batch. Only the first executed anything now.
+#[derive(Debug, Clone, PartialEq)]
+pub enum BatchOutcome {
+    /// Executed, with these replies.
+    Done(BatchReplies),
+    /// Executed by an earlier entry, with these replies (see `resp::reply_codec`).
+    Repeated(Bytes),
+    /// Executed by an earlier entry; what it replied is not known any more.
+    Replayed,
+    /// Not executed: batches of its session before it are missing. It may come again behind them.
+    Gap,
+    /// Not executed, and never will be: its session is over or did not begin. An earlier entry may have.
+    Ended,
+}
+
+/// Applies a committed entry and gives what came of its batches, in order.
 ///
 /// An empty entry (Raft's own, at the start of a term) only moves the applied index. An error means that
 /// the log holds what this version cannot read: the caller must stop the process, since going on would
@@ -35,23 +67,82 @@ pub fn apply_entry(
     index: LogIndex,
     term: Term,
     data: &[u8],
-) -> Result<Vec<BatchReplies>, CodecError> {
+) -> Result<Applied, CodecError> {
+    let mut applied = Applied::default();
     if data.is_empty() {
-        let meta = *state.meta();
-        state.begin_entry(index, term, meta.clock, meta.wall);
-        return Ok(Vec::new());
+        begin_without_stamps(state, index, term);
+        return Ok(applied);
     }
     let (stamps, mut reader) = decode_stamps(data)?;
     state.begin_entry(index, term, stamps.clock, stamps.wall);
-    let mut replies = Vec::new();
-    while let Some((user, count)) = decode_batch_head(&mut reader)? {
-        let mut batch = Vec::with_capacity(count.min(4096));
-        for _ in 0..count {
-            batch.push(apply_item(state, &stamps, user, decode_item(&mut reader)?));
-        }
-        replies.push(batch);
+    // Whatever a leader stamped, time does not go back within the log.
+    let stamps = Stamps { clock: state.meta().clock, wall: state.meta().wall, ..stamps };
+    let mut scratch = Vec::new();
+    while let Some((user, count, session)) = decode_batch_head(&mut reader)? {
+        let mut batch = OpenBatch { stamps: &stamps, user, count, verify: &mut applied.verify };
+        let outcome = match session {
+            None => BatchOutcome::Done(batch.execute(state, &mut reader)?),
+            Some(session) => batch.execute_once(state, &mut reader, session, &mut scratch)?,
+        };
+        applied.outcomes.push(outcome);
     }
-    Ok(replies)
+    Ok(applied)
+}
+
+/// Applies an entry that changes the group's configuration, whose outcome is `membership`.
+pub fn apply_membership(state: &mut State, index: LogIndex, term: Term, membership: Membership) {
+    begin_without_stamps(state, index, term);
+    state.set_membership(membership);
+}
+
+fn begin_without_stamps(state: &mut State, index: LogIndex, term: Term) {
+    let meta = *state.meta();
+    state.begin_entry(index, term, meta.clock, meta.wall);
+}
+
+/// A batch whose head was read; its items come next.
+struct OpenBatch<'a> {
+    stamps: &'a Stamps,
+    user: &'a [u8],
+    count: usize,
+    verify: &'a mut bool,
+}
+
+impl OpenBatch<'_> {
+    fn execute_once(
+        &mut self,
+        state: &mut State,
+        reader: &mut Reader<'_>,
+        session: SessionStamp,
+        scratch: &mut Vec<u8>,
+    ) -> Result<BatchOutcome, CodecError> {
+        let SessionStamp { node, epoch, seq, ack } = session;
+        let outcome = match state.admit_batch(node, epoch, seq, ack) {
+            Admission::Execute => {
+                let replies = self.execute(state, reader)?;
+                state.remember_replies(node, seq, Remembered::of(&replies, scratch));
+                return Ok(BatchOutcome::Done(replies));
+            }
+            Admission::Repeated(replies) => BatchOutcome::Repeated(replies),
+            Admission::Replayed => BatchOutcome::Replayed,
+            Admission::Gap => BatchOutcome::Gap,
+            Admission::Ended => BatchOutcome::Ended,
+        };
+        for _ in 0..self.count {
+            skip_item(reader)?;
+        }
+        Ok(outcome)
+    }
+
+    fn execute(&mut self, state: &mut State, reader: &mut Reader<'_>) -> Result<BatchReplies, CodecError> {
+        let mut replies = Vec::with_capacity(self.count.min(4096));
+        for _ in 0..self.count {
+            let item = decode_item(reader)?;
+            *self.verify |= matches!(item, Item::Verify);
+            replies.push(apply_item(state, self.stamps, self.user, item));
+        }
+        Ok(replies)
+    }
 }
 
 fn apply_item(state: &mut State, stamps: &Stamps, user: &[u8], item: Item<'_>) -> Reply {
@@ -85,7 +176,16 @@ fn apply_item(state: &mut State, stamps: &Stamps, user: &[u8], item: Item<'_>) -
             apply_leader_start(state, stamps, &start);
             Reply::Ok
         }
+        Item::Verify => integer(state.meta().applied.0),
+        Item::AllocateReplica { node, nonce } => state
+            .allocate_replica(node, nonce)
+            .map_or_else(|| Reply::error("ERR no replica id is left"), integer),
     }
+}
+
+/// Indices and ids stay far below 2^63.
+fn integer(value: u64) -> Reply {
+    Reply::Integer(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
 fn apply_leader_start(state: &mut State, stamps: &Stamps, start: &LeaderStart) {
@@ -135,19 +235,34 @@ fn expire_named(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::ProptestConfig;
+    use proptest::prelude::any;
+    use proptest::proptest;
+
     use super::*;
     use crate::machine::entry::Batch;
     use crate::machine::entry::encode_entry;
+    use crate::resp::reply_codec::encode_replies;
+    use crate::state::membership::FIRST_ALLOCATED;
+    use crate::state::membership::NodeAddress;
+    use crate::state::test_support::TestStore;
     use crate::types::ClusterTime;
     use crate::types::Millis;
+    use crate::types::NodeId;
     use crate::types::WallMillis;
 
     fn apply(state: &mut State, index: u64, clock: u64, fill: impl FnOnce(&mut Batch)) -> Vec<Reply> {
         let mut batch = Batch::new(b"default");
         fill(&mut batch);
         let stamps = Stamps { clock: ClusterTime(clock), wall: WallMillis(clock), seed: 1 };
-        let entry = encode_entry(&stamps, &[batch]);
-        apply_entry(state, LogIndex(index), Term(1), &entry).unwrap().remove(0)
+        let entry = encode_entry(&stamps, [(None, &batch)].into_iter());
+        let applied = apply_entry(state, LogIndex(index), Term(1), &entry).unwrap();
+        match &applied.outcomes[..] {
+            [BatchOutcome::Done(replies)] => replies.clone(),
+            other => panic!("one batch that is done, not {other:?}"),
+        }
     }
 
     fn push(batch: &mut Batch, words: &[&str]) {
@@ -212,5 +327,321 @@ mod tests {
             push(batch, &["LOCK", "l", "you"]);
         });
         assert_eq!(replies, [Reply::Null, Reply::Null]);
+    }
+
+    fn command(words: &[&str]) -> Batch {
+        let mut batch = Batch::new(b"default");
+        push(&mut batch, words);
+        batch
+    }
+
+    fn stamps(clock: u64) -> Stamps {
+        Stamps { clock: ClusterTime(clock), wall: WallMillis(clock), seed: 1 }
+    }
+
+    fn session(seq: u64, ack: u64) -> Option<SessionStamp> {
+        Some(SessionStamp { node: NodeId(2), epoch: 1, seq, ack })
+    }
+
+    /// The outcomes of an entry of these batches.
+    fn outcomes(state: &mut State, batches: &[(Option<SessionStamp>, Batch)]) -> Vec<BatchOutcome> {
+        let entry = encode_entry(&stamps(0), batches.iter().map(|(session, batch)| (*session, batch)));
+        let index = state.meta().applied.next();
+        apply_entry(state, index, Term(1), &entry).unwrap().outcomes
+    }
+
+    fn encoded(replies: &[Reply]) -> Bytes {
+        let mut out = Vec::new();
+        encode_replies(replies, &mut out);
+        Bytes::from(out)
+    }
+
+    #[test]
+    fn a_batch_of_a_session_executes_once_and_one_without_always() {
+        let mut state = State::new(16);
+        let incr = || command(&["INCR", "n"]);
+        let done = |n| BatchOutcome::Done(vec![Reply::Integer(n)]);
+        let all = [
+            (session(1, 0), incr()),
+            (None, incr()),
+            (session(1, 0), incr()),
+            (session(3, 0), incr()),
+            (session(2, 0), incr()),
+            (None, incr()),
+            (session(3, 2), incr()),
+            (session(2, 0), incr()),
+        ];
+        let expected = [
+            done(1),
+            done(2),
+            BatchOutcome::Repeated(encoded(&[Reply::Integer(1)])),
+            BatchOutcome::Gap,
+            done(3),
+            done(4),
+            done(5),
+            BatchOutcome::Replayed,
+        ];
+        assert_eq!(outcomes(&mut state, &all), expected);
+        let late = SessionStamp { node: NodeId(3), epoch: 1, seq: 2, ack: 1 };
+        assert_eq!(outcomes(&mut state, &[(Some(late), incr())]), [BatchOutcome::Ended]);
+        assert_eq!(outcomes(&mut state, &[(None, incr())]), [done(6)]);
+    }
+
+    #[test]
+    fn a_batch_without_items_has_its_place_in_a_session() {
+        let mut state = State::new(16);
+        let all =
+            [(session(1, 0), Batch::default()), (None, Batch::default()), (session(1, 0), Batch::default())];
+        let expected =
+            [BatchOutcome::Done(vec![]), BatchOutcome::Done(vec![]), BatchOutcome::Repeated(encoded(&[]))];
+        assert_eq!(outcomes(&mut state, &all), expected);
+    }
+
+    #[test]
+    fn a_verification_is_told_to_the_caller_and_changes_nothing() {
+        let verify = || {
+            let mut batch = Batch::default();
+            batch.push_verify();
+            batch
+        };
+        let run = |batches: &[(Option<SessionStamp>, Batch)]| {
+            let mut state = State::new(16);
+            outcomes(&mut state, &[(session(1, 0), command(&["SET", "k", "v"]))]);
+            let entry = encode_entry(&stamps(0), batches.iter().map(|(session, batch)| (*session, batch)));
+            let applied = apply_entry(&mut state, LogIndex(2), Term(1), &entry).unwrap();
+            (applied, state.digest())
+        };
+        let (applied, digest) = run(&[(None, Batch::default()), (None, verify())]);
+        assert!(applied.verify);
+        assert_eq!(applied.outcomes[1], BatchOutcome::Done(vec![Reply::Integer(2)]));
+        let (plain, same) = run(&[(None, Batch::default())]);
+        assert_eq!((plain.verify, same), (false, digest));
+        let (repeated, _) = run(&[(session(1, 0), verify())]);
+        assert!(!repeated.verify, "what is not executed asks for nothing");
+    }
+
+    #[test]
+    fn a_configuration_change_sets_the_membership_at_its_index() {
+        let mut state = State::new(16);
+        apply(&mut state, 1, 700, |batch| push(batch, &["SET", "k", "v"]));
+        let address = NodeAddress { node: NodeId(1), host: "a".to_owned(), port: 17_000 };
+        let membership =
+            Membership { voters: vec![1], nodes: [(1, address)].into(), ..Membership::default() };
+        apply_membership(&mut state, LogIndex(2), Term(3), membership);
+        let meta = state.meta();
+        assert_eq!((meta.applied, meta.applied_term, meta.clock), (LogIndex(2), Term(3), ClusterTime(700)));
+        assert_eq!(state.membership().replica_of(NodeId(1)), Some(1));
+        let first = i64::try_from(FIRST_ALLOCATED).unwrap();
+        let replies = apply(&mut state, 3, 700, |batch| {
+            for (node, nonce) in [(4, 1), (4, 1), (4, 2), (5, 1)] {
+                batch.push_allocate_replica(NodeId(node), nonce);
+            }
+        });
+        assert_eq!(replies, [first, first, first + 1, first + 2].map(Reply::Integer));
+    }
+
+    #[test]
+    fn time_does_not_go_back_whatever_a_leader_stamps() {
+        let mut state = State::new(16);
+        apply(&mut state, 1, 5_000, |batch| push(batch, &["LOCK", "l", "me", "PX", "1000"]));
+        apply(&mut state, 2, 100, |batch| push(batch, &["LOCK", "m", "me", "PX", "1000"]));
+        assert_eq!(state.earliest_deadline(), ClusterTime(6_000));
+    }
+
+    /// Sends batches as a node does that restarts, loses some, repeats and mixes up others.
+    struct Origin {
+        node: NodeId,
+        epoch: u64,
+        made: u64,
+        /// All up to here were answered.
+        ack: u64,
+        /// Every batch of every epoch.
+        history: Vec<(u64, u64)>,
+    }
+
+    impl Origin {
+        fn make(&mut self) -> (u64, u64) {
+            self.made += 1;
+            self.history.push((self.epoch, self.made));
+            (self.epoch, self.made)
+        }
+
+        fn unanswered(&self) -> Vec<(u64, u64)> {
+            (self.ack + 1..=self.made).map(|seq| (self.epoch, seq)).collect()
+        }
+
+        /// What it sends next; may be nothing.
+        fn send(&mut self, draw: u64) -> Vec<(u64, u64)> {
+            if (draw >> 8).is_multiple_of(20) {
+                (self.epoch, self.made, self.ack) = (self.epoch + 1 + (draw >> 16) % 2, 0, 0);
+            }
+            match (draw >> 1) % 10 {
+                0..=3 => vec![self.make()],
+                4 => {
+                    self.make();
+                    Vec::new()
+                }
+                5 | 6 => self.unanswered(),
+                7 => self.unanswered().into_iter().rev().collect(),
+                8 => [self.make(), self.make()].into_iter().rev().collect(),
+                _ => {
+                    let at = (draw >> 16) as usize % self.history.len().max(1);
+                    self.history.get(at).copied().into_iter().collect()
+                }
+            }
+        }
+
+        fn stamp(&self, (epoch, seq): (u64, u64), draw: u64) -> SessionStamp {
+            let ack = match (draw >> 24) % 8 {
+                0 => 0,
+                1 => u64::MAX,
+                _ if epoch == self.epoch => self.ack,
+                _ => 1,
+            };
+            SessionStamp { node: self.node, epoch, seq, ack }
+        }
+    }
+
+    /// What a batch says depends on its name alone, and shows when it is executed twice.
+    fn content(node: NodeId, (epoch, seq): (u64, u64)) -> Batch {
+        let name = format!("{node}.{epoch}.{seq} ");
+        match seq % 3 {
+            0 => command(&["SET", &name, "1", "NX"]),
+            1 => command(&["APPEND", &format!("log{node}"), &name]),
+            _ => Batch::default(),
+        }
+    }
+
+    /// What must be true of the outcomes, whatever was sent.
+    #[derive(Default)]
+    struct Seen {
+        /// The replies of every batch that was executed.
+        done: BTreeMap<(NodeId, u64, u64), Vec<Reply>>,
+        /// Where each node's session stands.
+        at: BTreeMap<NodeId, (u64, u64)>,
+        /// The highest ack of the session's epoch, within what had been executed.
+        acked: BTreeMap<NodeId, u64>,
+        log: BTreeMap<NodeId, String>,
+    }
+
+    impl Seen {
+        fn take(&mut self, stamp: &SessionStamp, outcome: &BatchOutcome) {
+            let SessionStamp { node, epoch, seq, ack } = *stamp;
+            let (open, last) = self.at.get(&node).copied().unwrap_or((0, 0));
+            if epoch == open {
+                let acked = self.acked.entry(node).or_default();
+                *acked = (*acked).max(ack.min(last));
+            }
+            match outcome {
+                BatchOutcome::Done(replies) => {
+                    let is_next = epoch == open && seq == last + 1;
+                    assert!(is_next || (epoch > open && seq == 1), "{stamp:?} after {open}, {last}");
+                    if epoch > open {
+                        self.acked.insert(node, 0);
+                    }
+                    let expected = match seq % 3 {
+                        0 => vec![Reply::Ok],
+                        1 => {
+                            let log = self.log.entry(node).or_default();
+                            log.push_str(&format!("{node}.{epoch}.{seq} "));
+                            vec![Reply::Integer(log.len() as i64)]
+                        }
+                        _ => Vec::new(),
+                    };
+                    assert_eq!(*replies, expected);
+                    self.at.insert(node, (epoch, seq));
+                    assert_eq!(self.done.insert((node, epoch, seq), expected), None, "{stamp:?} twice");
+                }
+                BatchOutcome::Repeated(bytes) => {
+                    assert_eq!(*bytes, encoded(&self.done[&(node, epoch, seq)]), "{stamp:?}");
+                    assert!(epoch == open && seq > self.acked[&node]);
+                }
+                BatchOutcome::Replayed => {
+                    assert!(self.done.contains_key(&(node, epoch, seq)), "{stamp:?}");
+                    assert!(epoch == open && seq <= self.acked[&node]);
+                }
+                BatchOutcome::Gap => assert!(epoch == open && seq > last + 1, "{stamp:?}"),
+                BatchOutcome::Ended => assert!(epoch < open || seq > 1, "{stamp:?}"),
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn every_batch_is_executed_once_at_most_and_in_order_however_it_is_sent(
+            draws in proptest::collection::vec(any::<u64>(), 1..120),
+        ) {
+            let store = TestStore::new();
+            let (mut state, mut reloaded) = (State::new(16), State::new(16));
+            let mut seen = Seen::default();
+            let mut origins = [1, 2].map(|node| {
+                Origin { node: NodeId(node), epoch: 1, made: 0, ack: 0, history: Vec::new() }
+            });
+            // In the end everything that is not answered is sent once more.
+            let last = draws.len();
+            let draws = draws.into_iter().map(|draw| (draw, false)).chain([(0, true), (1, true)]);
+            for (at, (draw, is_end)) in draws.enumerate() {
+                let origin = &mut origins[(draw % 2) as usize];
+                let sent = if is_end { origin.unanswered() } else { origin.send(draw) };
+                let stamped: Vec<SessionStamp> = sent.iter().map(|name| origin.stamp(*name, draw)).collect();
+                let batches: Vec<Batch> = sent.iter().map(|name| content(origin.node, *name)).collect();
+                let entry =
+                    encode_entry(&stamps(at as u64), stamped.iter().copied().map(Some).zip(&batches));
+                let (index, term) = (LogIndex(at as u64 + 1), Term(1));
+                let applied = apply_entry(&mut state, index, term, &entry).unwrap();
+                let again = apply_entry(&mut reloaded, index, term, &entry).unwrap();
+                assert_eq!(applied, again);
+                for (stamp, outcome) in stamped.iter().zip(&applied.outcomes) {
+                    seen.take(stamp, outcome);
+                }
+                // Some answers reach the origin, whose ack follows.
+                while (draw >> 32) % 3 > 0 && seen.done.contains_key(&(origin.node, origin.epoch, origin.ack + 1)) {
+                    origin.ack += 1;
+                }
+                match (draw >> 40) % 12 {
+                    0 | 1 => store.reopen(&mut reloaded),
+                    2 | 3 => store.write(&mut reloaded),
+                    _ => {}
+                }
+                assert_eq!(state.digest(), reloaded.digest());
+            }
+            store.reopen(&mut reloaded);
+            for origin in &origins {
+                let log = state.row(0, format!("log{}", origin.node).as_bytes()).and_then(|row| row.as_string());
+                let expected = seen.log.get(&origin.node).map(|log| log.as_bytes());
+                assert_eq!(log, expected, "what was executed is what outcomes said");
+                let is_done = |seq| seen.done.contains_key(&(origin.node, origin.epoch, seq));
+                assert!((1..=origin.made).all(is_done), "nothing is left behind after {last} draws");
+            }
+        }
+
+        #[test]
+        fn whatever_batch_is_let_in_can_be_applied(
+            draws in proptest::collection::vec((any::<usize>(), proptest::collection::vec(any::<usize>(), 0..7)), 1..40),
+        ) {
+            const WORDS: &[&str] = &[
+                "k", "q", "l", "", "0", "1", "-1", "3", "1000", "9223372036854775807", "-9223372036854775808", "x y",
+                "PX", "EX", "PXAT", "FROM", "COUNT", "LEASE", "MATCH", "NX", "GET", "KEEPTTL", "TYPE", "ALL", "DB",
+                "1-1:1", "1-1", "\u{e9}", "[", "1e400", "help",
+            ];
+            let specs: Vec<&CommandSpec> = table::all().collect();
+            let mut state = State::new(16);
+            for (at, (spec, words)) in draws.iter().enumerate() {
+                let spec = specs[spec % specs.len()];
+                let mut line = vec![spec.name];
+                if let Some(first) = words.first() && !spec.subcommands.is_empty() {
+                    line.push(spec.subcommands[first % spec.subcommands.len()].name);
+                }
+                line.extend(words.iter().map(|word| WORDS[word % WORDS.len()]));
+                let mut batch = Batch::new(b"\xff");
+                let bytes = line.iter().map(|word| word.as_bytes()).collect::<Vec<_>>();
+                batch.push_command(255 - (at % 3) as u8, bytes.into_iter());
+                let batch = Batch::from_bytes(&batch.to_bytes()).unwrap();
+                let entry = encode_entry(&stamps(at as u64 * 100), [(None, &batch)].into_iter());
+                let applied = apply_entry(&mut state, LogIndex(at as u64 + 1), Term(1), &entry).unwrap();
+                assert!(matches!(&applied.outcomes[..], [BatchOutcome::Done(replies)] if replies.len() == 1));
+            }
+        }
     }
 }

@@ -134,6 +134,6 @@ fn sample_state(services: &Services) {
 }
 
 /// Bytes free for this user on the data directory's file system; 0 when that cannot be told.
-fn free_bytes(dir: &std::path::Path) -> u64 {
+pub fn free_bytes(dir: &std::path::Path) -> u64 {
     rustix::fs::statvfs(dir).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
 }

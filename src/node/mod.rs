@@ -6,6 +6,7 @@
 //! any      storage error, broken invariant ─► exit 70
 //! ```
 
+mod cluster;
 mod figures;
 mod limits;
 mod listen;
@@ -40,6 +41,7 @@ use crate::storage::LogStore;
 use crate::storage::SharedCaches;
 use crate::storage::Watermark;
 use crate::storage::open_dir;
+use crate::storage::snapshot;
 use crate::telemetry::logging::Level;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::Metrics;
@@ -64,6 +66,11 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let clients = listen_on(&config.bind, config.port, config.tcp_backlog, "port")?;
     let http = listen_on(&config.http_bind, config.http_port, config.tcp_backlog, "http-port")?;
+    let peers = if cluster::has_peers(&config) {
+        listen_on(&config.peer_bind, config.peer_port, config.tcp_backlog, "peer-port")?
+    } else {
+        Vec::new()
+    };
     let dir = Arc::new(open_dir(&config.dir, Identity { node_id: config.node_id })?);
     let logging = Logging::start(level(config.log_level), config.log_file.as_deref(), Arc::clone(&clock))?;
     for warning in warnings {
@@ -72,7 +79,7 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     tracing::info!("Holdfast {} starts, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
     let shared = SharedConfig::new(config, file);
     limits::make_room_for_clients(&shared)?;
-    let replica = start_replica(&dir, &shared, &clock)?;
+    let replica = start_replica(&dir, &shared, &clock, peers)?;
 
     let config = shared.get();
     write_pid_file(&config)?;
@@ -88,7 +95,7 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
         Arc::new(Services::new(shared.clone(), Arc::clone(&clock), replica.group(), shutdown.clone()));
     let http = start_http(http, &services, metrics)?;
     runtime.block_on(async {
-        wait_until_serving(&services.group).await;
+        wait_until_serving(&services.group, cluster::has_peers(&config)).await;
         adopt_cluster_settings(&shared, &services.group);
         tracing::info!("Ready to accept connections on port {}", config.port);
         let signals = tokio::spawn(stop_on_signals(shutdown.clone())?);
@@ -111,19 +118,36 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_replica(dir: &DirLock, config: &SharedConfig, clock: &Arc<dyn Clock>) -> anyhow::Result<Replica> {
+fn start_replica(
+    dir: &DirLock,
+    config: &SharedConfig,
+    clock: &Arc<dyn Clock>,
+    peers: Vec<TcpListener>,
+) -> anyhow::Result<Replica> {
     let path = dir.path();
     let group = GroupId(0);
     let caches = SharedCaches::new(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES);
     let started = clock.monotonic();
+    let log = Arc::new(LogStore::open(path)?);
+    // Before anything else looks at the rows: a snapshot may be half in place.
+    for group in snapshot::finish_installs(path, &log)? {
+        tracing::info!("finished installing a snapshot of group {}", group.0);
+    }
+    cluster::check(&config.get(), &log)?;
+    let peers = match cluster::has_peers(&config.get()) {
+        true => Some(cluster::join(config, &log, clock, peers)?),
+        false => None,
+    };
     let replica = Replica::start(ReplicaParts {
         group,
         dir: path.to_path_buf(),
-        log: Arc::new(LogStore::open(path)?),
-        data: Arc::new(DataStore::open(path, group, &caches)?),
+        log,
+        data: DataStore::open(path, group, &caches)?,
+        caches,
         watermark: Watermark::open(path)?,
         config: config.clone(),
         clock: Arc::clone(clock),
+        peers,
     })?;
     let keys: usize = {
         let group = replica.group();
@@ -166,9 +190,14 @@ async fn watch_directory(dir: Arc<DirLock>) {
     }
 }
 
-/// Until the first LEADER-START is applied, and with it everything the log held.
-async fn wait_until_serving(group: &Group) {
-    while group.try_read().is_none() {
+/// Until the first LEADER-START is applied, and on a lone node everything that the log held. A node with peers
+/// serves from then on whether there is a leader or not: each command says what it needs.
+async fn wait_until_serving(group: &Group, has_peers: bool) {
+    let is_ready = || {
+        let is_begun = group.read_applied().databases() > 0;
+        is_begun && (has_peers || group.try_read().is_some())
+    };
+    while !is_ready() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

@@ -7,6 +7,7 @@ pub mod arguments;
 mod inline;
 mod render;
 mod reply;
+pub mod reply_codec;
 mod request;
 
 pub use render::render;

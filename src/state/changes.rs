@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! small strings    encoded at once; a further change rewrites the encoded row in its place
-//! everything else  listed by name (large strings, locks, queues, messages), encoded when the flush takes them
+//! everything else  listed by name (large strings, locks, queues, messages, sessions, the membership), encoded
+//!                  when the flush takes them
 //! ```
 //! A row that changes a thousand times between two flushes is written once either way. Taking the encoded ones
 //! costs nothing: they are handed over as they are. A row's `mark` says where it stands, and is valid only
@@ -19,6 +20,7 @@ use crate::state::queues::MessageId;
 use crate::state::rows;
 use crate::storage::DataBatch;
 use crate::types::LogIndex;
+use crate::types::NodeId;
 
 /// The mark of a row that is listed by name.
 pub(super) const LISTED: u32 = u32::MAX;
@@ -40,6 +42,9 @@ pub struct Changes {
     slots: Vec<Slot>,
     pub(super) keys: Vec<KeyName>,
     pub(super) messages: Vec<(DbIndex, Box<[u8]>, MessageId)>,
+    /// Nodes whose sessions changed: as few as there are members, so looking through them costs less than a tree.
+    pub(super) sessions: Vec<NodeId>,
+    pub(super) membership: bool,
     /// About how many bytes were written to the listed rows; a row that is written twice counts twice.
     pub(super) bytes: usize,
     scratch: Vec<u8>,
@@ -102,7 +107,8 @@ impl Changes {
 
     /// How much waits.
     pub(super) fn pending(&self) -> Pending {
-        let listed = self.keys.len() + self.messages.len() + self.flushed.len();
+        let few = self.flushed.len() + self.sessions.len() + usize::from(self.membership);
+        let listed = self.keys.len() + self.messages.len() + few;
         Pending { encoded: self.slots.len(), listed, bytes: self.bytes }
     }
 
@@ -138,6 +144,13 @@ impl Changes {
                 let key_len = short(self.encoded.len() - start);
                 self.slots.push(Slot { start: short(start), key_len, what: What::Delete });
             }
+        }
+    }
+
+    /// A node's session has changed.
+    pub(super) fn note_session(&mut self, node: NodeId) {
+        if !self.sessions.contains(&node) {
+            self.sessions.push(node);
         }
     }
 

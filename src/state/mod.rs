@@ -9,8 +9,10 @@ mod changes;
 pub mod expiry;
 mod keyspace;
 pub mod locks;
+pub mod membership;
 pub mod queues;
 mod rows;
+pub mod sessions;
 
 use std::collections::BTreeSet;
 
@@ -21,12 +23,17 @@ use crate::state::expiry::ExpiryIndex;
 use crate::state::expiry::KeyName;
 use crate::state::expiry::LeaseName;
 use crate::state::locks::LockOwners;
+use crate::state::sessions::Admission;
+use crate::state::sessions::Remembered;
+use crate::state::sessions::Session;
+use crate::state::sessions::Sessions;
 use crate::storage::DataStore;
 use crate::storage::StorageError;
 use crate::types::ClusterTime;
 use crate::types::FencingToken;
 use crate::types::LogIndex;
 use crate::types::Millis;
+use crate::types::NodeId;
 use crate::types::Term;
 use crate::types::WallMillis;
 use crate::types::codec::CodecError;
@@ -39,6 +46,8 @@ pub use keyspace::Keyspace;
 pub use keyspace::Object;
 pub use keyspace::PARTS;
 pub use keyspace::Row;
+pub use membership::Membership;
+pub use membership::NodeAddress;
 
 /// A database number, as SELECT takes it (0 to `databases` − 1, below 256).
 pub type DbIndex = u8;
@@ -96,6 +105,9 @@ pub struct State {
     lock_owners: LockOwners,
     /// The queues there are, for the figures.
     queues: BTreeSet<KeyName>,
+    /// What each node has had executed.
+    sessions: Sessions,
+    membership: Membership,
     /// How many messages the entry that is being applied has pushed; part of their ids.
     pushed_in_entry: u32,
     /// How many keys have a deadline, by database (INFO's keyspace section).
@@ -117,6 +129,8 @@ impl State {
             leases: ExpiryIndex::default(),
             lock_owners: LockOwners::default(),
             queues: BTreeSet::new(),
+            sessions: Sessions::default(),
+            membership: Membership::default(),
             pushed_in_entry: 0,
             expiring_by_db: vec![0; usize::from(DbIndex::MAX) + 1],
         }
@@ -206,6 +220,54 @@ impl State {
             Some(Object::Queue(queue)) => Some((name, queue.as_ref())),
             _ => None,
         })
+    }
+
+    /// What each node has had executed, and which replies are remembered.
+    #[must_use]
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// Who replicates the group; empty in a data directory that knows of no other node.
+    #[must_use]
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    // ---- changing: sessions and membership --------------------------------------------------------
+
+    /// Decides on one batch of a node's session, as [`Sessions::admit`] does.
+    pub fn admit_batch(&mut self, node: NodeId, epoch: u64, seq: u64, ack: u64) -> Admission {
+        let admission = self.sessions.admit(node, epoch, seq, ack);
+        if admission != Admission::Ended {
+            self.changes.note_session(node);
+        }
+        admission
+    }
+
+    /// Keeps what came of the batch that was admitted last.
+    pub fn remember_replies(&mut self, node: NodeId, seq: u64, replies: Remembered) {
+        self.sessions.remember(node, seq, replies);
+        self.changes.note_session(node);
+    }
+
+    /// Sets who replicates the group. Which replica ids were given out stays known, whatever `membership` says of
+    /// it; what is remembered for nodes that are gone is forgotten.
+    pub fn set_membership(&mut self, mut membership: Membership) {
+        membership.succeed(&self.membership);
+        for node in self.membership.nodes_gone(&membership) {
+            self.sessions.forget_replies(node);
+            self.changes.note_session(node);
+        }
+        self.membership = membership;
+        self.changes.membership = true;
+    }
+
+    /// A replica id that was never used, for a replica of `node`. The same `nonce` again gets the same id. `None`
+    /// when all are used up.
+    pub fn allocate_replica(&mut self, node: NodeId, nonce: u64) -> Option<u64> {
+        self.changes.membership = true;
+        self.membership.allocate(node, nonce)
     }
 
     // ---- changing: rows ---------------------------------------------------------------------------
@@ -532,6 +594,18 @@ impl State {
             });
             listed.push((row_key, value));
         }
+        for node in std::mem::take(&mut changes.sessions) {
+            if let Some(session) = self.sessions.get(node) {
+                let mut value = Vec::new();
+                session.encode(&mut value);
+                listed.push((rows::session_key(node).to_vec(), Some(value)));
+            }
+        }
+        if changes.membership {
+            let mut value = Vec::new();
+            self.membership.encode(&mut value);
+            listed.push((rows::MEMBERSHIP.to_vec(), Some(value)));
+        }
         let mut meta = Vec::new();
         self.meta.encode(&mut meta);
         changes.into_rows(listed, meta)
@@ -561,6 +635,14 @@ impl State {
             }
             Ok(())
         })?;
+        store.scan(&[rows::SESSION], &mut |row_key, value| {
+            let node = rows::decode_session_key(row_key).map_err(corrupt)?;
+            state.sessions.insert(node, Session::decode(value).map_err(corrupt)?);
+            Ok(())
+        })?;
+        if let Some(value) = store.get(rows::MEMBERSHIP)? {
+            state.membership = Membership::decode(&value).map_err(corrupt)?;
+        }
         state.index_everything();
         Ok(state)
     }
@@ -605,6 +687,14 @@ impl State {
                 }
             }
         }
+        for (node, session) in self.sessions.iter() {
+            value.clear();
+            session.encode(&mut value);
+            add(&rows::session_key(node), &value);
+        }
+        value.clear();
+        self.membership.encode(&mut value);
+        add(rows::MEMBERSHIP, &value);
         value.clear();
         self.meta.encode(&mut value);
         add(rows::META, &value);
@@ -661,7 +751,7 @@ impl Meta {
 }
 
 #[cfg(test)]
-mod test_support {
+pub(crate) mod test_support {
     //! A real row store in a directory of its own, removed at the end.
 
     use std::path::PathBuf;
@@ -710,5 +800,32 @@ mod test_support {
             drop(self.store.take());
             let _ = std::fs::remove_dir_all(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grace_over_many_elections_never_passes_the_budget() {
+        // Elections every 100 ms for a minute keep a dead holder's lock no longer than twice the grace.
+        let mut state = State::new(16);
+        state.begin_entry(LogIndex(1), Term(1), ClusterTime(0), WallMillis(0));
+        let wanted =
+            locks::Acquire { owner: locks::OwnerName::new(b"default", b"dead"), lease: Millis(1_000) };
+        locks::acquire(&mut state, 0, b"l", &wanted, ClusterTime(0));
+        let mut ended = None;
+        for n in 1..600 {
+            let now = ClusterTime(n * 100);
+            state.begin_entry(LogIndex(n + 1), Term(n), now, WallMillis(0));
+            state.grant_grace(now);
+            if state.expire_due(now, 10) > 0 {
+                ended = Some(now);
+                break;
+            }
+        }
+        let budget = 2 * state.settings().lease_failover_grace.0;
+        assert_eq!(ended, Some(ClusterTime(1_000 + budget)));
     }
 }

@@ -4,6 +4,8 @@
 //! 'a'                                            the group's own numbers (applied index, clocks, counters)
 //! 'k' db:u8 key                                  head row: string, lock, queue
 //! 'm' db:u8 key_len:u32be key index:u64be n:u32be  a message of a queue
+//! 's' node:u64be                                 the session of a node: epoch, last, remembered replies
+//! 'c'                                            the membership
 //! ```
 
 use crate::state::DbIndex;
@@ -14,6 +16,7 @@ use crate::state::queues::MessageId;
 use crate::state::queues::Queue;
 use crate::types::ClusterTime;
 use crate::types::LogIndex;
+use crate::types::NodeId;
 use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
 use crate::types::codec::put_varint;
@@ -24,6 +27,10 @@ pub const META: &[u8] = b"a";
 pub const HEAD: u8 = b'k';
 /// First byte of message rows.
 pub const MESSAGE: u8 = b'm';
+/// First byte of session rows.
+pub const SESSION: u8 = b's';
+/// Key of the row with the membership.
+pub const MEMBERSHIP: &[u8] = b"c";
 
 const TYPE_STRING: u8 = 0;
 const TYPE_LOCK: u8 = 1;
@@ -77,6 +84,25 @@ pub fn decode_message_key(row_key: &[u8]) -> Result<(DbIndex, &[u8], MessageId),
         return Err(CodecError("a message key with a tail"));
     }
     Ok((db, queue, MessageId { index, n }))
+}
+
+/// The row key of a node's session.
+#[must_use]
+pub fn session_key(node: NodeId) -> [u8; 9] {
+    let mut key = [SESSION; 9];
+    key[1..].copy_from_slice(&node.0.to_be_bytes());
+    key
+}
+
+/// Reads what [`session_key`] made.
+pub fn decode_session_key(row_key: &[u8]) -> Result<NodeId, CodecError> {
+    match row_key.split_first() {
+        Some((&SESSION, node)) => {
+            let node = node.try_into().map_err(|_| CodecError("a session row with a wrong name"))?;
+            Ok(NodeId(u64::from_be_bytes(node)))
+        }
+        _ => Err(CodecError("not a session row")),
+    }
 }
 
 /// Writes a head row's value. The deadline is kept plus one, so that 0 means "none".

@@ -5,6 +5,8 @@
 //!
 //! ```text
 //! [group u32][0x00]'h'         hard state: term, vote, commit
+//! [group u32][0x00]'s'         snapshot meta: where the log begins after a snapshot was installed
+//! [group u32][0x00]'i'         install marker: the directory of a snapshot whose install has begun
 //! [group u32][0x00]<name>      whatever else the consensus layer keeps for the group
 //! [group u32][0x01][index u64] entry: term, kind, context, data
 //! ```
@@ -42,6 +44,10 @@ const ENTRY: u8 = 0x01;
 const AFTER_ENTRY: u8 = 0x02;
 /// The name of the hard state among the meta records.
 const HARD_STATE: &[u8] = b"h";
+/// The name of the snapshot meta among the meta records.
+const SNAPSHOT_META: &[u8] = b"s";
+/// The name of the install marker among the meta records.
+const INSTALL_MARKER: &[u8] = b"i";
 /// Length of a record's checksum.
 const CRC_LENGTH: usize = 4;
 /// Size of one memtable. Large, because a log is mostly deleted before anybody reads it: entries that are
@@ -94,6 +100,14 @@ pub struct LogContents {
     pub first_index: Option<LogIndex>,
     /// The entries from the asked index on, without holes.
     pub entries: Vec<LogEntryRecord>,
+}
+
+impl LogContents {
+    /// What [`LogBatch::snapshot_meta`] wrote last; `None` when no snapshot was ever installed.
+    #[must_use]
+    pub fn snapshot_meta(&self) -> Option<&[u8]> {
+        self.meta.get(SNAPSHOT_META).map(Vec::as_slice)
+    }
 }
 
 /// Changes to be written together, for any number of groups, in the order they were added.
@@ -166,6 +180,35 @@ impl LogBatch {
         self.scratch.clear();
         self.scratch.extend_from_slice(value);
         self.put_meta(&meta_key(group, key));
+    }
+
+    /// Removes one of the group's other records, if it is there. The hard state stays for ever.
+    pub fn remove_group_meta(&mut self, group: GroupId, key: &[u8]) {
+        assert!(key != HARD_STATE, "a group never forgets its votes");
+        self.inner.delete(meta_key(group, key));
+    }
+
+    /// Removes all entries of the group: a snapshot takes their place. To be added before entries that
+    /// follow the snapshot.
+    pub fn clear_entries(&mut self, group: GroupId) {
+        self.inner.delete_range(entry_key(group, 0).as_slice(), entries_end(group).as_slice());
+    }
+
+    /// Replaces the group's snapshot meta, opaque to the storage.
+    pub fn snapshot_meta(&mut self, group: GroupId, value: &[u8]) {
+        self.group_meta(group, SNAPSHOT_META, value);
+    }
+
+    /// Notes that the snapshot in `<dir>/incoming/<name>/` is the group's state from now on (DESIGN.md D3,
+    /// install step 3). Belongs into the batch that holds the snapshot's meta and hard state and clears the
+    /// entries. See [`crate::storage::finish_install`].
+    pub fn install_marker(&mut self, group: GroupId, name: &str) {
+        self.group_meta(group, INSTALL_MARKER, name.as_bytes());
+    }
+
+    /// Removes the install marker: the snapshot's rows are in `<dir>/data/<group>/`.
+    pub fn clear_install_marker(&mut self, group: GroupId) {
+        self.remove_group_meta(group, INSTALL_MARKER);
     }
 
     /// Bytes this batch will add to the log file.
@@ -314,6 +357,32 @@ impl LogStore {
     pub fn release_memory(&self) -> Result<(), StorageError> {
         self.db.flush()?;
         Ok(())
+    }
+
+    /// All groups whose install was begun and is not known to be finished, with the names of the directories.
+    pub fn install_markers(&self) -> Result<Vec<(GroupId, String)>, StorageError> {
+        let mut found = Vec::new();
+        // Groups are few and their entries many: a seek a group passes over the entries.
+        let mut rows = self.scan(meta_key(GroupId(0), INSTALL_MARKER), vec![u8::MAX; 6]);
+        while let Some((key, value)) = rows.item() {
+            let group = key.get(..4).and_then(|group| group.try_into().ok()).map(u32::from_be_bytes);
+            let group = group.ok_or_else(|| damaged(key, "the key has a wrong length"))?;
+            let marker = meta_key(GroupId(group), INSTALL_MARKER);
+            if key == marker {
+                let name =
+                    std::str::from_utf8(unseal(key, value)?).map_err(|_| damaged(key, "not a name"))?;
+                found.push((GroupId(group), name.to_owned()));
+            }
+            if key < marker.as_slice() {
+                rows.seek(marker);
+            } else if let Some(next) = group.checked_add(1) {
+                rows.seek(meta_key(GroupId(next), INSTALL_MARKER));
+            } else {
+                break;
+            }
+        }
+        rows.status()?;
+        Ok(found)
     }
 
     /// Rough size in bytes of tables and memtables, for metrics. Lags behind purges.

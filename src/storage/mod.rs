@@ -10,6 +10,7 @@ mod checkpoint;
 mod data;
 mod format;
 mod log;
+pub mod snapshot;
 mod watermark;
 
 use std::fs;
@@ -43,6 +44,18 @@ pub use log::LogBatch;
 pub use log::LogContents;
 pub use log::LogEntryRecord;
 pub use log::LogStore;
+pub use snapshot::FileLister;
+pub use snapshot::IncomingDir;
+pub use snapshot::SnapshotFile;
+pub use snapshot::SnapshotReader;
+pub use snapshot::finish_install;
+pub use snapshot::finish_installs;
+pub use snapshot::free_bytes;
+pub use snapshot::incoming_name;
+pub use snapshot::is_plain_name;
+pub use snapshot::list_files;
+pub use snapshot::outgoing_path;
+pub use snapshot::swap_in;
 pub use watermark::Watermark;
 
 /// Why the disk did not do what was asked. Each prints as one line that says what to do, where a person

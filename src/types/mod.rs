@@ -45,6 +45,10 @@ pub struct ClusterTime(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Monotonic(pub u64);
 
+/// Nanoseconds since this machine was started, its sleep included (`CLOCK_BOOTTIME`): what leases are counted in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Boottime(pub u64);
+
 /// Milliseconds since the Unix epoch, from a wall clock. Only for absolute expiries and for people.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WallMillis(pub u64);

@@ -94,8 +94,37 @@ impl Value {
         found.unwrap_or_else(|| panic!("no field {name} in {self:?}"))
     }
 
+    /// The entries of a map, of RESP2's flat array of pairs or of an empty one.
+    pub fn pairs(&self) -> Vec<(Value, Value)> {
+        match self {
+            Value::Map(pairs) => pairs.clone(),
+            other => other.items().chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect(),
+        }
+    }
+
+    /// As [`Value::field`], `None` when there is no such field.
+    pub fn optional(&self, name: &str) -> Option<Value> {
+        self.pairs().into_iter().find(|(key, _)| key.text() == name).map(|(_, value)| value)
+    }
+
+    /// The number of an integer or of a text that is one.
+    pub fn number(&self) -> u64 {
+        match self {
+            Value::Integer(value) => u64::try_from(*value).unwrap_or_else(|_| panic!("negative: {value}")),
+            other => other.text().parse().unwrap_or_else(|_| panic!("not a number: {other:?}")),
+        }
+    }
+
     pub fn is_error(&self) -> bool {
         matches!(self, Value::Error(_))
+    }
+
+    /// The first word of an error: its code.
+    pub fn error_code(&self) -> Option<&str> {
+        match self {
+            Value::Error(text) => text.split(' ').next(),
+            _ => None,
+        }
     }
 }
 
@@ -131,6 +160,14 @@ impl Client {
     pub fn cmd(&mut self, words: &[&str]) -> Value {
         self.send(words);
         self.read()
+    }
+
+    /// As [`Client::cmd`]; an error is a broken connection or one that gave no reply in time.
+    pub fn try_cmd(&mut self, words: &[&str]) -> io::Result<Value> {
+        let mut request = Vec::new();
+        encode(words.iter().map(|word| word.as_bytes()), &mut request);
+        self.try_send_raw(&request)?;
+        self.try_read()
     }
 
     /// As [`Client::cmd`], with words that need not be text.
@@ -262,6 +299,11 @@ pub fn encode<'a>(words: impl ExactSizeIterator<Item = &'a [u8]>, into: &mut Vec
         into.extend_from_slice(word);
         into.extend_from_slice(b"\r\n");
     }
+}
+
+/// Whether a node sent something that is no reply, which no fault excuses.
+pub fn is_garbled(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
 }
 
 fn broken(what: &str) -> io::Error {

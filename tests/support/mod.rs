@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
 
 pub mod client;
+pub mod cluster;
+pub mod linearizability;
 pub mod node;
 
 use std::thread;
@@ -22,6 +24,14 @@ pub fn wait_for<T>(what: &str, at_most: Millis, mut attempt: impl FnMut() -> Opt
         }
         assert!(clock.monotonic().since(Default::default()) < at_most, "waited {} ms for {what}", at_most.0);
         thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A number from the environment, for the long forms of tests.
+pub fn number_from_env(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")),
+        Err(_) => default,
     }
 }
 

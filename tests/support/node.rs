@@ -37,6 +37,7 @@ pub struct Node {
     directory: Directory,
     ports: [u16; 3],
     args: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Node {
@@ -51,12 +52,17 @@ impl Node {
     pub fn prepare(args: &[&str]) -> Node {
         let ports = [free_port(), free_port(), free_port()];
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        Node { process: None, directory: Directory::new(), ports, args }
+        Node { process: None, directory: Directory::new(), ports, args, environment: Vec::new() }
     }
 
     /// Other arguments for its next life.
     pub fn set_args(&mut self, args: &[&str]) {
         self.args = args.iter().map(|arg| (*arg).to_owned()).collect();
+    }
+
+    /// A variable of the environment of its next lives.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Starts it (again) on the same ports and data, and waits until it serves.
@@ -80,6 +86,7 @@ impl Node {
         command.args(["--bind", "127.0.0.1", "--port", &port, "--http-port", &http_port]);
         command.args(["--peer-port", &peer_port, "--dir"]).arg(self.data_dir());
         command.args(&self.args);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -111,6 +118,22 @@ impl Node {
 
     pub fn port(&self) -> u16 {
         self.ports[0]
+    }
+
+    /// Its port for other nodes.
+    pub fn peer_port(&self) -> u16 {
+        self.ports[2]
+    }
+
+    /// The id of its process.
+    pub fn process_id(&self) -> u32 {
+        self.process.as_ref().expect("the node runs").child.id()
+    }
+
+    /// Removes all its data, as a lost disk does.
+    pub fn wipe(&mut self) {
+        assert!(self.process.is_none(), "the node still runs");
+        fs::remove_dir_all(self.data_dir()).unwrap();
     }
 
     /// Where its data is.

@@ -1,26 +1,56 @@
-//! Applies committed entries, in order, answers those who wait for them, and hands changed rows to the flusher.
+//! Applies committed entries and answers whoever waits for them.
+//!
+//! While a node is the only voter, apply is a call of the driver's sweep. With peers it is a thread of its own:
+//! heartbeats must not wait for a long command, neither to be sent nor to be heard.
+//!
+//! ```text
+//! entries ─► state (under the writer side of its lock, given back every few milliseconds, between entries)
+//!         ─► replies to clients of this node, outcomes to other nodes
+//! now and then: changed rows ─► flusher
+//! ```
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::RwLock;
 use raft::eraftpb::Entry;
+use raft::eraftpb::EntryType;
 
 use crate::clock::Clock;
-use crate::consensus::ReplySender;
+use crate::consensus::ProposeError;
 use crate::consensus::mailbox::Mailbox;
+use crate::consensus::raft::driver::Event;
+use crate::consensus::raft::flusher::CheckpointJob;
 use crate::consensus::raft::flusher::FlushJob;
+use crate::consensus::raft::flusher::InstallJob;
+use crate::consensus::raft::proposer::Queued;
+use crate::consensus::raft::proposer::ReplyTo;
 use crate::consensus::raft::replica::Shared;
 use crate::consensus::raft::replica::stop_process;
-use crate::machine::apply::BatchReplies;
+use crate::consensus::raft::requests::Outcome;
+use crate::consensus::raft::requests::Request;
+use crate::machine::apply::Applied;
+use crate::machine::apply::BatchOutcome;
 use crate::machine::apply::apply_entry;
+use crate::machine::apply::apply_membership;
+use crate::peer::Channel;
+use crate::peer::Network;
+use crate::resp::Reply;
+use crate::resp::reply_codec;
+use crate::state::Membership;
 use crate::state::Pending;
 use crate::state::State;
+use crate::types::GroupId;
 use crate::types::LogIndex;
 use crate::types::Millis;
 use crate::types::Monotonic;
+use crate::types::NodeId;
 use crate::types::Term;
 
 /// What makes a flush begin without waiting for its interval. Rows that are only listed are few, because taking
@@ -30,18 +60,38 @@ const FLUSH_AT: Pending = Pending { encoded: 32_768, listed: 16_384, bytes: 32 <
 const WAIT_AT: Pending = Pending { encoded: 262_144, listed: 131_072, bytes: 256 << 20 };
 /// Apply gives the state's lock to readers at least this often, between entries.
 const LOCK_MICROS: u64 = 2_000;
+/// How long the thread waits for work before it looks whether a flush is due.
+const FLUSH_LOOK: Duration = Duration::from_millis(50);
 
 /// Committed entries and who waits for them.
 pub struct ApplyJob {
     pub entries: Vec<Entry>,
     /// One list per entry; empty for entries that nobody here waits for.
-    pub replies: Vec<Vec<Option<ReplySender>>>,
+    pub batches: Vec<Vec<Queued>>,
+    /// The members after each change among the entries.
+    pub changes: BTreeMap<u64, Membership>,
+}
+
+/// What the apply thread is asked to do, in order.
+pub enum ApplyMessage {
+    Job(ApplyJob),
+    /// Make a copy of the rows, as of what is applied by then.
+    Checkpoint,
+    /// Put a snapshot in the place of the state.
+    Install {
+        token: u64,
+        job: InstallJob,
+    },
+    Stop,
 }
 
 /// What applies, and where the changed rows go.
 pub struct Applier {
+    pub group: GroupId,
     pub state: Arc<RwLock<State>>,
     pub shared: Arc<Shared>,
+    /// Where outcomes for other nodes go; a lone node has none.
+    pub network: Option<Network>,
     pub flusher: Arc<Mailbox<FlushJob>>,
     pub flusher_busy: Arc<AtomicBool>,
     pub clock: Arc<dyn Clock>,
@@ -51,32 +101,74 @@ pub struct Applier {
     pub flushed: LogIndex,
 }
 
+/// Outcomes for other nodes, by node and session.
+type Outcomes = BTreeMap<(NodeId, u64), Vec<(u64, Outcome)>>;
+
 impl Applier {
     /// Applies entries and answers. When this returns they are applied.
     pub fn apply(&mut self, job: ApplyJob) {
-        let mut entries = job.entries.iter().zip(job.replies).peekable();
-        let mut done: Vec<(ReplySender, BatchReplies)> = Vec::new();
+        let ApplyJob { entries, batches, changes } = job;
+        let mut entries = entries.iter().zip(batches).peekable();
+        let mut done: Vec<(Queued, BatchOutcome)> = Vec::new();
         while entries.peek().is_some() {
             let started = self.clock.monotonic();
             let mut state = self.state.write();
-            for (entry, replies) in entries.by_ref() {
-                let (index, term) = (LogIndex(entry.index), Term(entry.term));
-                let answers = match apply_entry(&mut state, index, term, &entry.data) {
-                    Ok(answers) => answers,
-                    Err(error) => stop_process(&format!("entry {index} cannot be applied"), &error),
-                };
-                let waiting = replies.into_iter().zip(answers);
-                done.extend(waiting.filter_map(|(reply, answers)| reply.map(|reply| (reply, answers))));
-                if self.clock.monotonic().micros_since(started) > LOCK_MICROS {
+            let mut verify = false;
+            for (entry, batches) in entries.by_ref() {
+                let applied = apply_one(&mut state, entry, changes.get(&entry.index));
+                done.extend(batches.into_iter().zip(applied.outcomes));
+                verify = applied.verify;
+                if verify || self.clock.monotonic().micros_since(started) > LOCK_MICROS {
                     break;
                 }
             }
-            self.shared.set_applied(state.meta().applied, state.earliest_deadline());
+            let applied = state.meta().applied;
+            self.shared.set_applied(&state);
             drop(state);
-            for (reply, answers) in done.drain(..) {
-                // The connection may be gone; then nobody wants to know.
-                let _ = reply.send(Ok(answers));
+            let mut outcomes = Outcomes::new();
+            for (queued, outcome) in done.drain(..) {
+                self.answer(queued, outcome, &mut outcomes);
             }
+            self.send(outcomes);
+            if verify {
+                // Readers go on meanwhile; apply does not, so this is the state at that index.
+                let digest = self.state.read().digest();
+                self.shared.set_verified(applied, digest);
+            }
+        }
+    }
+
+    fn answer(&self, queued: Queued, outcome: BatchOutcome, outcomes: &mut Outcomes) {
+        match queued.reply_to {
+            ReplyTo::Node { node, epoch, seq } => {
+                outcomes.entry((node, epoch)).or_default().push((seq, for_node(outcome)));
+            }
+            ReplyTo::Joiner(node) => {
+                if let BatchOutcome::Done(replies) = outcome
+                    && let Some(Reply::Integer(replica)) = replies.first()
+                {
+                    let replica = u64::try_from(*replica).unwrap_or(0);
+                    self.shared.events.post(Event::Allocated { node, replica });
+                }
+            }
+            ReplyTo::Submitter => {
+                let epoch = queued.stamp.map_or(0, |stamp| stamp.epoch);
+                match local(outcome, queued.submission.batch.len()) {
+                    Local::Replies(replies) => queued.submission.settle(Ok(replies)),
+                    Local::Trouble { is_ended } => {
+                        self.shared.events.post(Event::SessionTrouble { epoch, is_ended });
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&self, outcomes: Outcomes) {
+        let Some(network) = &self.network else { return };
+        for ((node, epoch), outcomes) in outcomes {
+            let request = Request::Outcomes { group: self.group, epoch, outcomes };
+            // Lost with the link: the origin asks again when it is back, or after a while.
+            let _ = network.send(node, Channel::Request, request.encode());
         }
     }
 
@@ -91,13 +183,17 @@ impl Applier {
         }
         let now = self.clock.monotonic();
         if pending.reaches(&WAIT_AT) {
-            while self.flusher_busy.load(Ordering::Acquire) {
-                std::thread::sleep(Duration::from_micros(200));
-            }
+            self.wait_for_flusher();
         }
         let due = pending.reaches(&FLUSH_AT) || now.since(self.last_flush) >= self.flush_interval;
         if due && !self.flusher_busy.load(Ordering::Acquire) {
             self.flush(now);
+        }
+    }
+
+    fn wait_for_flusher(&self) {
+        while self.flusher_busy.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_micros(200));
         }
     }
 
@@ -117,5 +213,149 @@ impl Applier {
     pub fn finish(&mut self) {
         self.flush(self.clock.monotonic());
         self.flusher.send(FlushJob::Stop);
+    }
+
+    // ---- the thread -------------------------------------------------------------------------------
+
+    /// Does what the mailbox brings until it is told to stop. `sweep` is called after what the driver should know.
+    pub fn run(mut self, mailbox: &Mailbox<ApplyMessage>, backlog: &AtomicU64, sweep: &dyn Fn()) {
+        let mut messages = Vec::new();
+        loop {
+            mailbox.receive(&mut messages, FLUSH_LOOK);
+            for message in messages.drain(..) {
+                match message {
+                    ApplyMessage::Job(job) => {
+                        let bytes = job_bytes(&job.entries);
+                        self.apply(job);
+                        backlog.fetch_sub(bytes, Ordering::AcqRel);
+                        self.shared.events.post(Event::Applied(self.shared.applied()));
+                        sweep();
+                    }
+                    ApplyMessage::Checkpoint => self.checkpoint(),
+                    ApplyMessage::Install { token, job } => {
+                        self.install(token, job);
+                        sweep();
+                    }
+                    ApplyMessage::Stop => {
+                        self.finish();
+                        return;
+                    }
+                }
+            }
+            self.flush_when_due();
+        }
+    }
+
+    fn checkpoint(&mut self) {
+        self.wait_for_flusher();
+        self.flush(self.clock.monotonic());
+        let state = self.state.read();
+        let job = CheckpointJob {
+            index: state.meta().applied,
+            term: state.meta().applied_term,
+            membership: state.membership().clone(),
+        };
+        self.flusher.send(FlushJob::Checkpoint(job));
+    }
+
+    /// Steps (1) to (4) of DESIGN.md D3; the flusher owns the rows, so it does what concerns them.
+    fn install(&mut self, token: u64, job: InstallJob) {
+        self.wait_for_flusher();
+        drop(self.state.write().take_changes());
+        let (reply, installed) = mpsc::sync_channel(1);
+        self.flusher.send(FlushJob::Install { job, reply });
+        let Ok(state) = installed.recv() else {
+            stop_process("installing a snapshot failed", &"the flusher has ended");
+        };
+        let membership = state.membership().clone();
+        self.flushed = state.meta().applied;
+        let old = {
+            let mut current = self.state.write();
+            let old = std::mem::replace(&mut *current, *state);
+            self.shared.set_applied(&current);
+            old
+        };
+        self.last_flush = self.clock.monotonic();
+        self.shared.events.post(Event::Installed { token, membership });
+        drop(old);
+    }
+}
+
+/// About how much memory entries take while they wait for apply.
+#[must_use]
+pub fn job_bytes(entries: &[Entry]) -> u64 {
+    entries.iter().map(|entry| entry.data.len() as u64 + 100).sum()
+}
+
+fn apply_one(state: &mut State, entry: &Entry, change: Option<&Membership>) -> Applied {
+    let (index, term) = (LogIndex(entry.index), Term(entry.term));
+    if entry.get_entry_type() != EntryType::EntryNormal {
+        let known = state.membership();
+        let mut membership = change.unwrap_or(known).clone();
+        // These are the state's own; the core knows nothing of them.
+        membership.next_replica = known.next_replica;
+        membership.allocated.clone_from(&known.allocated);
+        apply_membership(state, index, term, membership);
+        return Applied::default();
+    }
+    match apply_entry(state, index, term, &entry.data) {
+        Ok(applied) => applied,
+        Err(error) => stop_process(&format!("entry {index} cannot be applied"), &error),
+    }
+}
+
+enum Local {
+    Replies(Vec<Reply>),
+    Trouble { is_ended: bool },
+}
+
+fn local(outcome: BatchOutcome, items: usize) -> Local {
+    match outcome {
+        BatchOutcome::Done(replies) => Local::Replies(replies),
+        BatchOutcome::Repeated(bytes) => Local::Replies(decoded(&bytes, items)),
+        BatchOutcome::Replayed => Local::Replies(vec![replayed(); items]),
+        BatchOutcome::Gap => Local::Trouble { is_ended: false },
+        BatchOutcome::Ended => Local::Trouble { is_ended: true },
+    }
+}
+
+fn for_node(outcome: BatchOutcome) -> Outcome {
+    match outcome {
+        BatchOutcome::Done(replies) => {
+            let mut bytes = Vec::with_capacity(replies.len() * 2 + 8);
+            reply_codec::encode_replies(&replies, &mut bytes);
+            Outcome::Replies(Bytes::from(bytes))
+        }
+        BatchOutcome::Repeated(bytes) => Outcome::Replies(bytes),
+        BatchOutcome::Replayed => Outcome::Replayed,
+        BatchOutcome::Gap => Outcome::Gap,
+        BatchOutcome::Ended => Outcome::Ended,
+    }
+}
+
+/// The remembered or transmitted replies of a batch with so many items; a batch whose replies cannot be told was
+/// executed all the same.
+#[must_use]
+pub fn decoded(bytes: &[u8], items: usize) -> Vec<Reply> {
+    match reply_codec::decode_replies(bytes) {
+        Ok(replies) if replies.len() == items => replies,
+        _ => vec![replayed(); items],
+    }
+}
+
+/// The reply to what was executed, when its own reply is gone.
+#[must_use]
+pub fn replayed() -> Reply {
+    Reply::error(
+        "REPLAYED The command was executed; its reply was too large to be kept over a change of leader.",
+    )
+}
+
+/// What a submitter is told about an outcome from the leader; `None` when the batch must be sent again.
+pub fn settle_remote(outcome: Outcome, items: usize) -> Option<Result<Vec<Reply>, ProposeError>> {
+    match outcome {
+        Outcome::Replies(bytes) => Some(Ok(decoded(&bytes, items))),
+        Outcome::Replayed => Some(Ok(vec![replayed(); items])),
+        Outcome::Gap | Outcome::Ended | Outcome::NotLeader { .. } | Outcome::Refused(_) => None,
     }
 }

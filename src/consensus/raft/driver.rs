@@ -1,21 +1,29 @@
 //! Drives a group's core: everything that arrived, then one drain, then what follows from it.
 //!
-//! One sweep: take all events ─► step the core ─► pack and propose what waits, as far as the window is open
-//! ─► drain ─► hand entries to the log, apply committed ones. A lone voter writes the log here, synced when
-//! `appendfsync` says so; with peers only what goes unsynced, to the page cache, is written here.
+//! ```text
+//! events ─► step the core ─► session: waiting batches to the leader, here or there ─► pack and propose
+//!        ─► drain ─► publish lease and commit ─► messages to peers ─► log ─► apply
+//! ```
+//! A lone voter writes the log here, synced when `appendfsync` says so, and applies here; with peers only what goes
+//! unsynced, to the page cache, is written here. What peers are told never comes before what readers of this
+//! node must know: lease and commit are published first.
 //!
 //! A sweep runs on whichever thread has something for it ([`crate::consensus::raft::replica`]): waking
 //! another thread costs more than the sweep itself.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use raft::StateRole;
-use raft::eraftpb::Entry;
-use tokio::sync::oneshot;
+use raft::eraftpb::Message;
+use raft::eraftpb::MessageType;
+use raft::eraftpb::Snapshot;
 
 use crate::clock::Clock;
 use crate::config::AppendFsync;
+use crate::config::ReadConsistency;
 use crate::config::SharedConfig;
 use crate::consensus::ProposeError;
 use crate::consensus::Role;
@@ -23,67 +31,200 @@ use crate::consensus::cluster_clock::ClusterClock;
 use crate::consensus::mailbox::Mailbox;
 use crate::consensus::raft::applier::Applier;
 use crate::consensus::raft::applier::ApplyJob;
+use crate::consensus::raft::applier::ApplyMessage;
+use crate::consensus::raft::applier::job_bytes;
+use crate::consensus::raft::applier::settle_remote;
+use crate::consensus::raft::barriers::Answer;
+use crate::consensus::raft::barriers::Barriers;
+use crate::consensus::raft::barriers::Done;
+use crate::consensus::raft::barriers::Reader;
+use crate::consensus::raft::flusher::CheckpointJob;
+use crate::consensus::raft::flusher::InstallJob;
+use crate::consensus::raft::group_core::Committed;
 use crate::consensus::raft::group_core::GroupCore;
 use crate::consensus::raft::group_core::Input;
+use crate::consensus::raft::group_core::Install;
 use crate::consensus::raft::group_core::Output;
 use crate::consensus::raft::group_core::Persist;
+use crate::consensus::raft::log_cache::Fetch;
 use crate::consensus::raft::log_writer;
 use crate::consensus::raft::log_writer::WriterJob;
+use crate::consensus::raft::members::AdminDone;
+use crate::consensus::raft::members::Members;
+use crate::consensus::raft::members::View;
+use crate::consensus::raft::message_codec;
 use crate::consensus::raft::proposer::Proposer;
-use crate::consensus::raft::proposer::Submission;
+use crate::consensus::raft::proposer::Queued;
+use crate::consensus::raft::proposer::ReplyTo;
 use crate::consensus::raft::replica::Shared;
 use crate::consensus::raft::replica::stop_process;
+use crate::consensus::raft::replica::to_entry;
+use crate::consensus::raft::requests;
+use crate::consensus::raft::requests::ControlMessage;
+use crate::consensus::raft::requests::Outcome;
+use crate::consensus::raft::requests::Request;
+use crate::consensus::raft::session::Numbered;
+use crate::consensus::raft::session::Session;
+use crate::consensus::raft::session::Submission;
+use crate::consensus::raft::session::Target;
+use crate::consensus::raft::snapshot_io::SnapshotEvent;
 use crate::machine::entry::Batch;
 use crate::machine::entry::LeaderStart;
+use crate::machine::entry::SessionStamp;
 use crate::machine::entry::Stamps;
+use crate::machine::entry::decode_stamps;
 use crate::machine::entry::encode_entry;
+use crate::peer::Channel;
+use crate::peer::Network;
+use crate::state::Membership;
+use crate::state::NodeAddress;
 use crate::state::Settings;
+use crate::storage::HardStateRecord;
 use crate::storage::LogBatch;
 use crate::storage::LogStore;
+use crate::types::Boottime;
 use crate::types::ClusterTime;
 use crate::types::GroupId;
+use crate::types::LogIndex;
 use crate::types::Millis;
 use crate::types::Monotonic;
-use crate::types::WallMillis;
+use crate::types::NodeId;
+use crate::types::Term;
 
-/// The log cache is compacted when the applied entries in it exceed this many bytes.
+/// The log cache lets applied entries go when they exceed this many bytes.
 const CACHE_BYTES: u64 = 8 << 20;
 /// Or this many entries.
 const CACHE_ENTRIES: usize = 4096;
+/// For followers that are a little behind more is kept, up to this many bytes.
+const CACHE_BYTES_MAX: u64 = 64 << 20;
+/// Entries that stay on disk after they were flushed, for followers that are a little behind.
+const TAIL_ENTRIES: u64 = 1_000;
+/// A follower that is further behind than this does not keep the log from being purged: it gets a snapshot.
+const WAIT_FOR_ENTRIES: u64 = 200_000;
+/// A follower takes no more entries while this many bytes wait for its apply.
+const APPLY_BACKLOG_MAX: u64 = 256 << 20;
+/// Batches of one frame to the leader, in bytes.
+const FRAME_BYTES: usize = 1 << 20;
 /// While anything has a deadline, the log gets a stamp at least this often: after a total outage the
 /// cluster clock goes on from the last stamp, so leases are late by no more than this.
 const STAMP_INTERVAL: Millis = Millis(10_000);
 
-type Done = oneshot::Sender<Result<(), ProposeError>>;
-
 /// What can arrive.
 pub enum Event {
-    Submit(Submission),
+    Submit(Arc<Submission>),
     Persisted(u64),
+    /// With peers: the apply thread is done up to here.
+    Applied(u64),
     Barrier(Done),
+    /// The log on disk begins after this index.
+    Purged(u64),
     Stop,
+    /// A batch of this session was not executed: a number before it is missing, or the session ended.
+    SessionTrouble {
+        epoch: u64,
+        is_ended: bool,
+    },
+    PeerUp(NodeId),
+    PeerDown(NodeId),
+    /// From a peer. `clock`: the leader's cluster time when it sent.
+    Messages {
+        from: NodeId,
+        clock: ClusterTime,
+        messages: Vec<Message>,
+    },
+    /// Another node's batches, for the leader.
+    Propose {
+        from: NodeId,
+        epoch: u64,
+        first_seq: u64,
+        ack: u64,
+        batches: Vec<Batch>,
+    },
+    /// What became of this node's batches.
+    Outcomes {
+        epoch: u64,
+        outcomes: Vec<(u64, Outcome)>,
+    },
+    ReadIndex {
+        from: NodeId,
+        id: u64,
+    },
+    ReadIndexReply {
+        id: u64,
+        index: Option<LogIndex>,
+    },
+    /// Give the leadership away, to this node or to whoever is best.
+    Transfer {
+        to: Option<NodeId>,
+        done: AdminDone,
+    },
+    /// A node that lost its disk wants to be a member again.
+    Join {
+        node: NodeId,
+        nonce: u64,
+        address: NodeAddress,
+        done: AdminDone,
+    },
+    /// The state gave a replica id for a node that joins.
+    Allocated {
+        node: NodeId,
+        replica: u64,
+    },
+    /// Make a snapshot now.
+    MakeSnapshot,
+    SnapshotMade {
+        job: CheckpointJob,
+        path: PathBuf,
+    },
+    SnapshotSent {
+        to: u64,
+        ok: bool,
+    },
+    /// A snapshot is complete below `incoming/`; this is the message that goes with it.
+    SnapshotReceived {
+        message: Box<Message>,
+        incoming: String,
+    },
+    Installed {
+        token: u64,
+        membership: Membership,
+    },
 }
 
-/// Read barriers: those that arrived, those of the round under way, those whose index is known.
+/// What a node with peers has besides.
+pub struct Cluster {
+    pub node: NodeId,
+    pub network: Network,
+    pub session: Session,
+    pub members: Members,
+    pub snapshots: Arc<Mailbox<SnapshotEvent>>,
+}
+
+/// Where committed entries go.
+pub enum ApplyBy {
+    /// This node is the only voter: applied in the sweep.
+    Sweep(Box<Applier>),
+    /// A thread of its own.
+    Thread(Arc<Mailbox<ApplyMessage>>),
+}
+
+/// Messages for one node.
 #[derive(Default)]
-struct Barriers {
-    waiting: Vec<Done>,
-    round: Option<(u64, Vec<Done>)>,
-    ready: Vec<(u64, Done)>,
-    /// Number of the last round; never repeated in this process.
-    context: u64,
+struct Mail {
+    bulk: Vec<(GroupId, Message)>,
+    /// What must not wait behind entries.
+    urgent: Vec<(GroupId, Message)>,
 }
 
 /// What one sweep after the other works on.
 pub struct Driver {
     core: GroupCore,
-    /// The only voter: nobody waits for heartbeats or acknowledgements while this thread syncs.
-    is_alone: bool,
     group: GroupId,
     shared: Arc<Shared>,
     log: Arc<LogStore>,
     writer: Arc<Mailbox<WriterJob>>,
-    applier: Applier,
+    apply: ApplyBy,
+    cluster: Option<Cluster>,
     cluster_clock: Arc<ClusterClock>,
     clock: Arc<dyn Clock>,
     config: SharedConfig,
@@ -98,68 +239,92 @@ pub struct Driver {
     leading: bool,
     /// Reads are served from the state once this index is applied; none while not leader.
     serve_from: Option<u64>,
+    /// Since when nobody proposes: raft refused, until the next tick.
+    is_held_back: bool,
     expire_pending: bool,
     start: LeaderStart,
     tick: Millis,
     next_tick: Monotonic,
     stopping: bool,
     out: Vec<Output>,
+    /// Messages of this sweep, by node.
+    outbox: BTreeMap<NodeId, Mail>,
+    /// What each other node may propose next, in this term.
+    origins: BTreeMap<NodeId, (u64, u64)>,
+    /// A copy of the rows is being made.
+    is_making_snapshot: bool,
+    /// The complete snapshot that raft was told of, and the install that waits for the log writer.
+    incoming: Option<String>,
+    install: Option<Box<Install>>,
+    /// The directory that is being put in place.
+    installing_dir: Option<String>,
+}
+
+/// What a driver is made of.
+pub struct DriverParts {
+    pub core: GroupCore,
+    pub group: GroupId,
+    pub shared: Arc<Shared>,
+    pub log: Arc<LogStore>,
+    pub writer: Arc<Mailbox<WriterJob>>,
+    pub apply: ApplyBy,
+    pub cluster: Option<Cluster>,
+    pub cluster_clock: Arc<ClusterClock>,
+    pub clock: Arc<dyn Clock>,
+    pub config: SharedConfig,
+    /// What the first LEADER-START says.
+    pub settings: Settings,
+    pub outage: Millis,
+    /// The stamps that the log ends with.
+    pub last: Stamps,
+    pub tick: Millis,
 }
 
 impl Driver {
-    /// A driver for this core. [`Driver::with_start`] says what its first term begins with.
-    #[expect(clippy::too_many_arguments, reason = "the parts are wired in one place")]
-    pub fn new(
-        core: GroupCore,
-        group: GroupId,
-        shared: Arc<Shared>,
-        log: Arc<LogStore>,
-        writer: Arc<Mailbox<WriterJob>>,
-        applier: Applier,
-        cluster_clock: Arc<ClusterClock>,
-        clock: Arc<dyn Clock>,
-        config: SharedConfig,
-    ) -> Driver {
-        let now = clock.monotonic();
+    /// A driver for this core.
+    pub fn new(parts: DriverParts) -> Driver {
+        let now = parts.clock.monotonic();
         Driver {
-            is_alone: core.is_only_voter(),
-            core,
-            group,
-            shared,
-            log,
-            writer,
-            applier,
-            cluster_clock,
-            clock,
-            config,
+            core: parts.core,
+            group: parts.group,
+            shared: parts.shared,
+            log: parts.log,
+            writer: parts.writer,
+            apply: parts.apply,
+            cluster: parts.cluster,
+            cluster_clock: parts.cluster_clock,
+            barriers: Barriers::new(parts.clock.wall().0 << 20),
+            clock: parts.clock,
+            config: parts.config,
             proposer: Proposer::default(),
-            barriers: Barriers::default(),
             writer_owes: None,
-            last_stamp: Stamps { clock: ClusterTime(0), wall: WallMillis(0), seed: 0 },
+            last_stamp: parts.last,
             last_proposal: now,
             leading: false,
             serve_from: None,
+            is_held_back: false,
             expire_pending: false,
-            start: LeaderStart { outage: Millis(0), settings: Settings::default() },
-            tick: Millis(50),
+            start: LeaderStart { outage: parts.outage, settings: parts.settings },
+            tick: parts.tick,
             next_tick: now,
             stopping: false,
             out: Vec::new(),
+            outbox: BTreeMap::new(),
+            origins: BTreeMap::new(),
+            is_making_snapshot: false,
+            incoming: None,
+            install: None,
+            installing_dir: None,
         }
     }
 
-    /// What the first LEADER-START says, which stamps the log ends with, and how long a tick is.
-    #[must_use]
-    pub fn with_start(mut self, settings: Settings, outage: Millis, last: Stamps, tick: Millis) -> Driver {
-        self.start = LeaderStart { outage, settings };
-        self.last_stamp = last;
-        self.tick = tick;
-        self
+    fn is_alone(&self) -> bool {
+        self.cluster.is_none()
     }
 
     /// A group of one voter need not wait for anybody to stand for election.
     pub fn campaign_if_alone(&mut self) {
-        if self.is_alone {
+        if self.is_alone() {
             self.step(Input::Campaign);
         }
     }
@@ -167,13 +332,21 @@ impl Driver {
     /// True once a stop was asked for and everything proposed before has its outcome.
     #[must_use]
     pub fn has_stopped(&self) -> bool {
-        self.stopping && self.proposer.is_idle()
+        self.stopping && (!self.is_alone() || self.proposer.is_idle())
     }
 
     /// Hands everything on that goes to disk, and ends the threads that do it.
     pub fn finish(&mut self) {
         self.writer.send(WriterJob::Stop);
-        self.applier.finish();
+        match &mut self.apply {
+            ApplyBy::Sweep(applier) => applier.finish(),
+            ApplyBy::Thread(mailbox) => mailbox.send(ApplyMessage::Stop),
+        }
+        if let Some(cluster) = &mut self.cluster {
+            cluster.session.stop();
+            cluster.snapshots.send(SnapshotEvent::Stop);
+        }
+        self.barriers.stop();
     }
 
     /// How long nothing needs to be done unless something arrives.
@@ -195,15 +368,19 @@ impl Driver {
             self.on_event(event);
         }
         self.on_time();
+        self.find_leader();
         self.round_of_barriers();
         loop {
+            self.dispatch();
             self.propose_waiting();
             let mut out = std::mem::take(&mut self.out);
             self.core.drain(&mut out);
             let idle = out.is_empty();
+            self.publish();
             for output in out.drain(..) {
                 self.on_output(output);
             }
+            self.send_messages();
             if self.out.is_empty() {
                 self.out = out;
             }
@@ -211,27 +388,188 @@ impl Driver {
                 break;
             }
         }
-        self.applier.flush_when_due();
-        self.shared.set_progress(self.core.commit_index(), self.proposer.in_flight());
+        self.install_when_ready();
+        self.discard_unused_snapshot();
+        if let ApplyBy::Sweep(applier) = &mut self.apply {
+            applier.flush_when_due();
+        }
+        self.shared.set_in_flight(self.proposer.in_flight());
+    }
+
+    /// Tells readers of this node where they stand. Before peers are told anything that follows from it: a follower
+    /// that applies what this node has not applied yet must find that this node knows of the commit.
+    fn publish(&self) {
+        let may_serve = self.leading && self.serve_from.is_none();
+        let wants_lease = self.is_alone() || self.config.get().read_consistency == ReadConsistency::Lease;
+        let until = if may_serve && wants_lease { self.core.lease_until() } else { Boottime(0) };
+        self.shared.publish(until, self.core.commit_index());
+    }
+
+    // ---- events -----------------------------------------------------------------------------------
+
+    fn step(&mut self, input: Input) {
+        self.core.step(self.clock.boottime(), input, &mut self.out);
     }
 
     fn on_event(&mut self, event: Event) {
+        let now = self.clock.monotonic();
         match event {
-            Event::Submit(submission) => self.proposer.push(submission),
+            Event::Submit(submission) => self.on_submit(submission, now),
             Event::Persisted(token) => {
                 self.writer_owes = self.writer_owes.filter(|last| token < *last);
                 self.step(Input::Persisted(token));
             }
-            Event::Barrier(done) => self.barriers.waiting.push(done),
+            Event::Applied(index) => self.on_applied(index),
+            Event::Barrier(done) => self.on_barrier(done, now),
+            Event::Purged(index) => self.step(Input::Compact(index)),
             Event::Stop => {
                 self.stopping = true;
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.session.stop();
+                }
+            }
+            Event::MakeSnapshot => self.make_snapshot(),
+            Event::SnapshotMade { job, path } => self.on_snapshot_made(&job, path),
+            Event::SnapshotSent { to, ok } => self.step(Input::SnapshotSent { to, ok }),
+            Event::SnapshotReceived { message, incoming } => {
+                self.incoming = Some(incoming);
+                self.step(Input::Message(message));
+            }
+            Event::Installed { token, membership } => self.on_installed(token, membership),
+            Event::Messages { from, clock, messages } => self.on_messages(from, clock, messages, now),
+            Event::Propose { from, epoch, first_seq, ack, batches } => {
+                self.on_propose(from, epoch, first_seq, ack, batches);
+            }
+            Event::Outcomes { epoch, outcomes } => self.on_outcomes(epoch, outcomes, now),
+            Event::SessionTrouble { epoch, is_ended } => self.on_session_trouble(epoch, is_ended, now),
+            Event::ReadIndex { from, id } => {
+                if self.leading {
+                    self.barriers.push(Reader::Remote(from, id), now);
+                } else {
+                    self.answer_readers(vec![(from, id, None)]);
+                }
+            }
+            // Without an index the tick asks again; at once would be in vain.
+            Event::ReadIndexReply { id, index } => {
+                if let Some(index) = index {
+                    let answers = self.barriers.answered(id, index.0);
+                    self.answer_readers(answers);
+                    self.barriers.applied(self.shared.applied());
+                }
+            }
+            Event::PeerUp(node) => self.on_peer_up(node, now),
+            Event::PeerDown(node) => self.on_peer_down(node),
+            Event::Transfer { to, done } => self.on_transfer(to, done, now),
+            Event::Join { node, nonce, address, done } => {
+                let is_leading = self.leading;
+                let Some(cluster) = &mut self.cluster else { return };
+                let submission = cluster.members.join(is_leading, node, nonce, address, done);
+                if let Some(submission) = submission {
+                    self.proposer.push(Queued { submission, stamp: None, reply_to: ReplyTo::Joiner(node) });
+                }
+            }
+            Event::Allocated { node, replica } => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.members.allocated(node, replica);
+                }
             }
         }
     }
 
-    fn step(&mut self, input: Input) {
-        self.core.step(input, &mut self.out);
+    fn on_submit(&mut self, submission: Arc<Submission>, now: Monotonic) {
+        match &mut self.cluster {
+            None => {
+                let reply_to = ReplyTo::Submitter;
+                self.proposer.push(Queued { submission, stamp: None, reply_to });
+            }
+            Some(_) if self.stopping => submission.settle(Err(ProposeError::Stopped)),
+            Some(cluster) => {
+                // Once it is certain that there is no quorum, nobody need wait to be told.
+                let doubt = self.config.get().indoubt_timeout;
+                if cluster.session.nowhere_since().is_some_and(|since| now.since(since) >= doubt) {
+                    submission.settle(Err(ProposeError::NotLeader { leader: None }));
+                } else {
+                    cluster.session.push(submission, now);
+                }
+            }
+        }
     }
+
+    fn on_barrier(&mut self, done: Done, now: Monotonic) {
+        let doubt = self.config.get().indoubt_timeout;
+        let nowhere = self.cluster.as_ref().and_then(|cluster| cluster.session.nowhere_since());
+        if nowhere.is_some_and(|since| now.since(since) >= doubt) {
+            // The connection may be gone; then nobody wants to know.
+            let _ = done.send(Err(ProposeError::NotLeader { leader: None }));
+        } else {
+            self.barriers.push(Reader::Local(done), now);
+        }
+    }
+
+    fn on_applied(&mut self, applied: u64) {
+        self.step(Input::Applied(applied));
+        self.let_go_of_entries(applied);
+        if self.serve_from.is_some_and(|index| applied >= index) && self.leading {
+            self.serve_from = None;
+        }
+        self.barriers.applied(applied);
+        if let Some(cluster) = &mut self.cluster {
+            cluster.session.settle(self.clock.monotonic());
+        }
+    }
+
+    fn on_messages(&mut self, from: NodeId, clock: ClusterTime, messages: Vec<Message>, now: Monotonic) {
+        let is_from_leader = |message: &Message| {
+            matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat)
+                && message.term >= self.core.term()
+        };
+        if clock != ClusterTime(0) && messages.iter().any(is_from_leader) {
+            self.cluster_clock.follow(clock);
+            self.shared.heard_leader(now);
+            // The clock never stood still as far as this node knows.
+            self.start.outage = Millis(0);
+        }
+        if let (Some(cluster), Some(message)) = (&mut self.cluster, messages.first()) {
+            cluster.members.heard_of(message.from, from);
+        }
+        let is_full = self.shared.apply_backlog() > APPLY_BACKLOG_MAX;
+        for message in messages {
+            // As if it were lost: the leader sends it again.
+            if is_full && message.get_msg_type() == MessageType::MsgAppend {
+                continue;
+            }
+            self.step(Input::Message(Box::new(message)));
+        }
+    }
+
+    fn on_peer_up(&mut self, node: NodeId, now: Monotonic) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if matches!(cluster.session.target(), Target::There(leader, _) if leader == node) {
+            cluster.session.rewind(now);
+            self.barriers.give_up();
+        }
+    }
+
+    fn on_peer_down(&mut self, node: NodeId) {
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.snapshots.send(SnapshotEvent::PeerDown(node));
+        for replica in cluster.members.replicas_of(node) {
+            self.step(Input::Unreachable(replica));
+        }
+    }
+
+    fn on_transfer(&mut self, to: Option<NodeId>, done: AdminDone, now: Monotonic) {
+        let progress = self.core.progress();
+        let is_leading = self.leading;
+        let Some(cluster) = &mut self.cluster else {
+            return done(Err("this node has no peers".to_owned()));
+        };
+        if let Some(replica) = cluster.members.transfer(is_leading, to, &progress, done, now) {
+            self.step(Input::Transfer(replica));
+        }
+    }
+
+    // ---- time -------------------------------------------------------------------------------------
 
     fn on_time(&mut self) {
         let now = self.clock.monotonic();
@@ -239,6 +577,7 @@ impl Driver {
             // After a pause one tick is enough: a burst of ticks would start elections.
             self.next_tick = Monotonic(now.0 + self.tick.0 * 1_000_000);
             self.step(Input::Tick);
+            self.on_tick(now);
         }
         if !self.leading || self.expire_pending || self.stopping {
             return;
@@ -250,7 +589,181 @@ impl Driver {
             let mut batch = Batch::new(b"");
             batch.push_expire(0, std::iter::empty());
             self.expire_pending = true;
-            self.proposer.push(Submission { batch, reply: None });
+            self.proposer.push(own(batch));
+        }
+    }
+
+    fn on_tick(&mut self, now: Monotonic) {
+        self.is_held_back = false;
+        if self.is_alone() {
+            return;
+        }
+        let config = self.config.get();
+        self.barriers.on_time(now, Millis(2 * config.heartbeat_interval.0), config.indoubt_timeout);
+        if self.leading && config.read_consistency == ReadConsistency::Lease && self.barriers.is_quiet() {
+            // Keeps the lease while nobody writes.
+            let left = self.core.lease_until().0.saturating_sub(self.clock.boottime().0);
+            if left < 4 * self.tick.0 * 1_000_000 && self.core.has_committed_in_term() {
+                let context = self.barriers.begin(now);
+                self.step(Input::ReadIndex(context));
+            }
+        }
+        self.shared.set_keep_from(self.keep_from());
+        self.shared.set_progress_of(&self.core.progress());
+        let view = View {
+            is_leading: self.leading,
+            leader: self.shared.leader(),
+            conf: self.core.conf_state(),
+            is_busy: self.core.has_pending_change(),
+            progress: self.core.progress(),
+            last: self.core.last_index(),
+        };
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.session.on_time(now, config.indoubt_timeout);
+        if let Some((change, context)) = cluster.members.on_tick(&view, now) {
+            self.step(Input::ConfChange { change, context });
+        }
+    }
+
+    /// From which index on the log on disk is still needed.
+    fn keep_from(&self) -> u64 {
+        let applied = self.shared.applied();
+        let tail = applied.saturating_sub(TAIL_ENTRIES) + 1;
+        let needed = self.core.progress().into_iter().filter(|progress| progress.is_active).map(|progress| {
+            if applied.saturating_sub(progress.matched) > WAIT_FOR_ENTRIES && !progress.is_behind {
+                tail
+            } else if progress.is_behind {
+                self.shared.snapshot_index() + 1
+            } else {
+                progress.matched + 1
+            }
+        });
+        needed.min().unwrap_or(tail).min(tail)
+    }
+
+    // ---- where writes go --------------------------------------------------------------------------
+
+    fn find_leader(&mut self) {
+        let (leader, term, is_leading) = (self.core.leader(), self.core.term(), self.leading);
+        let Some(cluster) = &mut self.cluster else { return };
+        let target = match cluster.members.node_of(leader) {
+            _ if is_leading => Target::Here(term),
+            Some(node) if node != cluster.node && cluster.network.is_connected(node) => {
+                Target::There(node, term)
+            }
+            _ => Target::Nowhere,
+        };
+        let before = cluster.session.target();
+        if target != before {
+            cluster.session.set_target(target, self.clock.monotonic());
+            self.barriers.give_up();
+        }
+    }
+
+    /// Gives the session's batches to the leader: to the proposer here, or to the node that leads.
+    fn dispatch(&mut self) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if self.is_held_back {
+            return;
+        }
+        let epoch = cluster.session.epoch();
+        match cluster.session.target() {
+            Target::Nowhere => {}
+            Target::Here(_) => {
+                while let Some(Numbered { seq, ack, submission }) = cluster.session.give() {
+                    let stamp = SessionStamp { node: cluster.node, epoch, seq, ack };
+                    let reply_to = ReplyTo::Submitter;
+                    self.proposer.push(Queued { submission, stamp: Some(stamp), reply_to });
+                }
+            }
+            Target::There(node, _) => loop {
+                let (mut batches, mut first, mut ack, mut bytes) = (Vec::new(), 0, 0, 0);
+                while bytes < FRAME_BYTES
+                    && let Some(numbered) = cluster.session.give()
+                {
+                    if batches.is_empty() {
+                        (first, ack) = (numbered.seq, numbered.ack);
+                    }
+                    let batch = numbered.submission.batch.to_bytes();
+                    bytes += batch.len();
+                    batches.push(batch);
+                }
+                if batches.is_empty() {
+                    return;
+                }
+                let slices = batches.iter().map(Vec::as_slice);
+                let frame = requests::encode_propose(self.group, epoch, first, ack, slices);
+                if cluster.network.send(node, Channel::Request, frame).is_err() {
+                    cluster.session.rewind(self.clock.monotonic());
+                    self.is_held_back = true;
+                    return;
+                }
+            },
+        }
+    }
+
+    /// Another node's batches, numbered from `first_seq`. A hole refuses all that follow: the origin sends again.
+    fn on_propose(&mut self, from: NodeId, epoch: u64, first_seq: u64, ack: u64, batches: Vec<Batch>) {
+        let refuse = |driver: &Driver, outcome: Outcome| {
+            let outcomes = vec![(first_seq, outcome)];
+            driver.send_request(from, &Request::Outcomes { group: driver.group, epoch, outcomes });
+        };
+        if !self.leading || self.is_held_back {
+            let leader = self.shared.leader_node();
+            return refuse(self, Outcome::NotLeader { leader });
+        }
+        if self.origins.get(&from).is_some_and(|(known, next)| *known == epoch && first_seq > *next) {
+            return refuse(self, Outcome::Gap);
+        }
+        self.origins.insert(from, (epoch, first_seq + batches.len() as u64));
+        for (seq, batch) in (first_seq..).zip(batches) {
+            let stamp = SessionStamp { node: from, epoch, seq, ack };
+            let submission = Submission::new(batch, None);
+            let reply_to = ReplyTo::Node { node: from, epoch, seq };
+            self.proposer.push(Queued { submission, stamp: Some(stamp), reply_to });
+        }
+    }
+
+    fn on_outcomes(&mut self, epoch: u64, outcomes: Vec<(u64, Outcome)>, now: Monotonic) {
+        let mut trouble = None;
+        let Some(cluster) = &mut self.cluster else { return };
+        if cluster.session.epoch() != epoch {
+            return;
+        }
+        for (seq, outcome) in outcomes {
+            match &outcome {
+                Outcome::Ended => trouble = Some(true),
+                Outcome::Gap => trouble = trouble.or(Some(false)),
+                Outcome::NotLeader { .. } | Outcome::Refused(_) => {
+                    cluster.session.rewind(now);
+                    self.is_held_back = true;
+                }
+                Outcome::Replies(_) | Outcome::Replayed => {}
+            }
+            let Some(submission) = cluster.session.pending(seq) else { continue };
+            if let Some(result) = settle_remote(outcome, submission.batch.len()) {
+                submission.settle(result);
+            }
+        }
+        cluster.session.settle(now);
+        if let Some(is_ended) = trouble {
+            self.on_session_trouble(epoch, is_ended, now);
+        }
+    }
+
+    fn on_session_trouble(&mut self, epoch: u64, is_ended: bool, now: Monotonic) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if cluster.session.epoch() != epoch {
+            return;
+        }
+        cluster.session.settle(now);
+        if is_ended {
+            let next = self.shared.next_epoch();
+            tracing::warn!("this node's session ended; what was on its way is in doubt");
+            cluster.session.renew(next, now);
+        } else {
+            cluster.session.rewind(now);
+            self.is_held_back = true;
         }
     }
 
@@ -258,29 +771,39 @@ impl Driver {
 
     fn propose_waiting(&mut self) {
         if !self.leading {
-            if self.stopping {
-                self.shared.counters.failed(self.proposer.refuse_waiting(&ProposeError::Stopped));
+            if self.stopping && self.is_alone() {
+                self.shared.counters.failed(self.proposer.clear_waiting());
             }
             return;
         }
-        while let Some(packed) = self.proposer.pack() {
+        while !self.is_held_back
+            && let Some(packed) = self.proposer.pack()
+        {
             self.last_stamp = self.stamp();
             self.last_proposal = self.clock.monotonic();
-            let data = encode_entry(&self.last_stamp, &packed.batches);
-            self.shared.took_waiting(waiting_bytes(&packed.batches, &packed.replies));
+            let batches = packed.batches.iter().map(|queued| (queued.stamp, &queued.submission.batch));
+            let data = encode_entry(&self.last_stamp, batches);
             let before = self.out.len();
-            self.core.step(Input::Propose(data), &mut self.out);
+            self.step(Input::Propose(data));
             match self.out.split_off(before).pop() {
-                Some(Output::Proposed { index, term }) => {
-                    self.proposer.proposed(index, term, packed.bytes, packed.replies);
-                }
-                _ => {
-                    for reply in packed.replies.into_iter().flatten() {
-                        self.shared.counters.failed(1);
-                        let _ = reply.send(Err(ProposeError::NotLeader { leader: None }));
-                    }
-                }
+                Some(Output::Proposed { index, term }) => self.proposer.proposed(index, term, packed),
+                _ => self.on_dropped(),
             }
+        }
+    }
+
+    /// Raft takes nothing now: a hand-over is under way, or too much is uncommitted. What belongs to a session is
+    /// given again after the next tick; the node's own proposals come again by themselves.
+    fn on_dropped(&mut self) {
+        self.is_held_back = true;
+        self.expire_pending = false;
+        self.proposer.clear_waiting();
+        self.origins.clear();
+        if let Some(cluster) = &mut self.cluster {
+            cluster.session.rewind(self.clock.monotonic());
+        }
+        if self.serve_from.is_some() {
+            self.queue_leader_start();
         }
     }
 
@@ -300,12 +823,24 @@ impl Driver {
 
     fn on_output(&mut self, output: Output) {
         match output {
-            Output::Persist(persist) => self.persist(persist),
-            Output::Apply(entries) => self.apply(entries),
+            Output::Send(messages) => self.post(messages),
+            Output::Persist(persist) => {
+                // A leader's followers write while it writes itself.
+                self.send_messages();
+                self.persist(persist);
+            }
+            Output::Apply(committed) => self.apply(committed),
             Output::Role { role, term, leader } => self.on_role(role, term, leader),
-            Output::ReadReady { context, index } => self.on_read_ready(context, index),
-            // A cluster of one has nobody to send to; the peers' links come with the internal port.
-            Output::Send(messages) => debug_assert!(messages.is_empty()),
+            Output::ReadReady { context, index } => {
+                let answers = self.barriers.answered(context, index);
+                self.answer_readers(answers);
+                self.barriers.applied(self.shared.applied());
+            }
+            Output::SnapshotWanted => self.make_snapshot(),
+            Output::SendSnapshot(message) => self.send_snapshot(&message),
+            Output::Install(install) => self.install = Some(install),
+            Output::Fetch(fetch) => self.fetch(fetch),
+            Output::Quarantine(why) => self.shared.warn_of_quarantine(why, self.clock.monotonic()),
             Output::Proposed { .. } | Output::Dropped => {}
         }
     }
@@ -315,7 +850,7 @@ impl Driver {
         self.shared.add_log_bytes(bytes);
         // Votes are always synced.
         let sync = persist.entries.is_empty() || self.config.get().appendfsync == AppendFsync::Always;
-        if self.writer_owes.is_some() || (sync && !self.is_alone) {
+        if self.writer_owes.is_some() || (sync && !self.is_alone()) {
             self.writer_owes = Some(persist.token);
             self.writer.send(WriterJob::Persist(persist));
             return;
@@ -333,23 +868,51 @@ impl Driver {
         self.step(Input::Persisted(persist.token));
     }
 
-    fn apply(&mut self, entries: Vec<Entry>) {
-        let replies = entries.iter().map(|entry| self.proposer.committed(entry)).collect::<Vec<_>>();
-        if replies.iter().flatten().any(Option::is_none) {
+    fn apply(&mut self, committed: Committed) {
+        let Committed { entries, changes } = committed;
+        let batches: Vec<Vec<Queued>> = entries.iter().map(|entry| self.proposer.committed(entry)).collect();
+        if batches.iter().flatten().any(|queued| queued.stamp.is_none()) {
             self.expire_pending = false;
         }
-        self.applier.apply(ApplyJob { entries, replies });
-        let applied = self.shared.applied();
-        self.step(Input::Applied(applied));
-        let (entries, bytes) = self.core.cached();
-        if entries > CACHE_ENTRIES || bytes > CACHE_BYTES {
-            self.step(Input::Compact(applied));
+        let mut members = BTreeMap::new();
+        if let Some(cluster) = &mut self.cluster {
+            for (index, conf) in &changes {
+                let context = entries.iter().find(|entry| entry.index == *index).map(|entry| &entry.context);
+                let membership = cluster.members.changed(conf, context.map_or(&[], Vec::as_slice));
+                members.insert(*index, membership);
+            }
+            if self.core.is_retired() {
+                stop_process(
+                    "this node's replica was removed from the cluster",
+                    &"another one has taken its place; remove the data directory to let it join again",
+                );
+            }
         }
-        if self.serve_from.is_some_and(|index| applied >= index) && self.is_alone {
-            self.serve_from = None;
-            self.shared.set_may_read(true);
+        let job = ApplyJob { entries, batches, changes: members };
+        match &mut self.apply {
+            ApplyBy::Sweep(applier) => {
+                applier.apply(job);
+                let applied = self.shared.applied();
+                self.on_applied(applied);
+            }
+            ApplyBy::Thread(mailbox) => {
+                self.shared.add_apply_backlog(job_bytes(&job.entries));
+                mailbox.send(ApplyMessage::Job(job));
+            }
         }
-        self.answer_barriers(applied);
+    }
+
+    /// Lets applied entries go from memory, but for those that followers which are up to date have not got yet.
+    fn let_go_of_entries(&mut self, applied: u64) {
+        let (entries, bytes) = (self.core.log().len(), self.core.log().bytes());
+        if entries <= CACHE_ENTRIES && bytes <= CACHE_BYTES {
+            return;
+        }
+        let needed =
+            self.core.progress().into_iter().filter(|progress| progress.is_active && !progress.is_behind);
+        let matched = needed.map(|progress| progress.matched).min().unwrap_or(applied);
+        let up_to = if bytes > CACHE_BYTES_MAX { applied } else { applied.min(matched) };
+        self.step(Input::Release(up_to));
     }
 
     fn on_role(&mut self, role: StateRole, term: u64, leader: u64) {
@@ -358,59 +921,240 @@ impl Driver {
             StateRole::Follower => Role::Follower,
             StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
         };
-        self.shared.set_role(role, term, leader);
+        let was_leading = self.leading;
         self.leading = role == Role::Leader;
-        if role != Role::Leader {
+        let node = self
+            .cluster
+            .as_ref()
+            .map_or((leader != 0).then_some(NodeId(leader)), |cluster| cluster.members.node_of(leader));
+        self.shared.set_role(role, term, leader, node);
+        self.find_leader();
+        if !self.leading {
             self.serve_from = None;
-            self.shared.set_may_read(false);
+            self.origins.clear();
+            if was_leading {
+                tracing::info!("not leading any more, term {term}");
+                self.shared.counters.failed(self.proposer.clear_waiting());
+                let answers = self.barriers.send_away();
+                self.answer_readers(answers);
+            }
             return;
         }
         tracing::info!("leading the group in term {term}");
+        self.take_over_stamps();
+        self.queue_leader_start();
+    }
+
+    fn queue_leader_start(&mut self) {
         let mut batch = Batch::new(b"");
         batch.push_leader_start(&self.start);
-        // Only the first leader after a total outage may age the keys by it.
-        self.start.outage = Millis(0);
-        self.proposer.push_first(Submission { batch, reply: None });
+        self.proposer.push_first(own(batch));
         self.expire_pending = true;
         // raft's own empty entry comes first, LEADER-START behind it.
         self.serve_from = Some(self.core.last_index() + 1);
     }
 
+    /// Stamps never go back in the log: the new leader goes on from the last ones, whoever gave them.
+    fn take_over_stamps(&mut self) {
+        let newest = self.core.log().newest().find_map(|entry| decode_stamps(&entry.data).ok());
+        let applied = self.shared.last_stamps();
+        for stamps in
+            [newest.map(|(stamps, _)| (stamps.clock, stamps.wall)), Some(applied)].into_iter().flatten()
+        {
+            self.last_stamp.clock = self.last_stamp.clock.max(stamps.0);
+            self.last_stamp.wall = self.last_stamp.wall.max(stamps.1);
+        }
+    }
+
     // ---- read barriers ----------------------------------------------------------------------------
 
-    /// At most one round is under way; all that arrive meanwhile share the next.
     fn round_of_barriers(&mut self) {
-        if self.barriers.waiting.is_empty() || self.barriers.round.is_some() {
+        if !self.barriers.wants_round() {
             return;
         }
-        if !self.core.has_committed_in_term() {
-            // raft-rs drops such requests silently. The next tick tries again.
+        let now = self.clock.monotonic();
+        if self.leading {
+            if self.shared.holds_lease(self.clock.boottime()) {
+                let answers = self.barriers.grant(self.core.commit_index());
+                self.answer_readers(answers);
+                self.barriers.applied(self.shared.applied());
+            } else if self.core.has_committed_in_term() && self.serve_from.is_none() {
+                let context = self.barriers.begin(now);
+                self.step(Input::ReadIndex(context));
+            }
+            // Before that raft-rs drops such requests silently. The next tick tries again.
             return;
         }
-        self.barriers.context += 1;
-        let waiting = std::mem::take(&mut self.barriers.waiting);
-        self.barriers.round = Some((self.barriers.context, waiting));
-        self.step(Input::ReadIndex(self.barriers.context));
+        let Some(cluster) = &self.cluster else { return };
+        if let Target::There(node, _) = cluster.session.target() {
+            let id = self.barriers.begin(now);
+            self.send_request(node, &Request::ReadIndex { group: self.group, id });
+        }
     }
 
-    fn on_read_ready(&mut self, context: u64, index: u64) {
-        if let Some((under_way, _)) = &self.barriers.round
-            && *under_way == context
-            && let Some((_, waiting)) = self.barriers.round.take()
+    fn answer_readers(&self, answers: Vec<Answer>) {
+        for (node, id, index) in answers {
+            let index = index.map(LogIndex);
+            self.send_request(node, &Request::ReadIndexReply { group: self.group, id, index });
+        }
+    }
+
+    // ---- peers ------------------------------------------------------------------------------------
+
+    fn send_request(&self, to: NodeId, request: &Request) {
+        if let Some(cluster) = &self.cluster {
+            // Lost with the link: whoever waits for it asks again.
+            let _ = cluster.network.send(to, Channel::Request, request.encode());
+        }
+    }
+
+    fn post(&mut self, messages: Vec<Message>) {
+        let Some(cluster) = &self.cluster else { return };
+        for message in messages {
+            let Some(node) = cluster.members.node_of(message.to) else { continue };
+            let mail = self.outbox.entry(node).or_default();
+            let is_bulk =
+                matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgAppendResponse);
+            if is_bulk { &mut mail.bulk } else { &mut mail.urgent }.push((self.group, message));
+        }
+    }
+
+    /// Messages leave in one frame for each node and channel; heartbeats and votes go before entries.
+    fn send_messages(&mut self) {
+        let Some(cluster) = &self.cluster else { return };
+        let clock = if self.leading { self.cluster_clock.now() } else { ClusterTime(0) };
+        let mut lost = Vec::new();
+        for (node, Mail { bulk, urgent }) in &mut self.outbox {
+            if !urgent.is_empty() {
+                let frame = ControlMessage::Raft(message_codec::encode_batch(clock, urgent).into()).encode();
+                // A lost heartbeat is followed by the next.
+                let _ = cluster.network.send(*node, Channel::Control, frame);
+                urgent.clear();
+            }
+            if !bulk.is_empty() {
+                let frame = message_codec::encode_batch(clock, bulk);
+                if cluster.network.send(*node, Channel::Raft, frame).is_err() {
+                    lost.extend(bulk.iter().map(|(_, message)| message.to));
+                }
+                bulk.clear();
+            }
+        }
+        for replica in lost {
+            self.step(Input::Unreachable(replica));
+        }
+    }
+
+    /// A follower needs entries that only the disk has. They were written lately, so they are in the system's memory.
+    fn fetch(&mut self, fetch: Fetch) {
+        let found = self.log.entries(self.group, LogIndex(fetch.low), LogIndex(fetch.high), fetch.max_bytes);
+        match found {
+            Ok(records) => {
+                let entries = records.into_iter().map(to_entry).collect();
+                self.step(Input::Fetched { fetch, entries });
+            }
+            Err(error) => stop_process("reading the log failed", &error),
+        }
+    }
+
+    // ---- snapshots --------------------------------------------------------------------------------
+
+    fn make_snapshot(&mut self) {
+        if let ApplyBy::Thread(mailbox) = &self.apply
+            && !self.is_making_snapshot
         {
-            self.barriers.ready.extend(waiting.into_iter().map(|done| (index, done)));
-            self.answer_barriers(self.shared.applied());
+            self.is_making_snapshot = true;
+            mailbox.send(ApplyMessage::Checkpoint);
         }
     }
 
-    fn answer_barriers(&mut self, applied: u64) {
-        for (_, done) in self.barriers.ready.extract_if(.., |(index, _)| *index <= applied) {
-            // The connection may be gone; then nobody wants to know.
-            let _ = done.send(Ok(()));
+    fn on_snapshot_made(&mut self, job: &CheckpointJob, path: PathBuf) {
+        self.is_making_snapshot = false;
+        tracing::info!("made a snapshot of index {}", job.index);
+        let mut snapshot = Snapshot::default();
+        let meta = snapshot.mut_metadata();
+        meta.index = job.index.0;
+        meta.term = job.term.0;
+        meta.set_conf_state(Members::conf_state(&job.membership));
+        self.shared.snapshot_made(job.index.0, path);
+        self.step(Input::SnapshotReady(Box::new(snapshot)));
+    }
+
+    fn send_snapshot(&mut self, message: &Message) {
+        let meta = message.get_snapshot().get_metadata();
+        let (to, index, term) = (message.to, meta.index, meta.term);
+        let checkpoint = self.shared.snapshot_path(index);
+        let Some(cluster) = &self.cluster else { return };
+        let (Some(node), Some(checkpoint)) = (cluster.members.node_of(to), checkpoint) else {
+            return self.step(Input::SnapshotSent { to, ok: false });
+        };
+        tracing::info!("sending node {node} a snapshot of index {index}");
+        let mut bytes = Vec::new();
+        message_codec::encode_message(message, &mut bytes);
+        cluster.snapshots.send(SnapshotEvent::Send {
+            to: node,
+            to_replica: to,
+            group: self.group,
+            index,
+            term,
+            checkpoint,
+            message: bytes,
+        });
+    }
+
+    /// The log writer must be done with what came before: the snapshot takes the place of the whole log.
+    fn install_when_ready(&mut self) {
+        if self.writer_owes.is_some() {
+            return;
         }
+        let Some(install) = self.install.take() else { return };
+        let meta = install.snapshot.get_metadata();
+        let Some(incoming) = self.incoming.take() else {
+            stop_process("a snapshot cannot be installed", &"its rows are not there");
+        };
+        tracing::info!("installing a snapshot of index {}", meta.index);
+        self.proposer.forget_in_flight();
+        self.installing_dir = Some(incoming.clone());
+        let hard_state = &install.hard_state;
+        let job = InstallJob {
+            incoming,
+            index: LogIndex(meta.index),
+            term: Term(meta.term),
+            hard_state: HardStateRecord {
+                term: hard_state.term,
+                vote: hard_state.vote,
+                commit: hard_state.commit.max(meta.index),
+            },
+        };
+        if let ApplyBy::Thread(mailbox) = &self.apply {
+            mailbox.send(ApplyMessage::Install { token: install.token, job });
+        }
+    }
+
+    /// Raft did not want the snapshot that came: it has overtaken it.
+    fn discard_unused_snapshot(&mut self) {
+        if self.install.is_none()
+            && !self.core.is_installing()
+            && let (Some(incoming_dir), Some(cluster)) = (self.incoming.take(), &self.cluster)
+        {
+            cluster.snapshots.send(SnapshotEvent::Release { incoming_dir });
+        }
+    }
+
+    fn on_installed(&mut self, token: u64, membership: Membership) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.members.restored(membership);
+            if let Some(incoming_dir) = self.installing_dir.take() {
+                cluster.snapshots.send(SnapshotEvent::Release { incoming_dir });
+            }
+        }
+        self.step(Input::Installed(token));
+        let applied = self.shared.applied();
+        tracing::info!("installed a snapshot; applied up to {applied}");
+        self.barriers.applied(applied);
     }
 }
 
-fn waiting_bytes(batches: &[Batch], replies: &[Option<crate::consensus::ReplySender>]) -> usize {
-    batches.iter().zip(replies).filter(|(_, reply)| reply.is_some()).map(|(batch, _)| batch.bytes()).sum()
+/// A proposal of the node itself.
+fn own(batch: Batch) -> Queued {
+    Queued { submission: Submission::new(batch, None), stamp: None, reply_to: ReplyTo::Submitter }
 }

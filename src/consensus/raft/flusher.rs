@@ -7,25 +7,35 @@
 //!                        ─►  data/ flushed: rows through i on disk  ─►  log purged through i
 //! ```
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::config::AppendFsync;
 use crate::config::SharedConfig;
 use crate::consensus::mailbox::Mailbox;
+use crate::consensus::raft::driver::Event;
 use crate::consensus::raft::replica::Shared;
 use crate::consensus::raft::replica::stop_process;
+use crate::state::Membership;
 use crate::state::RowBatch;
+use crate::state::State;
 use crate::storage::DataStore;
+use crate::storage::HardStateRecord;
+use crate::storage::LogBatch;
 use crate::storage::LogStore;
+use crate::storage::SharedCaches;
 use crate::storage::StorageError;
 use crate::storage::Watermark;
+use crate::storage::snapshot;
 use crate::types::GroupId;
 use crate::types::LogIndex;
 use crate::types::Term;
+use crate::types::codec::put_varint;
 
 /// The log is purged after this many entries, whatever their size.
 const PURGE_ENTRIES: u64 = 100_000;
@@ -40,15 +50,40 @@ const IDLE_PURGE_BYTES: u64 = 1 << 20;
 pub enum FlushJob {
     /// Rows as of an index.
     Rows { rows: RowBatch, index: LogIndex, term: Term },
+    /// Copy the rows as they are now, for a follower.
+    Checkpoint(CheckpointJob),
+    /// Put a snapshot in the place of log and rows, and give the state that it holds.
+    Install { job: InstallJob, reply: mpsc::SyncSender<Box<State>> },
     /// Flush everything and end.
     Stop,
+}
+
+/// What a copy of the rows will hold.
+#[derive(Debug)]
+pub struct CheckpointJob {
+    pub index: LogIndex,
+    pub term: Term,
+    pub membership: Membership,
+}
+
+/// What is to be written while a snapshot is put in place.
+#[derive(Debug)]
+pub struct InstallJob {
+    /// Name of its directory below `incoming/`.
+    pub incoming: String,
+    pub index: LogIndex,
+    pub term: Term,
+    pub hard_state: HardStateRecord,
 }
 
 /// State of the flusher thread.
 pub struct Flusher {
     pub group: GroupId,
     pub log: Arc<LogStore>,
-    pub data: Arc<DataStore>,
+    /// There but for the moment in which a snapshot takes its place.
+    pub data: Option<DataStore>,
+    pub dir: PathBuf,
+    pub caches: SharedCaches,
     pub watermark: Watermark,
     pub config: SharedConfig,
     pub shared: Arc<Shared>,
@@ -79,6 +114,15 @@ impl Flusher {
                             self.check(|this| this.write_rows(rows, index, term));
                             self.busy.store(false, Ordering::Release);
                         }
+                        FlushJob::Checkpoint(job) => self.check(|this| this.checkpoint(job)),
+                        FlushJob::Install { job, reply } => {
+                            self.check(|this| {
+                                let state = this.install(&job)?;
+                                // The apply thread waits for it, unless the process ends.
+                                let _ = reply.send(Box::new(state));
+                                Ok(())
+                            });
+                        }
                         FlushJob::Stop => {
                             self.check(Flusher::flush_all);
                             return;
@@ -98,7 +142,7 @@ impl Flusher {
     /// RocksDB tells of failed background work only when asked. In `everysec`, whatever was written is
     /// synced within about a second.
     fn every_second(&mut self) -> Result<(), StorageError> {
-        let failed = self.log.background_errors() + self.data.background_errors();
+        let failed = self.log.background_errors() + self.data()?.background_errors();
         if failed > 0 {
             return Err(StorageError::Rocks(format!("{failed} background writes failed; see the LOG files")));
         }
@@ -115,12 +159,61 @@ impl Flusher {
         Ok(())
     }
 
+    fn data(&self) -> Result<&DataStore, StorageError> {
+        self.data.as_ref().ok_or_else(|| StorageError::Rocks("the rows are being replaced".to_owned()))
+    }
+
+    /// Flushes the rows and lets go of the log that they came from, but for what followers may still need.
     fn purge(&mut self, index: LogIndex) -> Result<(), StorageError> {
-        self.data.flush()?;
-        self.log.purge(self.group, index)?;
+        self.data()?.flush()?;
+        let index = index.min(LogIndex(self.shared.keep_from().saturating_sub(1)));
         self.shared.reset_log_bytes();
-        self.purged = index;
+        if index > self.purged {
+            self.shared.events.post(Event::Purged(index.0));
+            self.log.purge(self.group, index)?;
+            self.purged = index;
+        }
         Ok(())
+    }
+
+    fn checkpoint(&mut self, job: CheckpointJob) -> Result<(), StorageError> {
+        let path = snapshot::outgoing_path(&self.dir, self.group, job.index)?;
+        if path.exists() {
+            std::fs::remove_dir_all(&path)
+                .map_err(|error| StorageError::Io { path: path.clone(), source: error })?;
+        }
+        self.data()?.checkpoint(&path)?;
+        self.shared.events.send(Event::SnapshotMade { job, path });
+        Ok(())
+    }
+
+    /// DESIGN.md D3: the log first, with a marker; then the directories; then the marker goes.
+    fn install(&mut self, job: &InstallJob) -> Result<State, StorageError> {
+        let mut batch = LogBatch::new();
+        batch.clear_entries(self.group);
+        batch.hard_state(self.group, job.hard_state);
+        let mut meta = Vec::new();
+        put_varint(&mut meta, job.index.0);
+        put_varint(&mut meta, job.term.0);
+        batch.snapshot_meta(self.group, &meta);
+        batch.install_marker(self.group, &job.incoming);
+        // A watermark of an older term may be above the snapshot.
+        self.watermark.lower(job.term, job.index)?;
+        self.log.write(batch, true)?;
+        self.data = None;
+        snapshot::finish_install(&self.dir, &self.log, self.group, &job.incoming)?;
+        let data = DataStore::open(&self.dir, self.group, &self.caches)?;
+        let state = State::load(&data)?;
+        if state.meta().applied != job.index {
+            let what = format!("a snapshot of index {} holds rows of {}", job.index, state.meta().applied);
+            return Err(StorageError::Corrupt { what });
+        }
+        self.data = Some(data);
+        self.watermark.advance(job.term, job.index)?;
+        self.shared.counters.set_flushed(job.index);
+        self.shared.counters.snapshot_installed();
+        (self.purged, self.written, self.idle_seconds) = (job.index, job.index, 0);
+        Ok(state)
     }
 
     fn write_rows(&mut self, rows: RowBatch, index: LogIndex, term: Term) -> Result<(), StorageError> {
@@ -128,7 +221,7 @@ impl Flusher {
         if self.shared.counters.take_unsynced() {
             self.log.sync()?;
         }
-        self.data.write(rows.into_batch())?;
+        self.data()?.write(rows.into_batch())?;
         self.watermark.advance(term, index)?;
         self.shared.counters.set_flushed(index);
         (self.written, self.idle_seconds) = (index, 0);
@@ -141,6 +234,6 @@ impl Flusher {
 
     fn flush_all(&mut self) -> Result<(), StorageError> {
         self.log.sync()?;
-        self.data.flush()
+        self.data()?.flush()
     }
 }

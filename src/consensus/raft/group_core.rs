@@ -14,19 +14,45 @@
 //! must_sync     ─► Persist{token}, the messages wait under that token
 //! not must_sync ─► the messages wait behind the youngest Persist, or leave when none is under way
 //! Persisted(token) ─► messages up to it leave; on_persist_ready(everything before the next that waits)
+//! snapshot      ─► Install{token}; nothing else is stepped until Installed(token)
 //! ```
+//!
+//! Three guards stand around raft-rs: [`acceptable`] in front of every message, because it panics on some that only a
+//! broken or hostile peer sends; the **vote guard** after a start, because a restarted replica forgets whom it
+//! promised not to depose (tikv#15035); and the **lease** ([`crate::consensus::raft::lease`]).
 
 use std::collections::VecDeque;
 
+use prost::Message as _;
 use raft::Config;
+use raft::ProgressState;
 use raft::RawNode;
+use raft::SnapshotStatus;
 use raft::StateRole;
+use raft::eraftpb::ConfChange;
+use raft::eraftpb::ConfChangeType;
+use raft::eraftpb::ConfChangeV2;
+use raft::eraftpb::ConfState;
 use raft::eraftpb::Entry;
+use raft::eraftpb::EntryType;
 use raft::eraftpb::HardState;
 use raft::eraftpb::Message;
 use raft::eraftpb::MessageType;
+use raft::eraftpb::Snapshot;
 
+use crate::consensus::raft::acceptable::Verdict;
+use crate::consensus::raft::acceptable::acceptable;
+use crate::consensus::raft::lease::Lease;
+use crate::consensus::raft::log_cache::Fetch;
 use crate::consensus::raft::log_cache::LogCache;
+use crate::consensus::raft::log_cache::Replaced;
+use crate::types::Boottime;
+
+/// The context of votes that a leader asked for: they go through the guards.
+const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
+
+/// The term that a fresh group of several begins in: its first index is as if a snapshot had brought it.
+pub const FIRST_TERM: u64 = 1;
 
 /// How a group elects and how much it moves at a time.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +63,8 @@ pub struct CoreOptions {
     pub election_ticks: usize,
     /// Ticks between heartbeats; fewer than `election_ticks`.
     pub heartbeat_ticks: usize,
+    /// Length of a tick in nanoseconds.
+    pub tick_nanos: u64,
     /// Drives the choice of election timeouts, so that a run can be repeated exactly.
     pub seed: u64,
 }
@@ -50,15 +78,31 @@ pub enum Input {
     Message(Box<Message>),
     /// An entry's data, to be agreed on. Only a leader takes it.
     Propose(Vec<u8>),
+    /// A change of the members, with what the state wants to know about it. Only a leader takes it.
+    ConfChange { change: ConfChangeV2, context: Vec<u8> },
     /// Everything up to this token is durable.
     Persisted(u64),
     /// Everything up to this index is applied.
     Applied(u64),
-    /// A read barrier under this number, never used before.
+    /// A read barrier under this number, never used before. Only a leader takes it.
     ReadIndex(u64),
+    /// Give the leadership to this voter.
+    Transfer(u64),
+    /// A message to this replica was lost.
+    Unreachable(u64),
+    /// A snapshot of this state can be sent.
+    SnapshotReady(Box<Snapshot>),
+    /// The snapshot for this replica arrived there, or did not.
+    SnapshotSent { to: u64, ok: bool },
+    /// The snapshot of [`Output::Install`] is in place: log, state and applied index.
+    Installed(u64),
+    /// What [`Output::Fetch`] asked for; empty when it is not on disk any more.
+    Fetched { fetch: Fetch, entries: Vec<Entry> },
     /// Stand for election now.
     Campaign,
-    /// Forget entries up to this index, as far as they are applied.
+    /// Forget from memory entries up to this index, as far as they are applied.
+    Release(u64),
+    /// The entries up to this index are not on disk any more.
     Compact(u64),
 }
 
@@ -68,7 +112,26 @@ pub struct Persist {
     pub token: u64,
     /// They replace whatever the log holds from the first one's index on.
     pub entries: Vec<Entry>,
+    /// Indices on disk that are not valid any more; to be removed before the entries are written.
+    pub replaced: Replaced,
     pub hard_state: Option<HardState>,
+}
+
+/// A snapshot that takes the place of log and state.
+#[derive(Debug)]
+pub struct Install {
+    pub token: u64,
+    pub snapshot: Snapshot,
+    /// Its commit is at or after the snapshot's index.
+    pub hard_state: HardState,
+}
+
+/// Committed entries, and the members after each change among them.
+#[derive(Debug)]
+pub struct Committed {
+    pub entries: Vec<Entry>,
+    /// (index, members from there on), in log order.
+    pub changes: Vec<(u64, ConfState)>,
 }
 
 /// What is to be done.
@@ -78,8 +141,10 @@ pub enum Output {
     Send(Vec<Message>),
     /// Make this durable.
     Persist(Persist),
+    /// Put this snapshot in place; until [`Input::Installed`] nothing else is stepped.
+    Install(Box<Install>),
     /// Apply these, in order.
-    Apply(Vec<Entry>),
+    Apply(Committed),
     /// The proposal stands at this position; its fate is known when that index is applied.
     Proposed { index: u64, term: u64 },
     /// The proposal was not taken, and never will be.
@@ -88,23 +153,53 @@ pub enum Output {
     ReadReady { context: u64, index: u64 },
     /// Role, term or leader changed. Leader 0: unknown.
     Role { role: StateRole, term: u64, leader: u64 },
+    /// A follower needs a snapshot: make one, and give it as [`Input::SnapshotReady`].
+    SnapshotWanted,
+    /// Bring the state of this snapshot to the replica, then this message, then tell [`Input::SnapshotSent`].
+    SendSnapshot(Box<Message>),
+    /// Read these from disk.
+    Fetch(Fetch),
+    /// This replica lost what it had acknowledged, or its log is not the leader's: it must not go on.
+    Quarantine(&'static str),
+}
+
+/// What a leader knows of a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicaProgress {
+    pub replica: u64,
+    /// Its log equals ours up to here.
+    pub matched: u64,
+    /// It answered within the last election timeout.
+    pub is_active: bool,
+    /// It is being sent a snapshot.
+    pub is_behind: bool,
+    pub is_voter: bool,
 }
 
 /// One replica of one group.
 pub struct GroupCore {
     node: RawNode<LogCache>,
     seed: u64,
+    tick_nanos: u64,
     /// Messages that wait for their Ready's token to become durable.
     waiting: VecDeque<(u64, Vec<Message>)>,
     last_number: u64,
+    /// Until then no vote is given, unless the leader itself asked for the election.
+    guard_until: Option<Boottime>,
+    lease: Lease,
+    /// The token and the index of the snapshot that is being put in place.
+    installing: Option<(u64, u64)>,
+    /// This replica is no member any more; raft-rs would panic at its next commit.
+    is_retired: bool,
+    refused_messages: u64,
 }
 
 impl GroupCore {
-    /// A replica that starts with this log, of which everything up to `applied` is applied.
+    /// A replica that starts now with this log, of which everything up to `applied` is applied.
     ///
     /// # Errors
     /// When the log's parts do not fit each other (raft-rs checks them).
-    pub fn new(options: &CoreOptions, log: LogCache, applied: u64) -> raft::Result<GroupCore> {
+    pub fn new(options: &CoreOptions, log: LogCache, applied: u64, now: Boottime) -> raft::Result<GroupCore> {
         let config = Config {
             id: options.replica,
             election_tick: options.election_ticks,
@@ -124,7 +219,21 @@ impl GroupCore {
         assert!(!config.batch_append, "batch_append commits without a quorum");
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let node = RawNode::new(&config, log, &logger)?;
-        let mut core = GroupCore { node, seed: options.seed, waiting: VecDeque::new(), last_number: 0 };
+        let election_nanos = options.election_ticks as u64 * options.tick_nanos;
+        // A replica of a fresh group has promised nothing to anybody.
+        let guard_until = (node.raft.term > FIRST_TERM).then(|| Boottime(now.0 + election_nanos));
+        let mut core = GroupCore {
+            node,
+            seed: options.seed,
+            tick_nanos: options.tick_nanos,
+            waiting: VecDeque::new(),
+            last_number: 0,
+            guard_until,
+            lease: Lease::new(options.election_ticks, options.tick_nanos),
+            installing: None,
+            is_retired: false,
+            refused_messages: 0,
+        };
         core.fix_timeout();
         Ok(core)
     }
@@ -141,10 +250,24 @@ impl GroupCore {
         raft.set_randomized_election_timeout((base + (mixed >> 33) % base) as usize);
     }
 
+    // ---- looking ----------------------------------------------------------------------------------
+
+    /// This replica's id.
+    #[must_use]
+    pub fn replica(&self) -> u64 {
+        self.node.raft.id
+    }
+
     /// True while this replica leads.
     #[must_use]
     pub fn is_leader(&self) -> bool {
-        self.node.raft.state == StateRole::Leader
+        self.node.raft.state == StateRole::Leader && !self.is_retired
+    }
+
+    /// The leader's replica id; 0 when none is known.
+    #[must_use]
+    pub fn leader(&self) -> u64 {
+        self.node.raft.leader_id
     }
 
     /// True when this replica leads and has committed an entry of its own term.
@@ -156,8 +279,20 @@ impl GroupCore {
     /// True when this replica is the only voter: nobody else can be elected or commit anything.
     #[must_use]
     pub fn is_only_voter(&self) -> bool {
-        let voters = self.node.raft.prs().conf().to_conf_state();
-        voters.voters == [self.node.raft.id] && voters.voters_outgoing.is_empty()
+        let conf = self.conf_state();
+        conf.voters == [self.node.raft.id] && conf.voters_outgoing.is_empty()
+    }
+
+    /// The members, as of the last committed change.
+    #[must_use]
+    pub fn conf_state(&self) -> ConfState {
+        self.node.raft.prs().conf().to_conf_state()
+    }
+
+    /// True while a change of the members is committed or proposed, and not applied.
+    #[must_use]
+    pub fn has_pending_change(&self) -> bool {
+        self.node.raft.has_pending_conf()
     }
 
     /// The current term.
@@ -178,34 +313,127 @@ impl GroupCore {
         self.node.raft.raft_log.last_index()
     }
 
-    /// What the log cache holds: entries and bytes.
+    /// The log behind this core.
     #[must_use]
-    pub fn cached(&self) -> (usize, u64) {
-        (self.node.store().len(), self.node.store().bytes())
+    pub fn log(&self) -> &LogCache {
+        self.node.store()
     }
 
+    /// Messages that were refused since the start because no sane peer sends them.
+    #[must_use]
+    pub fn refused_messages(&self) -> u64 {
+        self.refused_messages
+    }
+
+    /// True while a snapshot is being put in place.
+    #[must_use]
+    pub fn is_installing(&self) -> bool {
+        self.installing.is_some()
+    }
+
+    /// True when this replica was removed from the group: it takes no part any more.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.is_retired
+    }
+
+    /// Until when reads from the applied state are linearizable without a barrier, given that everything committed
+    /// before this term is applied: while this replica leads and a quorum has promised to elect nobody else.
+    #[must_use]
+    pub fn lease_until(&self) -> Boottime {
+        if !self.has_committed_in_term() || self.node.raft.lead_transferee.is_some() {
+            return Boottime(0);
+        }
+        if self.is_only_voter() { Boottime(u64::MAX) } else { self.lease.until(self.term()) }
+    }
+
+    /// What a leader knows of the other replicas; empty on others.
+    #[must_use]
+    pub fn progress(&self) -> Vec<ReplicaProgress> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let conf = self.conf_state();
+        let is_voter = |id: &u64| conf.voters.contains(id) || conf.voters_outgoing.contains(id);
+        let others = self.node.raft.prs().iter().filter(|(id, _)| **id != self.node.raft.id);
+        let mut found: Vec<ReplicaProgress> = others
+            .map(|(id, progress)| ReplicaProgress {
+                replica: *id,
+                matched: progress.matched,
+                is_active: progress.recent_active,
+                is_behind: progress.state == ProgressState::Snapshot,
+                is_voter: is_voter(id),
+            })
+            .collect();
+        found.sort_by_key(|progress| progress.replica);
+        found
+    }
+
+    // ---- stepping ---------------------------------------------------------------------------------
+
     /// Takes one input. [`GroupCore::drain`] tells what follows from it.
-    pub fn step(&mut self, input: Input, out: &mut Vec<Output>) {
+    pub fn step(&mut self, now: Boottime, input: Input, out: &mut Vec<Output>) {
+        if self.is_retired {
+            if matches!(input, Input::Propose(_) | Input::ConfChange { .. }) {
+                out.push(Output::Dropped);
+            }
+            return;
+        }
+        if let Some((token, index)) = self.installing {
+            return self.step_while_installing(input, token, index, out);
+        }
         match input {
             Input::Tick => {
+                self.lease.tick(now, self.tick_nanos);
                 self.node.tick();
                 self.fix_timeout();
             }
-            Input::Message(message) => {
-                if acceptable(&message) {
-                    // Errors say that the message is stale or from a stranger: nothing to do.
-                    let _ = self.node.step(*message);
-                    self.fix_timeout();
+            Input::Message(message) => self.receive(now, *message, out),
+            Input::Propose(data) => {
+                let output = self.propose(data);
+                if let Output::Proposed { index, term } = output {
+                    self.lease.proposed(term, index, now);
+                }
+                out.push(output);
+            }
+            Input::ConfChange { change, context } => out.push(self.propose_change(change, context)),
+            Input::Persisted(token) => self.on_persisted(token, out),
+            Input::Applied(index) => self.on_applied(index),
+            Input::ReadIndex(context) => {
+                if self.is_leader() {
+                    self.lease.asked(self.node.raft.term, context, now);
+                    self.node.read_index(context.to_be_bytes().to_vec());
                 }
             }
-            Input::Propose(data) => out.push(self.propose(data)),
-            Input::Persisted(token) => self.on_persisted(token, out),
-            Input::Applied(index) => self.node.advance_apply_to(index),
-            Input::ReadIndex(context) => self.node.read_index(context.to_be_bytes().to_vec()),
+            Input::Transfer(to) => {
+                if self.is_leader() {
+                    self.node.transfer_leader(to);
+                }
+            }
+            Input::Unreachable(replica) => self.node.report_unreachable(replica),
+            Input::SnapshotReady(snapshot) => self.node.mut_store().offer(*snapshot),
+            Input::SnapshotSent { to, ok } => {
+                let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+                self.node.report_snapshot(to, status);
+            }
+            Input::Installed(_) => {}
+            Input::Fetched { fetch, entries } => {
+                if entries.is_empty() {
+                    self.node.mut_store().compact(fetch.high - 1);
+                } else {
+                    self.node.mut_store().set_fetched(entries);
+                }
+                self.node.on_entries_fetched(fetch.into_context());
+                self.node.mut_store().set_fetched(Vec::new());
+            }
             Input::Campaign => {
                 // Refused only when there is nothing to stand for; the next tick tries again.
                 let _ = self.node.campaign();
                 self.fix_timeout();
+            }
+            Input::Release(index) => {
+                let applied = self.node.raft.raft_log.applied;
+                self.node.mut_store().release(index.min(applied));
             }
             Input::Compact(index) => {
                 let applied = self.node.raft.raft_log.applied;
@@ -214,13 +442,72 @@ impl GroupCore {
         }
     }
 
+    /// Between the Ready with a snapshot and its being in place raft-rs must hear of nothing else, not even of a
+    /// tick; of what was under way before it only the durable tokens count.
+    fn step_while_installing(&mut self, input: Input, token: u64, index: u64, out: &mut Vec<Output>) {
+        match input {
+            Input::Persisted(older) if older < token => self.on_persisted(older, out),
+            Input::Installed(installed) if installed == token => {
+                self.installing = None;
+                self.on_persisted(token, out);
+                self.node.advance_apply_to(index);
+            }
+            Input::Propose(_) | Input::ConfChange { .. } => out.push(Output::Dropped),
+            _ => {}
+        }
+    }
+
+    fn receive(&mut self, now: Boottime, message: Message, out: &mut Vec<Output>) {
+        match acceptable(&self.node.raft, &message) {
+            Verdict::Take => {}
+            Verdict::Drop => {
+                self.refused_messages += 1;
+                return;
+            }
+            Verdict::Quarantine(why) => {
+                self.refused_messages += 1;
+                out.push(Output::Quarantine(why));
+                return;
+            }
+        }
+        let kind = message.get_msg_type();
+        let is_vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+        if is_vote
+            && message.context != CAMPAIGN_TRANSFER
+            && self.guard_until.is_some_and(|until| now < until)
+        {
+            return;
+        }
+        // Errors say that the message is stale or from a stranger: nothing to do.
+        let _ = self.node.step(message);
+        self.fix_timeout();
+    }
+
     /// A follower must not propose: raft-rs would forward it, and nobody would know its position.
     fn propose(&mut self, data: Vec<u8>) -> Output {
         if !self.is_leader() || self.node.propose(Vec::new(), data).is_err() {
             return Output::Dropped;
         }
+        self.position()
+    }
+
+    fn position(&self) -> Output {
         let raft = &self.node.raft;
         Output::Proposed { index: raft.raft_log.last_index(), term: raft.term }
+    }
+
+    /// A change that removes the leader or takes its vote is refused: raft-rs panics when a leader applies its own
+    /// removal. So is one while another is under way: raft-rs would take it and make nothing of it.
+    fn propose_change(&mut self, change: ConfChangeV2, context: Vec<u8>) -> Output {
+        let own = self.node.raft.id;
+        let takes_vote = |kind| kind != ConfChangeType::AddNode;
+        let is_own_end =
+            change.changes.iter().any(|single| single.node_id == own && takes_vote(single.get_change_type()));
+        let is_refused = !self.is_leader() || is_own_end || self.has_pending_change();
+        if is_refused || self.node.propose_conf_change(context, change).is_err() {
+            return Output::Dropped;
+        }
+        self.position()
     }
 
     fn on_persisted(&mut self, token: u64, out: &mut Vec<Output>) {
@@ -234,11 +521,24 @@ impl GroupCore {
         self.node.on_persist_ready(durable);
     }
 
+    /// Applied indices come in order; one from before a snapshot was put in place says nothing new.
+    fn on_applied(&mut self, index: u64) {
+        if index > self.node.raft.raft_log.applied {
+            self.node.advance_apply_to(index);
+        }
+    }
+
+    // ---- draining ---------------------------------------------------------------------------------
+
     /// Collects everything that is to be done.
     pub fn drain(&mut self, out: &mut Vec<Output>) {
-        while self.node.has_ready() {
+        while !self.is_retired && self.installing.is_none() && self.node.has_ready() {
             self.drain_one(out);
         }
+        if self.node.store().take_snapshot_wanted() {
+            out.push(Output::SnapshotWanted);
+        }
+        out.extend(self.node.store().take_fetches().into_iter().map(Output::Fetch));
     }
 
     fn drain_one(&mut self, out: &mut Vec<Output>) {
@@ -249,59 +549,117 @@ impl GroupCore {
         }
         for state in ready.take_read_states() {
             if let Ok(context) = <[u8; 8]>::try_from(state.request_ctx.as_slice()) {
-                out.push(Output::ReadReady { context: u64::from_be_bytes(context), index: state.index });
+                let context = u64::from_be_bytes(context);
+                self.lease.answered(self.node.raft.term, context);
+                out.push(Output::ReadReady { context, index: state.index });
             }
         }
         let messages = ready.take_messages();
-        if !messages.is_empty() {
-            out.push(Output::Send(messages));
-        }
         let committed = ready.take_committed_entries();
         let entries = ready.take_entries();
         let hard_state = ready.hs().cloned();
+        let snapshot = (!ready.snapshot().is_empty()).then(|| ready.snapshot().clone());
         let (must_sync, number) = (ready.must_sync(), ready.number());
         let persisted_messages = ready.take_persisted_messages();
         let store = self.node.mut_store();
-        store.append(&entries);
+        if let Some(snapshot) = &snapshot {
+            store.restore(snapshot.get_metadata());
+        }
+        let replaced = store.append(&entries);
         if let Some(hard_state) = &hard_state {
             store.set_hard_state(hard_state.clone());
         }
         self.node.advance_append_async(ready);
         self.last_number = number;
-        if must_sync {
+        self.send(messages, out);
+        if let Some(snapshot) = snapshot {
             self.waiting.push_back((number, persisted_messages));
-            out.push(Output::Persist(Persist { token: number, entries, hard_state }));
+            self.installing = Some((number, snapshot.get_metadata().index));
+            let hard_state = self.node.raft.hard_state();
+            out.push(Output::Install(Box::new(Install { token: number, snapshot, hard_state })));
+        } else if must_sync {
+            self.waiting.push_back((number, persisted_messages));
+            out.push(Output::Persist(Persist { token: number, entries, replaced, hard_state }));
         } else if let Some((_, waiting)) = self.waiting.back_mut() {
             // An acknowledgement must not overtake the sync of what it acknowledges.
             waiting.extend(persisted_messages);
         } else {
             self.node.on_persist_ready(number);
-            if !persisted_messages.is_empty() {
-                out.push(Output::Send(persisted_messages));
-            }
+            self.send(persisted_messages, out);
         }
         if !committed.is_empty() {
-            out.push(Output::Apply(committed));
+            self.lease.committed(self.node.raft.term, self.commit_index());
+            let changes = self.take_changes(&committed);
+            out.push(Output::Apply(Committed { entries: committed, changes }));
         }
+    }
+
+    /// Lets messages go; snapshots go another way.
+    fn send(&mut self, messages: Vec<Message>, out: &mut Vec<Output>) {
+        let is_snapshot = |message: &Message| message.get_msg_type() == MessageType::MsgSnapshot;
+        let is_handover = |message: &Message| message.get_msg_type() == MessageType::MsgTimeoutNow;
+        if messages.iter().any(is_handover) {
+            // Voters will pass over the lease for its receiver, however late it arrives (raft-rs#234).
+            self.lease.renounce(self.node.raft.term);
+        }
+        if !messages.iter().any(is_snapshot) {
+            if !messages.is_empty() {
+                out.push(Output::Send(messages));
+            }
+            return;
+        }
+        let (snapshots, others): (Vec<_>, Vec<_>) = messages.into_iter().partition(is_snapshot);
+        if !others.is_empty() {
+            out.push(Output::Send(others));
+        }
+        out.extend(snapshots.into_iter().map(|message| Output::SendSnapshot(Box::new(message))));
+    }
+
+    /// Takes the changes of the members among committed entries, in log order. What cannot be read, or is refused,
+    /// is so on every replica, and changes nothing.
+    fn take_changes(&mut self, entries: &[Entry]) -> Vec<(u64, ConfState)> {
+        let mut changes = Vec::new();
+        for entry in entries {
+            let Some(change) = change_of(entry) else { continue };
+            let Ok(conf) = self.node.apply_conf_change(&change) else { continue };
+            self.node.mut_store().set_conf_state(conf.clone());
+            let own = self.node.raft.id;
+            let is_member = [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next]
+                .into_iter()
+                .any(|ids| ids.contains(&own));
+            self.is_retired |= !is_member;
+            changes.push((entry.index, conf));
+        }
+        changes
     }
 }
 
-/// True for a message that a peer may send at all; raft-rs panics on some that it may not.
-fn acceptable(message: &Message) -> bool {
-    let kind = message.get_msg_type();
-    !raft::raw_node::is_local_msg(kind) && kind != MessageType::MsgPropose && message.from != 0
+/// The change of members that an entry holds; `None` for other entries and for what cannot be read.
+fn change_of(entry: &Entry) -> Option<ConfChangeV2> {
+    match entry.get_entry_type() {
+        EntryType::EntryNormal => None,
+        // Without data: leave the joint configuration.
+        EntryType::EntryConfChangeV2 => ConfChangeV2::decode(entry.data.as_slice()).ok(),
+        EntryType::EntryConfChange => {
+            let single = ConfChange::decode(entry.data.as_slice()).ok()?;
+            Some(raft_proto::ConfChangeI::into_v2(single))
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use raft::eraftpb::ConfState;
+
+    const TICK: u64 = 50;
+    const NOW: Boottime = Boottime(1_000);
 
     fn core(replica: u64, voters: &[u64]) -> GroupCore {
         let log =
             LogCache::new(HardState::default(), ConfState::from((voters.to_vec(), vec![])), 0, 0, Vec::new());
-        GroupCore::new(&CoreOptions { replica, election_ticks: 10, heartbeat_ticks: 2, seed: 7 }, log, 0)
-            .unwrap()
+        let options =
+            CoreOptions { replica, election_ticks: 10, heartbeat_ticks: 2, tick_nanos: TICK, seed: 7 };
+        GroupCore::new(&options, log, 0, NOW).unwrap()
     }
 
     /// Persists at once, delivers at once, applies at once, until nothing is left to do.
@@ -329,13 +687,13 @@ mod tests {
             Output::Send(messages) => {
                 for message in messages {
                     let to = message.to as usize - 1;
-                    cores[to].step(Input::Message(Box::new(message)), &mut Vec::new());
+                    cores[to].step(NOW, Input::Message(Box::new(message)), &mut Vec::new());
                 }
             }
-            Output::Persist(persist) => cores[at].step(Input::Persisted(persist.token), &mut more),
-            Output::Apply(entries) => {
+            Output::Persist(persist) => cores[at].step(NOW, Input::Persisted(persist.token), &mut more),
+            Output::Apply(Committed { entries, .. }) => {
                 let last = entries.last().unwrap();
-                cores[at].step(Input::Applied(last.index), &mut Vec::new());
+                cores[at].step(NOW, Input::Applied(last.index), &mut Vec::new());
                 applied.extend(entries.iter().map(|entry| (at as u64 + 1, entry.index)));
             }
             _ => {}
@@ -348,11 +706,11 @@ mod tests {
     #[test]
     fn a_single_voter_leads_and_commits_by_itself() {
         let mut cores = [core(1, &[1])];
-        cores[0].step(Input::Campaign, &mut Vec::new());
+        cores[0].step(NOW, Input::Campaign, &mut Vec::new());
         settle(&mut cores);
         assert!(cores[0].is_leader() && cores[0].is_only_voter() && cores[0].has_committed_in_term());
         let mut out = Vec::new();
-        cores[0].step(Input::Propose(b"x".to_vec()), &mut out);
+        cores[0].step(NOW, Input::Propose(b"x".to_vec()), &mut out);
         assert!(matches!(out[..], [Output::Proposed { index: 2, term: 1 }]));
         assert_eq!(settle(&mut cores), vec![(1, 2)]);
     }
@@ -360,10 +718,10 @@ mod tests {
     #[test]
     fn nothing_commits_before_it_is_durable() {
         let mut cores = [core(1, &[1])];
-        cores[0].step(Input::Campaign, &mut Vec::new());
+        cores[0].step(NOW, Input::Campaign, &mut Vec::new());
         settle(&mut cores);
         let mut out = Vec::new();
-        cores[0].step(Input::Propose(b"x".to_vec()), &mut out);
+        cores[0].step(NOW, Input::Propose(b"x".to_vec()), &mut out);
         out.clear();
         cores[0].drain(&mut out);
         let [Output::Persist(persist)] = &out[..] else { panic!("only a Persist, got {out:?}") };
@@ -371,26 +729,29 @@ mod tests {
         out.clear();
         cores[0].drain(&mut out);
         assert!(out.is_empty(), "no Apply before the entry is durable");
-        cores[0].step(Input::Persisted(token), &mut out);
+        cores[0].step(NOW, Input::Persisted(token), &mut out);
         cores[0].drain(&mut out);
-        assert!(out.iter().any(|output| matches!(output, Output::Apply(entries) if entries.len() == 1)));
+        assert!(
+            out.iter()
+                .any(|output| matches!(output, Output::Apply(committed) if committed.entries.len() == 1))
+        );
     }
 
     #[test]
     fn a_follower_drops_a_proposal_instead_of_forwarding_it() {
         let mut follower = core(2, &[1, 2, 3]);
         let mut out = Vec::new();
-        follower.step(Input::Propose(b"x".to_vec()), &mut out);
+        follower.step(NOW, Input::Propose(b"x".to_vec()), &mut out);
         assert!(matches!(out[..], [Output::Dropped]));
     }
 
     #[test]
     fn three_replicas_elect_one_and_all_apply() {
         let mut cores = [core(1, &[1, 2, 3]), core(2, &[1, 2, 3]), core(3, &[1, 2, 3])];
-        cores[1].step(Input::Campaign, &mut Vec::new());
+        cores[1].step(NOW, Input::Campaign, &mut Vec::new());
         settle(&mut cores);
         assert!(cores[1].is_leader() && !cores[1].is_only_voter());
-        cores[1].step(Input::Propose(b"x".to_vec()), &mut Vec::new());
+        cores[1].step(NOW, Input::Propose(b"x".to_vec()), &mut Vec::new());
         let mut applied = settle(&mut cores);
         applied.sort_unstable();
         assert_eq!(applied, vec![(1, 2), (2, 2), (3, 2)]);
@@ -399,10 +760,10 @@ mod tests {
     #[test]
     fn a_read_barrier_is_answered_with_an_index() {
         let mut cores = [core(1, &[1])];
-        cores[0].step(Input::Campaign, &mut Vec::new());
+        cores[0].step(NOW, Input::Campaign, &mut Vec::new());
         settle(&mut cores);
         let mut out = Vec::new();
-        cores[0].step(Input::ReadIndex(42), &mut out);
+        cores[0].step(NOW, Input::ReadIndex(42), &mut out);
         cores[0].drain(&mut out);
         assert!(matches!(out[..], [Output::ReadReady { context: 42, index: 1 }]));
     }

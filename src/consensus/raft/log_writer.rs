@@ -18,6 +18,7 @@ use crate::storage::LogStore;
 use crate::storage::StorageError;
 use crate::telemetry::metrics::RAFT_FSYNC_SECONDS;
 use crate::types::GroupId;
+use crate::types::LogIndex;
 
 /// What the writer is asked to do.
 pub enum WriterJob {
@@ -27,6 +28,9 @@ pub enum WriterJob {
 
 /// Puts what a Ready wants durable into a batch.
 pub fn add_to_batch(batch: &mut LogBatch, group: GroupId, persist: &Persist) {
+    if let Some((from, last)) = persist.replaced {
+        batch.truncate_from(group, LogIndex(from), LogIndex(last));
+    }
     for entry in &persist.entries {
         batch.append_parts(group, entry.index, entry.term, kind_of(entry), &entry.data, &entry.context);
     }

@@ -4,14 +4,24 @@
 //! its entries durable, `applier` turns committed entries into replies, `flusher` brings changed rows to
 //! disk. The rules each of them keeps are those of raft-rs that are easy to break (see the comments).
 
+pub mod acceptable;
 pub mod applier;
+pub mod barriers;
 pub mod driver;
 pub mod flusher;
 pub mod group_core;
+pub mod hub;
+pub mod lease;
 pub mod log_cache;
 pub mod log_writer;
+pub mod members;
+pub mod message_codec;
 pub mod proposer;
 pub mod replica;
+pub mod requests;
+pub mod session;
+pub mod snapshot_io;
+pub mod transfer;
 
 #[cfg(test)]
 mod recovery_test;

@@ -1,19 +1,21 @@
 //! What waits to be proposed, and what was proposed and waits for its fate.
 //!
 //! ```text
-//! waiting ──pack (window open)──► in flight (index, term) ──apply of index──► same term: replies
-//!                                                                            other term: not done
+//! waiting ──pack (window open)──► in flight (index, term) ──commit of index──► same term: to apply, which replies
+//!    │ leadership lost: let go                                               other term: not done
 //! ```
 //! A batch that was proposed is never answered "failed" because leadership was lost: only apply knows.
 //! There is no linger: while the window is full the queue grows, and that is what fills entries.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use raft::eraftpb::Entry;
 
 use crate::consensus::ProposeError;
-use crate::consensus::ReplySender;
-use crate::machine::entry::Batch;
+use crate::consensus::raft::session::Submission;
+use crate::machine::entry::SessionStamp;
+use crate::types::NodeId;
 
 /// Entries in flight at a time.
 const WINDOW: usize = 16;
@@ -24,16 +26,28 @@ const ENTRY_BATCHES: usize = 512;
 /// Bytes in flight, beyond one entry of any size.
 const IN_FLIGHT_BYTES: usize = 32 << 20;
 
-/// A batch and where its replies go; nowhere for the node's own proposals.
-pub struct Submission {
-    pub batch: Batch,
-    pub reply: Option<ReplySender>,
+/// Who wants the replies of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplyTo {
+    /// Whoever waits for the submission.
+    Submitter,
+    /// Another node, which knows the batch by this session and number.
+    Node { node: NodeId, epoch: u64, seq: u64 },
+    /// A node that waits for a replica id.
+    Joiner(NodeId),
+}
+
+/// A batch that wants to be in the log.
+#[derive(Debug)]
+pub struct Queued {
+    pub submission: Arc<Submission>,
+    pub stamp: Option<SessionStamp>,
+    pub reply_to: ReplyTo,
 }
 
 /// Batches packed for one entry.
 pub struct Packed {
-    pub batches: Vec<Batch>,
-    pub replies: Vec<Option<ReplySender>>,
+    pub batches: Vec<Queued>,
     pub bytes: usize,
 }
 
@@ -41,79 +55,81 @@ struct InFlight {
     index: u64,
     term: u64,
     bytes: usize,
-    replies: Vec<Option<ReplySender>>,
+    batches: Vec<Queued>,
 }
 
 /// Queue and window of one group.
 #[derive(Default)]
 pub struct Proposer {
-    waiting: VecDeque<Submission>,
+    waiting: VecDeque<Queued>,
     in_flight: VecDeque<InFlight>,
     in_flight_bytes: usize,
 }
 
 impl Proposer {
     /// Adds a batch at the end of the queue.
-    pub fn push(&mut self, submission: Submission) {
-        self.waiting.push_back(submission);
+    pub fn push(&mut self, queued: Queued) {
+        self.waiting.push_back(queued);
     }
 
     /// Adds a batch before all that wait: LEADER-START.
-    pub fn push_first(&mut self, submission: Submission) {
-        self.waiting.push_front(submission);
+    pub fn push_first(&mut self, queued: Queued) {
+        self.waiting.push_front(queued);
     }
 
     /// Packs the next entry, if something waits and the window has room.
     pub fn pack(&mut self) -> Option<Packed> {
-        let first = self.waiting.front()?.batch.bytes();
+        let first = self.waiting.front()?.submission.batch.bytes();
         let room = self.in_flight.len() < WINDOW
             && (self.in_flight.is_empty() || self.in_flight_bytes + first <= IN_FLIGHT_BYTES);
         if !room {
             return None;
         }
-        let mut packed = Packed { batches: Vec::new(), replies: Vec::new(), bytes: 0 };
+        let mut packed = Packed { batches: Vec::new(), bytes: 0 };
         while let Some(next) = self.waiting.front() {
-            let bytes = next.batch.bytes();
+            let bytes = next.submission.batch.bytes();
             let full = packed.bytes + bytes > ENTRY_BYTES || packed.batches.len() >= ENTRY_BATCHES;
             if full && !packed.batches.is_empty() {
                 break;
             }
-            let next = self.waiting.pop_front().expect("it was looked at just now");
             packed.bytes += bytes;
-            packed.batches.push(next.batch);
-            packed.replies.push(next.reply);
+            packed.batches.extend(self.waiting.pop_front());
         }
         Some(packed)
     }
 
     /// The packed entry was taken at this position.
-    pub fn proposed(&mut self, index: u64, term: u64, bytes: usize, replies: Vec<Option<ReplySender>>) {
-        self.in_flight_bytes += bytes;
-        self.in_flight.push_back(InFlight { index, term, bytes, replies });
+    pub fn proposed(&mut self, index: u64, term: u64, packed: Packed) {
+        self.in_flight_bytes += packed.bytes;
+        let Packed { batches, bytes } = packed;
+        self.in_flight.push_back(InFlight { index, term, bytes, batches });
     }
 
-    /// Who waits for a committed entry; nobody when it was not proposed here. Entries come in order.
-    pub fn committed(&mut self, entry: &Entry) -> Vec<Option<ReplySender>> {
-        while let Some(front) = self.in_flight.front() {
-            if front.index > entry.index {
-                break;
-            }
-            let front = self.in_flight.pop_front().expect("it was looked at just now");
+    /// What a committed entry holds, if it was proposed here. Entries come in order.
+    pub fn committed(&mut self, entry: &Entry) -> Vec<Queued> {
+        while let Some(front) = self.in_flight.pop_front_if(|front| front.index <= entry.index) {
             self.in_flight_bytes -= front.bytes;
             if front.index == entry.index && front.term == entry.term {
-                return front.replies;
+                return front.batches;
             }
-            // Another leader's entry stands there: this one will never take effect.
-            refuse(front.replies, &ProposeError::NotLeader { leader: None });
+            // Another leader's entry stands there: this one will never take effect. Batches of a session are sent
+            // again by their origin.
+            front.batches.iter().filter(|queued| queued.stamp.is_none()).for_each(not_done);
         }
         Vec::new()
     }
 
-    /// Refuses what waits and was not proposed.
-    pub fn refuse_waiting(&mut self, error: &ProposeError) -> usize {
-        let refused = self.waiting.len();
-        refuse(self.waiting.drain(..).map(|submission| submission.reply), error);
-        refused
+    /// Lets go of what waits and was not proposed; origins send again what belongs to a session.
+    pub fn clear_waiting(&mut self) -> usize {
+        let cleared = self.waiting.len();
+        self.waiting.drain(..).filter(|queued| queued.stamp.is_none()).for_each(|queued| not_done(&queued));
+        cleared
+    }
+
+    /// A snapshot took the place of everything in flight: nobody here knows its fate.
+    pub fn forget_in_flight(&mut self) {
+        self.in_flight.clear();
+        self.in_flight_bytes = 0;
     }
 
     /// Entries proposed and not yet committed.
@@ -129,25 +145,24 @@ impl Proposer {
     }
 }
 
-fn refuse(replies: impl IntoIterator<Item = Option<ReplySender>>, error: &ProposeError) {
-    for reply in replies.into_iter().flatten() {
-        // The connection may be gone; then nobody wants to know.
-        let _ = reply.send(Err(error.clone()));
-    }
+fn not_done(queued: &Queued) {
+    queued.submission.settle(Err(ProposeError::NotLeader { leader: None }));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::entry::Batch;
     use tokio::sync::oneshot;
 
-    fn submission(
-        bytes: usize,
-    ) -> (Submission, oneshot::Receiver<Result<Vec<crate::resp::Reply>, ProposeError>>) {
+    type Receiver = oneshot::Receiver<Result<Vec<crate::resp::Reply>, ProposeError>>;
+
+    fn submission(bytes: usize) -> (Queued, Receiver) {
         let mut batch = Batch::new(b"default");
         batch.push_command(0, [&b"SET"[..], b"k", &vec![b'x'; bytes]].into_iter());
         let (sender, receiver) = oneshot::channel();
-        (Submission { batch, reply: Some(sender) }, receiver)
+        let submission = Submission::new(batch, Some(sender));
+        (Queued { submission, stamp: None, reply_to: ReplyTo::Submitter }, receiver)
     }
 
     fn entry(index: u64, term: u64) -> Entry {
@@ -175,7 +190,7 @@ mod tests {
         for index in 1..=WINDOW as u64 {
             proposer.push(submission(1).0);
             let packed = proposer.pack().unwrap();
-            proposer.proposed(index, 1, packed.bytes, packed.replies);
+            proposer.proposed(index, 1, packed);
         }
         proposer.push(submission(1).0);
         assert!(proposer.pack().is_none());
@@ -190,7 +205,7 @@ mod tests {
         proposer.push(submission(1).0);
         let packed = proposer.pack().unwrap();
         assert_eq!(packed.batches.len(), 1);
-        proposer.proposed(1, 1, packed.bytes, packed.replies);
+        proposer.proposed(1, 1, packed);
         assert!(proposer.pack().is_none(), "too many bytes are in flight");
     }
 
@@ -200,7 +215,7 @@ mod tests {
         let (submission, mut receiver) = submission(1);
         proposer.push(submission);
         let packed = proposer.pack().unwrap();
-        proposer.proposed(5, 1, packed.bytes, packed.replies);
+        proposer.proposed(5, 1, packed);
         assert!(proposer.committed(&entry(5, 2)).is_empty());
         assert_eq!(receiver.try_recv().unwrap(), Err(ProposeError::NotLeader { leader: None }));
     }

@@ -55,7 +55,7 @@ fn entry(index: u64, seed: u64) -> Vec<u8> {
         batch.push_command(0, words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().into_iter());
     }
     let stamps = Stamps { clock: ClusterTime(index * 100), wall: WallMillis(index * 100), seed };
-    encode_entry(&stamps, &[batch])
+    encode_entry(&stamps, [(None, &batch)].into_iter())
 }
 
 /// What a start makes of a directory: the rows, then the log from there.

@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! connections ──propose──► driver ──Persist──► log writer ──Persisted──► driver ──► apply ──► replies
-//!                                                                                    └─rows─► flusher ──► data/
+//! other nodes ──messages──►   │ ▲                                                     └─rows─► flusher ──► data/
+//!                 messages ◄──┘ └── ticks (the `raft` thread)
 //! ```
 //! The driver is not a thread but a state behind a lock, and whoever has something for it sweeps: a connection
-//! after it proposed, the `raft` thread when a write has become durable or time has passed. Who finds the
-//! lock taken leaves its event in the mailbox; whoever holds the lock looks there again after giving it back.
+//! after it proposed, the log writer when a write has become durable, the apply thread, the internal port's thread,
+//! and the `raft` thread when time has passed. Who finds the lock taken leaves its event in the mailbox; whoever
+//! holds the lock looks there again after giving it back.
 
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU8;
@@ -18,7 +21,6 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use parking_lot::RwLock;
-use raft::eraftpb::ConfState;
 use raft::eraftpb::Entry;
 use raft::eraftpb::EntryType;
 use raft::eraftpb::HardState;
@@ -29,6 +31,7 @@ use crate::clock::Clock;
 use crate::config::AppendFsync;
 use crate::config::SharedConfig;
 use crate::consensus::Group;
+use crate::consensus::MemberInfo;
 use crate::consensus::ProposeError;
 use crate::consensus::Replicator;
 use crate::consensus::ReplySender;
@@ -37,46 +40,74 @@ use crate::consensus::Status;
 use crate::consensus::cluster_clock::ClusterClock;
 use crate::consensus::mailbox::Mailbox;
 use crate::consensus::raft::applier::Applier;
+use crate::consensus::raft::applier::ApplyMessage;
+use crate::consensus::raft::driver::ApplyBy;
+use crate::consensus::raft::driver::Cluster;
 use crate::consensus::raft::driver::Driver;
+use crate::consensus::raft::driver::DriverParts;
 use crate::consensus::raft::driver::Event;
 use crate::consensus::raft::flusher::Flusher;
 use crate::consensus::raft::group_core::CoreOptions;
+use crate::consensus::raft::group_core::FIRST_TERM;
 use crate::consensus::raft::group_core::GroupCore;
+use crate::consensus::raft::group_core::ReplicaProgress;
+use crate::consensus::raft::hub::Hub;
+use crate::consensus::raft::hub::SnapshotDoor;
 use crate::consensus::raft::log_cache::LogCache;
 use crate::consensus::raft::log_writer;
-use crate::consensus::raft::proposer::Submission;
+use crate::consensus::raft::members::AdminDone;
+use crate::consensus::raft::members::Members;
+use crate::consensus::raft::requests::AdminCommand;
+use crate::consensus::raft::requests::GroupStatus;
+use crate::consensus::raft::session::Session;
+use crate::consensus::raft::session::Submission;
+use crate::consensus::raft::snapshot_io;
+use crate::consensus::raft::snapshot_io::SnapshotCounters;
 use crate::machine::entry::Batch;
 use crate::machine::entry::Stamps;
 use crate::machine::entry::decode_stamps;
+use crate::state::Membership;
+use crate::state::NodeAddress;
 use crate::state::Settings;
 use crate::state::State;
 use crate::storage::DataStore;
 use crate::storage::LogBatch;
-use crate::storage::LogContents;
 use crate::storage::LogEntryRecord;
 use crate::storage::LogStore;
+use crate::storage::SharedCaches;
 use crate::storage::StorageError;
 use crate::storage::Watermark;
+use crate::types::Boottime;
 use crate::types::ClusterTime;
 use crate::types::GroupId;
 use crate::types::LogIndex;
 use crate::types::Millis;
+use crate::types::Monotonic;
 use crate::types::NodeId;
 use crate::types::Term;
 use crate::types::WallMillis;
 
 /// An entry holds at most this much; one command may be nearly as large.
 const ENTRY_BYTES_MAX: usize = 768 << 20;
-/// Bytes that may wait to be proposed before newcomers are refused.
+/// Bytes that may wait for their outcome before newcomers are refused.
 const WAITING_BYTES_MAX: usize = 1 << 30;
 /// Exit status after a storage error or a broken invariant (EX_SOFTWARE).
 const EXIT_FATAL: i32 = 70;
 /// An outage longer than this is a wall clock that was set wrongly (COMMANDS.md 3.2, rule 7).
 const OUTAGE_MAX: Millis = Millis(30 * 24 * 3600 * 1000);
 /// Name of the record with this replica's id, in the group's part of the log.
-const META_REPLICA: &[u8] = b"m";
+pub const META_REPLICA: &[u8] = b"m";
+/// Name of the record with the number of this node's starts.
+pub const META_BOOT: &[u8] = b"b";
 /// The only replica of a cluster of one.
 const FIRST_REPLICA: u64 = 1;
+/// Sessions' names: replica id, starts of the node, sessions of one start.
+const EPOCH_REPLICA_SHIFT: u32 = 40;
+const EPOCH_BOOT_SHIFT: u32 = 16;
+/// How often other nodes are told where this one stands.
+const STATUS_INTERVAL: Millis = Millis(500);
+/// Snapshots that are kept for followers that may still be receiving them.
+const SNAPSHOTS_KEPT: usize = 2;
 
 /// Ends the process with a last line that says why. For storage errors and broken invariants: what went
 /// on is unknown, and going on could answer wrongly (DESIGN.md D14).
@@ -105,6 +136,8 @@ pub struct Counters {
     log_writes: AtomicU64,
     log_write_micros: AtomicU64,
     flushed: AtomicU64,
+    snapshots_installed: AtomicU64,
+    leader_changes: AtomicU64,
     unsynced: AtomicBool,
 }
 
@@ -131,6 +164,11 @@ impl Counters {
         self.flushed.store(index.0, Ordering::Release);
     }
 
+    /// A snapshot took the place of log and state.
+    pub fn snapshot_installed(&self) {
+        self.snapshots_installed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Batches that were refused.
     pub fn failed(&self, count: usize) {
         self.proposals_failed.fetch_add(count as u64, Ordering::Relaxed);
@@ -141,42 +179,76 @@ impl Counters {
 pub struct Shared {
     pub events: Mailbox<Event>,
     pub counters: Arc<Counters>,
+    replica: u64,
     applied: AtomicU64,
+    /// The stamps of the last entry that was applied.
+    applied_clock: AtomicU64,
+    applied_wall: AtomicU64,
     earliest_deadline: AtomicU64,
     role: AtomicU8,
     term: AtomicU64,
     leader: AtomicU64,
+    leader_node: AtomicU64,
+    /// When the leader was last heard, in nanoseconds of the monotonic clock.
+    leader_heard: AtomicU64,
     commit: AtomicU64,
     in_flight: AtomicU64,
     log_bytes: AtomicU64,
-    may_read: AtomicBool,
+    /// Until when reads need no barrier, in nanoseconds of CLOCK_BOOTTIME; `u64::MAX` for a lone voter.
+    lease_until: AtomicU64,
     stopping: AtomicBool,
-    waiting_bytes: AtomicU64,
+    waiting_bytes: Arc<AtomicU64>,
+    apply_backlog: Arc<AtomicU64>,
+    /// The log on disk is needed from here on; `u64::MAX`: no further than it was flushed.
+    keep_from: AtomicU64,
+    epoch: AtomicU64,
+    progress: Mutex<Vec<ReplicaProgress>>,
+    verified: Mutex<Option<(u64, u128)>>,
+    is_status_due: AtomicBool,
+    /// Copies of the rows that can be sent, the newest last.
+    snapshots: Mutex<Vec<(u64, PathBuf)>>,
+    quarantine_warned: AtomicU64,
 }
 
 impl Shared {
-    fn new(state: &State, counters: Arc<Counters>) -> Shared {
+    fn new(state: &State, counters: Arc<Counters>, replica: u64, epoch: u64, keep_from: u64) -> Shared {
         Shared {
             events: Mailbox::default(),
             counters,
+            replica,
             applied: AtomicU64::new(state.meta().applied.0),
+            applied_clock: AtomicU64::new(state.meta().clock.0),
+            applied_wall: AtomicU64::new(state.meta().wall.0),
             earliest_deadline: AtomicU64::new(state.earliest_deadline().0),
             role: AtomicU8::new(role_code(Role::Follower)),
             term: AtomicU64::new(0),
             leader: AtomicU64::new(0),
-            commit: AtomicU64::new(0),
+            leader_node: AtomicU64::new(0),
+            leader_heard: AtomicU64::new(0),
+            commit: AtomicU64::new(state.meta().applied.0),
             in_flight: AtomicU64::new(0),
             log_bytes: AtomicU64::new(0),
-            may_read: AtomicBool::new(false),
+            lease_until: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
-            waiting_bytes: AtomicU64::new(0),
+            waiting_bytes: Arc::default(),
+            apply_backlog: Arc::default(),
+            keep_from: AtomicU64::new(keep_from),
+            epoch: AtomicU64::new(epoch),
+            progress: Mutex::default(),
+            verified: Mutex::default(),
+            is_status_due: AtomicBool::new(false),
+            snapshots: Mutex::default(),
+            quarantine_warned: AtomicU64::new(0),
         }
     }
 
-    /// Everything up to here is applied; `earliest` is when something ends next.
-    pub fn set_applied(&self, applied: LogIndex, earliest: ClusterTime) {
-        self.earliest_deadline.store(earliest.0, Ordering::Release);
-        self.applied.store(applied.0, Ordering::SeqCst);
+    /// The state stands here: everything up to its applied index is applied.
+    pub fn set_applied(&self, state: &State) {
+        let meta = state.meta();
+        self.earliest_deadline.store(state.earliest_deadline().0, Ordering::Release);
+        self.applied_clock.store(meta.clock.0, Ordering::Release);
+        self.applied_wall.store(meta.wall.0, Ordering::Release);
+        self.applied.store(meta.applied.0, Ordering::SeqCst);
     }
 
     /// The applied index.
@@ -185,22 +257,62 @@ impl Shared {
         self.applied.load(Ordering::SeqCst)
     }
 
+    /// The stamps of the last entry that was applied, or later ones.
+    #[must_use]
+    pub fn last_stamps(&self) -> (ClusterTime, WallMillis) {
+        let clock = self.applied_clock.load(Ordering::Acquire);
+        (ClusterTime(clock), WallMillis(self.applied_wall.load(Ordering::Acquire)))
+    }
+
     /// When something ends next.
     #[must_use]
     pub fn earliest_deadline(&self) -> ClusterTime {
         ClusterTime(self.earliest_deadline.load(Ordering::Acquire))
     }
 
-    /// Says where the group stands.
-    pub fn set_role(&self, role: Role, term: u64, leader: u64) {
+    /// Says where the group stands. `leader` is a replica, `node` its node.
+    pub fn set_role(&self, role: Role, term: u64, leader: u64, node: Option<NodeId>) {
         self.role.store(role_code(role), Ordering::Release);
         self.term.store(term, Ordering::Release);
-        self.leader.store(leader, Ordering::Release);
+        if self.leader.swap(leader, Ordering::AcqRel) != leader && leader != 0 {
+            self.counters.leader_changes.fetch_add(1, Ordering::Relaxed);
+        }
+        self.leader_node.store(node.map_or(0, |node| node.0), Ordering::Release);
+        self.is_status_due.store(true, Ordering::Release);
     }
 
-    /// Says what was committed and what is in flight.
-    pub fn set_progress(&self, commit: u64, in_flight: usize) {
-        self.commit.store(commit, Ordering::Release);
+    /// The leader's replica id; 0 when none is known.
+    #[must_use]
+    pub fn leader(&self) -> u64 {
+        self.leader.load(Ordering::Acquire)
+    }
+
+    /// The leader's node.
+    #[must_use]
+    pub fn leader_node(&self) -> Option<NodeId> {
+        let node = self.leader_node.load(Ordering::Acquire);
+        (node != 0).then_some(NodeId(node))
+    }
+
+    /// The leader was heard.
+    pub fn heard_leader(&self, now: Monotonic) {
+        self.leader_heard.store(now.0.max(1), Ordering::Release);
+    }
+
+    /// Says how far reads may go without a barrier, and what is committed.
+    pub fn publish(&self, lease_until: Boottime, commit: u64) {
+        self.commit.store(commit, Ordering::SeqCst);
+        self.lease_until.store(lease_until.0, Ordering::SeqCst);
+    }
+
+    /// True while reads from the applied state are linearizable, given that everything committed is applied.
+    #[must_use]
+    pub fn holds_lease(&self, now: Boottime) -> bool {
+        now.0 < self.lease_until.load(Ordering::SeqCst)
+    }
+
+    /// Says how many entries are in flight.
+    pub fn set_in_flight(&self, in_flight: usize) {
         self.in_flight.store(in_flight as u64, Ordering::Release);
     }
 
@@ -220,14 +332,82 @@ impl Shared {
         self.log_bytes.load(Ordering::Acquire)
     }
 
-    /// Allows or forbids reads without a barrier.
-    pub fn set_may_read(&self, may_read: bool) {
-        self.may_read.store(may_read, Ordering::SeqCst);
+    /// The first index that the log on disk must keep.
+    #[must_use]
+    pub fn keep_from(&self) -> u64 {
+        self.keep_from.load(Ordering::Acquire)
     }
 
-    /// These bytes do not wait any more.
-    pub fn took_waiting(&self, bytes: usize) {
-        self.waiting_bytes.fetch_sub(bytes as u64, Ordering::AcqRel);
+    /// Followers may need the log from this index on.
+    pub fn set_keep_from(&self, index: u64) {
+        self.keep_from.store(index, Ordering::Release);
+    }
+
+    /// Entries of these bytes wait for apply.
+    pub fn add_apply_backlog(&self, bytes: u64) {
+        self.apply_backlog.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// Bytes of entries that wait for apply.
+    #[must_use]
+    pub fn apply_backlog(&self) -> u64 {
+        self.apply_backlog.load(Ordering::Acquire)
+    }
+
+    /// What the leader knows of the others.
+    pub fn set_progress_of(&self, progress: &[ReplicaProgress]) {
+        let mut known = self.progress.lock();
+        known.clear();
+        known.extend_from_slice(progress);
+    }
+
+    /// The state had this digest at this index.
+    pub fn set_verified(&self, index: LogIndex, digest: u128) {
+        *self.verified.lock() = Some((index.0, digest));
+        self.is_status_due.store(true, Ordering::Release);
+    }
+
+    /// A name for a session of this node that no session had before.
+    #[must_use]
+    pub fn next_epoch(&self) -> u64 {
+        self.epoch.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// A copy of the rows as of this index can be sent. Older ones go, but for the last.
+    pub fn snapshot_made(&self, index: u64, path: PathBuf) {
+        let mut snapshots = self.snapshots.lock();
+        snapshots.retain(|(other, _)| *other != index);
+        snapshots.push((index, path));
+        while snapshots.len() > SNAPSHOTS_KEPT {
+            let (_, path) = snapshots.remove(0);
+            if let Err(error) = std::fs::remove_dir_all(&path) {
+                tracing::warn!("cannot remove {}: {error}", path.display());
+            }
+        }
+    }
+
+    /// Where the copy of this index is.
+    #[must_use]
+    pub fn snapshot_path(&self, index: u64) -> Option<PathBuf> {
+        self.snapshots.lock().iter().find(|(at, _)| *at == index).map(|(_, path)| path.clone())
+    }
+
+    /// The index of the newest copy; 0 when there is none.
+    #[must_use]
+    pub fn snapshot_index(&self) -> u64 {
+        self.snapshots.lock().last().map_or(0, |(index, _)| *index)
+    }
+
+    /// Says that this replica's log is not what the group believes; once a minute.
+    pub fn warn_of_quarantine(&self, why: &str, now: Monotonic) {
+        let last = self.quarantine_warned.load(Ordering::Acquire);
+        if last == 0 || now.since(Monotonic(last)) >= Millis(60_000) {
+            self.quarantine_warned.store(now.0.max(1), Ordering::Release);
+            tracing::error!(
+                "{why}: it takes no part. If its disk lost data, stop the node, remove its data directory and start it \
+                 again: it will join under a new replica id"
+            );
+        }
     }
 
     fn refuse(&self, reply: ReplySender, error: ProposeError) -> bool {
@@ -236,9 +416,7 @@ impl Shared {
         let _ = reply.send(Err(error));
         false
     }
-}
 
-impl Shared {
     fn submit(&self, batch: Batch, reply: ReplySender) -> bool {
         let bytes = batch.bytes();
         if self.stopping.load(Ordering::Acquire) {
@@ -247,31 +425,21 @@ impl Shared {
         if bytes > ENTRY_BYTES_MAX {
             return self.refuse(reply, ProposeError::TooLarge { bytes, max: ENTRY_BYTES_MAX });
         }
-        let waiting = self.waiting_bytes.fetch_add(bytes as u64, Ordering::AcqRel);
-        if waiting > WAITING_BYTES_MAX as u64 {
-            self.took_waiting(bytes);
+        if self.waiting_bytes.load(Ordering::Acquire) > WAITING_BYTES_MAX as u64 {
             return self.refuse(reply, ProposeError::Overloaded);
         }
         self.counters.proposals.fetch_add(1, Ordering::Relaxed);
-        self.events.post(Event::Submit(Submission { batch, reply: Some(reply) }))
-    }
-
-    fn ask_barrier(&self, done: oneshot::Sender<Result<(), ProposeError>>) {
-        if self.stopping.load(Ordering::Acquire) {
-            let _ = done.send(Err(ProposeError::Stopped));
-        } else {
-            self.events.send(Event::Barrier(done));
-        }
+        self.events.post(Event::Submit(Submission::weighed(batch, reply, &self.waiting_bytes)))
     }
 
     /// Where the group stands.
     #[must_use]
     pub fn status(&self) -> Status {
-        let leader = self.leader.load(Ordering::Acquire);
         Status {
+            replica: self.replica,
             role: role_of(self.role.load(Ordering::Acquire)),
             term: Term(self.term.load(Ordering::Acquire)),
-            leader: (leader != 0).then_some(NodeId(leader)),
+            leader: self.leader_node(),
             commit: LogIndex(self.commit.load(Ordering::Acquire)),
             applied: LogIndex(self.applied()),
             log_bytes: self.log_bytes(),
@@ -281,20 +449,42 @@ impl Shared {
             log_writes: self.counters.log_writes.load(Ordering::Relaxed),
             log_write_micros: self.counters.log_write_micros.load(Ordering::Relaxed),
             flushed: LogIndex(self.counters.flushed.load(Ordering::Acquire)),
+            leader_changes: self.counters.leader_changes.load(Ordering::Relaxed),
+            snapshots_installed: self.counters.snapshots_installed.load(Ordering::Relaxed),
+            verified: *self.verified.lock(),
+        }
+    }
+
+    /// The same, as other nodes are told.
+    #[must_use]
+    pub fn group_status(&self, group: GroupId) -> GroupStatus {
+        let status = self.status();
+        GroupStatus {
+            group,
+            replica: self.replica,
+            role: status.role,
+            term: status.term.0,
+            leader: self.leader(),
+            commit: status.commit.0,
+            applied: status.applied.0,
+            verified: status.verified,
         }
     }
 }
 
 /// The driver, and how threads take turns at it.
-struct Engine {
+pub struct Engine {
     shared: Arc<Shared>,
     config: SharedConfig,
+    clock: Arc<dyn Clock>,
+    hub: Option<Arc<Hub>>,
     driver: Mutex<Driver>,
 }
 
 impl Engine {
-    /// The `raft` thread: sweeps when something became durable, and when time has passed.
+    /// The `raft` thread: sweeps when time has passed, and when something was sent for it.
     fn run(&self) {
+        let mut told = Monotonic(0);
         loop {
             let wait = {
                 let mut driver = self.driver.lock();
@@ -305,6 +495,14 @@ impl Engine {
                 }
                 driver.time_to_wait()
             };
+            if let Some(hub) = &self.hub {
+                let now = self.clock.monotonic();
+                let is_due = self.shared.is_status_due.swap(false, Ordering::AcqRel);
+                if is_due || now.since(told) >= STATUS_INTERVAL {
+                    told = now;
+                    hub.broadcast_status();
+                }
+            }
             self.shared.events.wait(wait);
         }
     }
@@ -315,6 +513,19 @@ impl Engine {
         self.shared.events.take(&mut events);
         driver.sweep(&mut events);
         std::mem::forget(guard);
+    }
+
+    /// Leaves an event for the next sweep.
+    pub fn post(&self, event: Event) {
+        self.shared.events.post(event);
+    }
+
+    /// Sweeps until nothing is left, unless another thread is at it.
+    pub fn sweep_events(&self) {
+        while !self.shared.events.is_empty() {
+            let Some(mut driver) = self.driver.try_lock() else { return };
+            self.sweep_with(&mut driver);
+        }
     }
 }
 
@@ -338,22 +549,101 @@ impl Replicator for Engine {
     }
 
     fn sweep(&self) {
-        while !self.shared.events.is_empty() {
-            let Some(mut driver) = self.driver.try_lock() else { return };
-            self.sweep_with(&mut driver);
-        }
+        self.sweep_events();
     }
 
-    fn barrier(&self, done: oneshot::Sender<Result<(), ProposeError>>) {
-        self.shared.ask_barrier(done);
+    fn barrier(&self, done: oneshot::Sender<Result<(), ProposeError>>) -> bool {
+        if self.shared.stopping.load(Ordering::Acquire) {
+            // The connection may be gone; then nobody wants to know.
+            let _ = done.send(Err(ProposeError::Stopped));
+            return false;
+        }
+        self.shared.events.post(Event::Barrier(done))
     }
 
     fn may_read(&self) -> bool {
-        self.shared.may_read.load(Ordering::SeqCst)
+        match self.shared.lease_until.load(Ordering::SeqCst) {
+            0 => false,
+            u64::MAX => true,
+            // A follower may have applied, and shown, what is committed and not applied here.
+            until => {
+                self.clock.boottime().0 < until
+                    && self.shared.applied() >= self.shared.commit.load(Ordering::SeqCst)
+            }
+        }
     }
 
     fn status(&self) -> Status {
         self.shared.status()
+    }
+
+    fn leader_silence(&self) -> Option<Millis> {
+        if role_of(self.shared.role.load(Ordering::Acquire)) == Role::Leader {
+            let holds = self.shared.lease_until.load(Ordering::SeqCst) != 0;
+            return holds.then_some(Millis(0)).or(self.silence());
+        }
+        self.silence()
+    }
+
+    fn members(&self) -> Vec<MemberInfo> {
+        let now = self.clock.monotonic();
+        let progress = self.shared.progress.lock().clone();
+        let Some(hub) = &self.hub else { return Vec::new() };
+        let links = hub.network().peers();
+        let statuses = hub.statuses();
+        statuses
+            .into_iter()
+            .filter_map(|(status, heard)| {
+                let group = *status.groups.first()?;
+                let link = links.iter().find(|link| link.node == status.node);
+                let progress = progress.iter().find(|progress| progress.replica == group.replica);
+                Some(MemberInfo {
+                    node: status.node,
+                    replica: group.replica,
+                    role: group.role,
+                    term: Term(group.term),
+                    commit: LogIndex(group.commit),
+                    applied: LogIndex(group.applied),
+                    matched: progress.map(|progress| LogIndex(progress.matched)),
+                    is_voter: progress.map(|progress| progress.is_voter),
+                    is_connected: heard.is_none() || link.is_some_and(|link| link.is_connected),
+                    heard: heard.map(|_| {
+                        link.and_then(|link| link.last_heard).map_or(Millis(u64::MAX), |at| now.since(at))
+                    }),
+                    rtt_us: link.and_then(|link| link.rtt_us),
+                    version: status.version,
+                    port: status.port,
+                    disk_free: status.disk_free,
+                    verified: group.verified,
+                })
+            })
+            .collect()
+    }
+
+    fn transfer(&self, to: Option<NodeId>, done: oneshot::Sender<Result<(), String>>) {
+        let done: AdminDone = Box::new(move |result| {
+            // The connection may be gone; then nobody wants to know.
+            let _ = done.send(result.map(|_| ()));
+        });
+        let leads = role_of(self.shared.role.load(Ordering::Acquire)) == Role::Leader;
+        match (&self.hub, self.shared.leader_node()) {
+            (Some(hub), Some(leader)) if !leads => {
+                hub.send_admin(leader, AdminCommand::TransferLeader { group: GroupId(0), to }, done);
+            }
+            (Some(_), None) => done(Err("no leader is known".to_owned())),
+            _ => self.shared.events.send(Event::Transfer { to, done }),
+        }
+    }
+
+    fn make_snapshot(&self) {
+        self.shared.events.send(Event::MakeSnapshot);
+    }
+}
+
+impl Engine {
+    fn silence(&self) -> Option<Millis> {
+        let heard = self.shared.leader_heard.load(Ordering::Acquire);
+        (heard != 0).then(|| self.clock.monotonic().since(Monotonic(heard)))
     }
 }
 
@@ -378,18 +668,36 @@ fn role_of(code: u8) -> Role {
 /// What a replica is started with.
 pub struct ReplicaParts {
     pub group: GroupId,
-    pub dir: std::path::PathBuf,
+    pub dir: PathBuf,
     pub log: Arc<LogStore>,
-    pub data: Arc<DataStore>,
+    pub data: DataStore,
+    pub caches: SharedCaches,
     pub watermark: Watermark,
     pub config: SharedConfig,
     pub clock: Arc<dyn Clock>,
+    /// `None` for a cluster of one.
+    pub peers: Option<PeerParts>,
+}
+
+/// What a replica with peers needs besides.
+pub struct PeerParts {
+    pub node: NodeId,
+    pub hub: Arc<Hub>,
+    pub replica: u64,
+    /// The first members, whose replica ids are their node ids; empty for a node that came later.
+    pub members: Vec<NodeId>,
+    /// How often this node has started.
+    pub boot: u64,
+    pub snapshot_counters: Arc<SnapshotCounters>,
+    /// This node's figures for the others; the group's are added.
+    pub describe: Box<dyn Fn(GroupStatus) -> crate::consensus::raft::requests::NodeStatus + Send + Sync>,
 }
 
 /// A running replica. Dropping it does not stop it; [`Replica::stop`] does.
 pub struct Replica {
     shared: Arc<Shared>,
     group: Group,
+    hub: Option<Arc<Hub>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -398,13 +706,17 @@ impl Replica {
     /// voter elects itself at once; reads are served once its LEADER-START is applied.
     pub fn start(parts: ReplicaParts) -> Result<Replica, BootError> {
         let config = parts.config.get();
-        let state = State::load(&parts.data)?;
-        let booted = Boot::read(&parts, &state)?;
+        let mut state = State::load(&parts.data)?;
+        let booted = Boot::read(&parts, &mut state)?;
         let counters = Arc::new(Counters::default());
         counters.set_flushed(state.meta().applied);
-        let shared = Arc::new(Shared::new(&state, Arc::clone(&counters)));
         let clock = Arc::new(ClusterClock::starting_at(booted.last_clock, Arc::clone(&parts.clock)));
         let applied = state.meta().applied;
+        let membership = state.membership().clone();
+        let (replica, boot) = (booted.replica, parts.peers.as_ref().map_or(0, |peers| peers.boot));
+        let epoch = replica << EPOCH_REPLICA_SHIFT | boot << EPOCH_BOOT_SHIFT;
+        let keep_from = if parts.peers.is_some() { 0 } else { u64::MAX };
+        let shared = Arc::new(Shared::new(&state, Arc::clone(&counters), replica, epoch, keep_from));
         let settings = Settings {
             databases: config.databases,
             lock_default_ttl: config.lock_default_ttl,
@@ -418,7 +730,9 @@ impl Replica {
             Flusher {
                 group: parts.group,
                 log: Arc::clone(&parts.log),
-                data: parts.data,
+                data: Some(parts.data),
+                dir: parts.dir.clone(),
+                caches: parts.caches,
                 watermark: parts.watermark,
                 config: parts.config.clone(),
                 shared: Arc::clone(&shared),
@@ -431,8 +745,10 @@ impl Replica {
             .start()?,
         );
         let applier = Applier {
+            group: parts.group,
             state: Arc::clone(&state),
             shared: Arc::clone(&shared),
+            network: parts.peers.as_ref().map(|peers| peers.hub.network().clone()),
             flusher,
             flusher_busy: busy,
             clock: Arc::clone(&parts.clock),
@@ -440,42 +756,86 @@ impl Replica {
             last_flush: parts.clock.monotonic(),
             flushed: applied,
         };
-        let events = Arc::clone(&shared);
-        threads.push(log_writer::start(
-            parts.group,
-            Arc::clone(&parts.log),
-            Arc::clone(&writer),
-            Arc::clone(&parts.clock),
-            counters,
-            move |token| events.events.send(Event::Persisted(token)),
-        )?);
+        let apply_mailbox: Arc<Mailbox<ApplyMessage>> = Arc::default();
+        let (apply, apply_thread) = match &parts.peers {
+            None => (ApplyBy::Sweep(Box::new(applier)), None),
+            Some(_) => (ApplyBy::Thread(Arc::clone(&apply_mailbox)), Some(applier)),
+        };
+        let cluster = parts.peers.as_ref().map(|peers| Cluster {
+            node: peers.node,
+            network: peers.hub.network().clone(),
+            session: Session::new(epoch, parts.clock.monotonic()),
+            members: Members::new(membership),
+            snapshots: Arc::clone(&peers.hub.snapshots),
+        });
         let outage = booted.outage(clock.wall());
         // Another seed in every life, so that no two draw the same.
         let last = Stamps { clock: booted.last_clock, wall: booted.last_wall, seed: clock.wall().0 };
-        let core = booted.core(&config)?;
-        let tick = Millis((config.election_timeout.0 / 10).max(1));
-        let mut driver = Driver::new(
+        let core = booted.core(&config, parts.clock.as_ref())?;
+        let mut driver = Driver::new(DriverParts {
             core,
-            parts.group,
-            Arc::clone(&shared),
-            parts.log,
-            writer,
-            applier,
-            Arc::clone(&clock),
-            parts.clock,
-            parts.config.clone(),
-        )
-        .with_start(settings, outage, last, tick);
+            group: parts.group,
+            shared: Arc::clone(&shared),
+            log: Arc::clone(&parts.log),
+            writer: Arc::clone(&writer),
+            apply,
+            cluster,
+            cluster_clock: Arc::clone(&clock),
+            clock: Arc::clone(&parts.clock),
+            config: parts.config.clone(),
+            settings,
+            outage,
+            last,
+            tick: tick_of(&config),
+        });
         driver.campaign_if_alone();
+        let hub = parts.peers.as_ref().map(|peers| Arc::clone(&peers.hub));
         let engine = Arc::new(Engine {
             shared: Arc::clone(&shared),
             config: parts.config.clone(),
+            clock: Arc::clone(&parts.clock),
+            hub: hub.clone(),
             driver: Mutex::new(driver),
         });
+        let persisted = Arc::clone(&engine);
+        threads.push(log_writer::start(
+            parts.group,
+            parts.log,
+            writer,
+            Arc::clone(&parts.clock),
+            counters,
+            move |token| {
+                persisted.post(Event::Persisted(token));
+                persisted.sweep_events();
+            },
+        )?);
+        if let Some(applier) = apply_thread {
+            let (mailbox, backlog) = (Arc::clone(&apply_mailbox), Arc::clone(&shared.apply_backlog));
+            let sweeper = Arc::clone(&engine);
+            let run = move || applier.run(&mailbox, &backlog, &|| sweeper.sweep_events());
+            threads.push(std::thread::Builder::new().name("apply".into()).spawn(run)?);
+        }
+        if let Some(peers) = parts.peers {
+            let door = Box::new(SnapshotDoor(Arc::clone(&peers.hub)));
+            threads.push(snapshot_io::start(
+                parts.dir,
+                Arc::clone(&peers.hub.snapshots),
+                Arc::clone(&parts.clock),
+                peers.snapshot_counters,
+                door,
+            )?);
+            let (status, describe, group) = (Arc::clone(&shared), peers.describe, parts.group);
+            let own_status = Box::new(move || describe(status.group_status(group)));
+            peers.hub.serve(Arc::clone(&engine), own_status);
+            // Links that were made before this replica stood.
+            for link in peers.hub.network().peers().iter().filter(|link| link.is_connected) {
+                engine.post(Event::PeerUp(link.node));
+            }
+        }
         let runner = Arc::clone(&engine);
         threads.push(std::thread::Builder::new().name("raft".into()).spawn(move || runner.run())?);
         let replicator: Arc<dyn Replicator> = engine;
-        Ok(Replica { group: Group::new(replicator, state, clock), shared, threads })
+        Ok(Replica { group: Group::new(replicator, state, clock), shared, hub, threads })
     }
 
     /// The handle.
@@ -484,20 +844,41 @@ impl Replica {
         self.group.clone()
     }
 
-    /// Takes no more proposals, finishes what is in flight, brings everything to disk, and ends the threads.
+    /// Gives the leadership away if there are peers, takes no more proposals, finishes what is in flight, brings
+    /// everything to disk, and ends the threads.
     pub fn stop(self) {
+        if self.hub.is_some() && self.group.status().role == Role::Leader {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let done = Box::new(move |result| {
+                // Nobody waits any more.
+                let _ = sender.send(result);
+            });
+            self.shared.events.send(Event::Transfer { to: None, done });
+            // Without a voter that could lead the others elect one when they miss this node.
+            let _ = receiver.recv_timeout(std::time::Duration::from_secs(4));
+        }
         self.shared.stopping.store(true, Ordering::Release);
         self.shared.events.send(Event::Stop);
         for thread in self.threads {
             // A thread of the replica that panicked has already ended the process.
             let _ = thread.join();
         }
+        if let Some(hub) = self.hub {
+            hub.network().stop();
+        }
     }
+}
+
+/// Length of a tick: a tenth of the election timeout.
+fn tick_of(config: &crate::config::Config) -> Millis {
+    Millis((config.election_timeout.0 / 10).max(1))
 }
 
 /// What was found on disk, repaired.
 struct Boot {
-    dir: std::path::PathBuf,
+    dir: PathBuf,
+    replica: u64,
+    membership: Membership,
     hard_state: HardState,
     entries: Vec<Entry>,
     applied: u64,
@@ -509,10 +890,20 @@ struct Boot {
 impl Boot {
     /// Repairs what a crash may leave: `commit` is not durable by itself, so it is raised to what is
     /// applied; a log that ends before the applied index was purged up to it.
-    fn read(parts: &ReplicaParts, state: &State) -> Result<Boot, BootError> {
+    fn read(parts: &ReplicaParts, state: &mut State) -> Result<Boot, BootError> {
+        let meta = parts.log.load(parts.group, LogIndex(u64::MAX))?.meta;
+        let replica = remember_replica(parts, meta.get(META_REPLICA))?;
+        if state.membership().is_empty() {
+            state.set_membership(first_members(parts, replica));
+            // The first members are in no entry, so a replica that comes later must be sent a snapshot, whatever the
+            // log still holds: the log of several begins behind an index that nobody can send.
+            if parts.peers.as_ref().is_some_and(|peers| !peers.members.is_empty()) {
+                state.begin_entry(LogIndex(1), Term(FIRST_TERM), ClusterTime(0), WallMillis(0));
+            }
+        }
         let (applied, applied_term) = (state.meta().applied, state.meta().applied_term);
         let contents = parts.log.load(parts.group, applied.next())?;
-        remember_replica(&parts.log, parts.group, &contents)?;
+        let membership = state.membership().clone();
         let mismatch = |what: String| BootError::Mismatch { dir: parts.dir.clone(), what };
         if let Some(first) = contents.entries.first()
             && first.index != applied.0 + 1
@@ -533,21 +924,34 @@ impl Boot {
         let last_clock = stamps.map_or(state.meta().clock, |stamps| stamps.clock.max(state.meta().clock));
         let last_wall = stamps.map_or(state.meta().wall, |stamps| stamps.wall.max(state.meta().wall));
         let (applied, applied_term) = (applied.0, applied_term.0);
-        Ok(Boot { dir: parts.dir.clone(), hard_state, entries, applied, applied_term, last_clock, last_wall })
+        let dir = parts.dir.clone();
+        Ok(Boot {
+            dir,
+            replica,
+            membership,
+            hard_state,
+            entries,
+            applied,
+            applied_term,
+            last_clock,
+            last_wall,
+        })
     }
 
-    fn core(self, config: &crate::config::Config) -> Result<GroupCore, BootError> {
+    fn core(self, config: &crate::config::Config, clock: &dyn Clock) -> Result<GroupCore, BootError> {
         let heartbeat = (config.heartbeat_interval.0 * 10 / config.election_timeout.0.max(1)).clamp(1, 9);
         let options = CoreOptions {
-            replica: FIRST_REPLICA,
+            replica: self.replica,
             election_ticks: 10,
             heartbeat_ticks: heartbeat as usize,
-            seed: self.hard_state.term,
+            tick_nanos: tick_of(config).0 * 1_000_000,
+            // Another one in every life: replicas that once chose alike must not do so for ever.
+            seed: clock.wall().0,
         };
-        let voters = ConfState::from((vec![FIRST_REPLICA], vec![]));
+        let members = Members::conf_state(&self.membership);
         let (dir, applied) = (self.dir, self.applied);
-        let log = LogCache::new(self.hard_state, voters, applied, self.applied_term, self.entries);
-        GroupCore::new(&options, log, applied)
+        let log = LogCache::new(self.hard_state, members, applied, self.applied_term, self.entries);
+        GroupCore::new(&options, log, applied, clock.boottime())
             .map_err(|error| BootError::Mismatch { dir, what: error.to_string() })
     }
 
@@ -571,16 +975,38 @@ impl Boot {
 
 /// Writes the replica's id when the group is new. Ids are never used twice, so that a node that lost its disk
 /// can never vote under its old name.
-fn remember_replica(log: &LogStore, group: GroupId, contents: &LogContents) -> Result<(), StorageError> {
-    if contents.meta.contains_key(META_REPLICA) {
-        return Ok(());
+fn remember_replica(parts: &ReplicaParts, known: Option<&Vec<u8>>) -> Result<u64, BootError> {
+    let wanted = parts.peers.as_ref().map(|peers| peers.replica);
+    if let Some(bytes) = known {
+        let known = bytes.as_slice().try_into().map(u64::from_be_bytes).unwrap_or(0);
+        if known == 0 || wanted.is_some_and(|wanted| wanted != known) {
+            let what = format!("the log is replica {known}'s, the cluster's record says {wanted:?}");
+            return Err(BootError::Mismatch { dir: parts.dir.clone(), what });
+        }
+        return Ok(known);
     }
+    let replica = wanted.unwrap_or(FIRST_REPLICA);
     let mut batch = LogBatch::new();
-    batch.group_meta(group, META_REPLICA, &FIRST_REPLICA.to_be_bytes());
-    log.write(batch, true)
+    batch.group_meta(parts.group, META_REPLICA, &replica.to_be_bytes());
+    parts.log.write(batch, true)?;
+    Ok(replica)
 }
 
-fn to_entry(record: LogEntryRecord) -> Entry {
+/// The members that a new group begins with; the same on each of them. Where they are the configuration says.
+fn first_members(parts: &ReplicaParts, replica: u64) -> Membership {
+    let own = parts.config.get().node_id;
+    let of = |node: NodeId| NodeAddress { node, host: String::new(), port: 0 };
+    let members: Vec<(u64, NodeAddress)> = match &parts.peers {
+        None => vec![(replica, of(own))],
+        Some(peers) => peers.members.iter().map(|node| (node.0, of(*node))).collect(),
+    };
+    let voters = members.iter().map(|(replica, _)| *replica).collect();
+    Membership { voters, nodes: members.into_iter().collect(), ..Membership::default() }
+}
+
+/// A record of the log as raft-rs has it.
+#[must_use]
+pub fn to_entry(record: LogEntryRecord) -> Entry {
     Entry {
         entry_type: i32::from(record.kind),
         index: record.index,
@@ -607,7 +1033,6 @@ mod tests {
     use crate::clock::SystemClock;
     use crate::config::Config;
     use crate::resp::Reply;
-    use crate::storage::SharedCaches;
     use crate::storage::test_support::TestDir;
     use std::path::Path;
 
@@ -618,11 +1043,14 @@ mod tests {
     fn start_with(dir: &Path, appendfsync: &str, clock: Arc<dyn Clock>) -> Replica {
         let args = ["--appendfsync", appendfsync].map(str::to_owned);
         let config = SharedConfig::new(Config::load(&args).unwrap().config, None);
+        let caches = SharedCaches::new(8 << 20, 64 << 20);
         let parts = ReplicaParts {
             group: GroupId(0),
             dir: dir.to_path_buf(),
             log: Arc::new(LogStore::open(dir).unwrap()),
-            data: Arc::new(DataStore::open(dir, GroupId(0), &SharedCaches::new(8 << 20, 64 << 20)).unwrap()),
+            data: DataStore::open(dir, GroupId(0), &caches).unwrap(),
+            caches,
+            peers: None,
             watermark: Watermark::open(dir).unwrap(),
             config,
             clock,
