@@ -14,6 +14,7 @@ mod resp {
     mod operations;
     mod protocol;
     mod queues;
+    mod raft;
     mod recovery;
     mod redis_rs;
     mod server;

@@ -1,4 +1,4 @@
-//! `/health`, `/ready` and `/metrics`, on a thread and a runtime of their own.
+//! `/health`, `/ready`, `/leader` and `/metrics`, on a thread and a runtime of their own.
 //!
 //! Why apart from the clients' runtime: a probe must be answered while a long command keeps every client worker
 //! busy, or a load balancer would take a node out that only has much to do.
@@ -47,6 +47,7 @@ const STOP_WAIT_MAX: Duration = Duration::from_secs(1);
 const INDEX: &str = "Holdfast\n\n\
     /health       200 while the process works\n\
     /ready        200 while it should get requests; /ready?write also asks for a quorum\n\
+    /leader       200 on the node that leads\n\
     /metrics      figures for Prometheus\n";
 
 /// What the pages ask the node. Called on the HTTP thread, so each must answer at once.
@@ -55,6 +56,8 @@ pub struct Probes {
     pub health: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// Why no requests should come here, or `Ok`; with `true`, no writes.
     pub ready: Box<dyn Fn(bool) -> Result<(), Vec<String>> + Send + Sync>,
+    /// Why this node is not the one that leads, or `Ok`.
+    pub leader: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// All metrics, freshly sampled, in Prometheus's text format.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
 }
@@ -125,6 +128,7 @@ fn router(probes: Probes) -> Router {
         .route("/", get(index))
         .route("/health", get(health))
         .route("/ready", get(ready))
+        .route("/leader", get(leader))
         .route("/metrics", get(render_metrics))
         .fallback(not_found)
         .with_state(Arc::new(probes))
@@ -139,7 +143,15 @@ async fn not_found() -> Response {
 }
 
 async fn health(State(probes): State<Arc<Probes>>) -> Response {
-    match (probes.health)() {
+    plain((probes.health)())
+}
+
+async fn leader(State(probes): State<Arc<Probes>>) -> Response {
+    plain((probes.leader)())
+}
+
+fn plain(outcome: Result<(), String>) -> Response {
+    match outcome {
         Ok(()) => (StatusCode::OK, "ok\n").into_response(),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
@@ -257,6 +269,7 @@ mod tests {
         let probes = Probes {
             health: Box::new(move || health.clone()),
             ready: Box::new(move |write| if write { Err(write_reasons.clone()) } else { Ok(()) }),
+            leader: Box::new(|| Err("node 2 leads".to_owned())),
             metrics: Box::new(|| "holdfast_raft_term 3\n".to_owned()),
         };
         (start(listener, probes).unwrap(), at)
@@ -282,6 +295,8 @@ mod tests {
             write.ends_with("{\"ready\":false,\"reasons\":[\"no \\\"quorum\\\"\",\"draining\"]}\n"),
             "{write}"
         );
+        let leader = fetch(at, "/leader");
+        assert!(leader.starts_with("HTTP/1.1 503 ") && leader.ends_with("node 2 leads\n"), "{leader}");
         let metrics = fetch(at, "/metrics");
         assert!(
             metrics.to_ascii_lowercase().contains("content-type: text/plain; version=0.0.4"),

@@ -120,6 +120,30 @@ pub static ROWS: &[CommandSpec] = &[
     },
     CommandSpec {
         group: Group::Connection,
+        acl: Categories::CONNECTION,
+        ..row(
+            "readonly",
+            "READONLY [MAXLAG milliseconds]",
+            "Lets this node answer the connection's reads from what it has applied, which may be old.",
+            -1,
+            ANYTIME_FAST,
+            SessionCommand::Readonly,
+        )
+    },
+    CommandSpec {
+        group: Group::Connection,
+        acl: Categories::CONNECTION,
+        ..row(
+            "readwrite",
+            "READWRITE",
+            "Ends READONLY: reads see every write that was answered before them.",
+            1,
+            ANYTIME_FAST,
+            SessionCommand::Readwrite,
+        )
+    },
+    CommandSpec {
+        group: Group::Connection,
         complexity: "Depends on subcommand.",
         subcommands: CLIENT_SUBCOMMANDS,
         ..row(
@@ -181,6 +205,18 @@ pub static ROWS: &[CommandSpec] = &[
             3,
             Flags::NOSCRIPT,
             SessionCommand::Wait,
+        )
+    },
+    CommandSpec {
+        complexity: "Depends on subcommand.",
+        subcommands: RAFT_SUBCOMMANDS,
+        ..row(
+            "raft",
+            "RAFT",
+            "Looks at the nodes of the cluster and at who leads, and steers them.",
+            -2,
+            Flags::NONE,
+            SessionCommand::Raft,
         )
     },
     row(
@@ -490,6 +526,64 @@ const SLOWLOG_SUBCOMMANDS: &[CommandSpec] = &[
         ..row("reset", "SLOWLOG RESET", "Deletes all entries.", 2, ADMIN_ANYWHERE, SessionCommand::Slowlog)
     },
     row("help", "SLOWLOG HELP", "Lists the subcommands.", 2, ANYTIME, SessionCommand::Slowlog),
+];
+
+/// A subcommand of RAFT that only looks.
+const RAFT_LOOK: Flags = ADMIN_ANYWHERE.and(Flags::NO_MULTI);
+/// A subcommand of RAFT that wants something of the group.
+const RAFT_STEER: Flags = Flags::ADMIN.and(Flags::STALE).and(Flags::NO_MULTI);
+
+const RAFT_SUBCOMMANDS: &[CommandSpec] = &[
+    row(
+        "info",
+        "RAFT INFO",
+        "Tells where this node stands: its role, the leader, what is committed and applied.",
+        2,
+        RAFT_LOOK,
+        SessionCommand::Raft,
+    ),
+    CommandSpec {
+        complexity: "O(N) where N is the number of members.",
+        ..row(
+            "members",
+            "RAFT MEMBERS",
+            "Lists the members of the cluster and what this node knows of each.",
+            2,
+            RAFT_LOOK,
+            SessionCommand::Raft,
+        )
+    },
+    row(
+        "transfer",
+        "RAFT TRANSFER [node-id]",
+        "Hands the lead over to a node, or to the one that is most up to date.",
+        -2,
+        RAFT_STEER,
+        SessionCommand::Raft,
+    ),
+    CommandSpec {
+        complexity: "O(1); the snapshot is made in the background.",
+        ..row(
+            "snapshot",
+            "RAFT SNAPSHOT",
+            "Lets this node make a snapshot for nodes that are far behind.",
+            2,
+            RAFT_STEER,
+            SessionCommand::Raft,
+        )
+    },
+    CommandSpec {
+        complexity: "O(N) where N is the size of the data, at every node.",
+        ..row(
+            "verify",
+            "RAFT VERIFY",
+            "Compares the states of all nodes as of one place in the log.",
+            2,
+            RAFT_STEER,
+            SessionCommand::Raft,
+        )
+    },
+    row("help", "RAFT HELP", "Lists the subcommands.", 2, ANYTIME, SessionCommand::Raft),
 ];
 
 const LATENCY_SUBCOMMANDS: &[CommandSpec] = &[

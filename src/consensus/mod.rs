@@ -114,6 +114,8 @@ pub struct MemberInfo {
     pub replica: u64,
     pub role: Role,
     pub term: Term,
+    /// The replica it takes for the leader; 0 when it knows none.
+    pub leader: u64,
     pub commit: LogIndex,
     pub applied: LogIndex,
     /// Its log equals the leader's up to here; known to the leader only.
@@ -130,6 +132,19 @@ pub struct MemberInfo {
     pub port: u16,
     pub disk_free: u64,
     pub verified: Option<(u64, u128)>,
+    /// The figures of this node's links to it; `None` for this node itself.
+    pub link: Option<LinkFigures>,
+}
+
+/// What went over this node's links to another one since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinkFigures {
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// Links made after the first.
+    pub reconnects: u64,
+    /// Bytes that wait to be written now.
+    pub queued_bytes: u64,
 }
 
 /// One engine of agreement for one group.

@@ -26,6 +26,7 @@ use crate::state::membership::Membership;
 use crate::state::sessions::Admission;
 use crate::state::sessions::Remembered;
 use crate::types::LogIndex;
+use crate::types::Millis;
 use crate::types::Term;
 use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
@@ -74,12 +75,13 @@ pub fn apply_entry(
         return Ok(applied);
     }
     let (stamps, mut reader) = decode_stamps(data)?;
+    let since_last = Millis(stamps.wall.0.saturating_sub(state.meta().wall.0));
     state.begin_entry(index, term, stamps.clock, stamps.wall);
     // Whatever a leader stamped, time does not go back within the log.
     let stamps = Stamps { clock: state.meta().clock, wall: state.meta().wall, ..stamps };
     let mut scratch = Vec::new();
     while let Some((user, count, session)) = decode_batch_head(&mut reader)? {
-        let mut batch = OpenBatch { stamps: &stamps, user, count, verify: &mut applied.verify };
+        let mut batch = OpenBatch { stamps: &stamps, since_last, user, count, verify: &mut applied.verify };
         let outcome = match session {
             None => BatchOutcome::Done(batch.execute(state, &mut reader)?),
             Some(session) => batch.execute_once(state, &mut reader, session, &mut scratch)?,
@@ -103,6 +105,8 @@ fn begin_without_stamps(state: &mut State, index: LogIndex, term: Term) {
 /// A batch whose head was read; its items come next.
 struct OpenBatch<'a> {
     stamps: &'a Stamps,
+    /// How far the wall stamp went on since the entry before.
+    since_last: Millis,
     user: &'a [u8],
     count: usize,
     verify: &'a mut bool,
@@ -139,7 +143,15 @@ impl OpenBatch<'_> {
         for _ in 0..self.count {
             let item = decode_item(reader)?;
             *self.verify |= matches!(item, Item::Verify);
-            replies.push(apply_item(state, self.stamps, self.user, item));
+            replies.push(match item {
+                Item::LeaderStart(start) => {
+                    // Two leaders that both slept through the outage must not both age the keys by it.
+                    let outage = start.outage.min(self.since_last);
+                    apply_leader_start(state, self.stamps, &LeaderStart { outage, ..start });
+                    Reply::Ok
+                }
+                item => apply_item(state, self.stamps, self.user, item),
+            });
         }
         Ok(replies)
     }
@@ -172,10 +184,7 @@ fn apply_item(state: &mut State, stamps: &Stamps, user: &[u8], item: Item<'_>) -
             };
             Reply::Integer(i64::try_from(ended).unwrap_or(i64::MAX))
         }
-        Item::LeaderStart(start) => {
-            apply_leader_start(state, stamps, &start);
-            Reply::Ok
-        }
+        Item::LeaderStart(_) => Reply::error("ERR a LEADER-START in the wrong place"),
         Item::Verify => integer(state.meta().applied.0),
         Item::AllocateReplica { node, nonce } => state
             .allocate_replica(node, nonce)
@@ -249,7 +258,6 @@ mod tests {
     use crate::state::membership::NodeAddress;
     use crate::state::test_support::TestStore;
     use crate::types::ClusterTime;
-    use crate::types::Millis;
     use crate::types::NodeId;
     use crate::types::WallMillis;
 
@@ -320,9 +328,18 @@ mod tests {
             push(batch, &["SET", "k", "v", "PX", "60000"]);
             push(batch, &["LOCK", "l", "me", "PX", "60000"]);
         });
-        let start = LeaderStart { outage: Millis(60_000), settings: *state.settings() };
-        apply(&mut state, 2, 10, |batch| batch.push_leader_start(&start));
-        let replies = apply(&mut state, 3, 10, |batch| {
+        // Two leaders that both slept through it age the keys once: between their stamps no time went by.
+        let start = LeaderStart { outage: Millis(40_000), settings: *state.settings() };
+        for index in [2, 3] {
+            let mut batch = Batch::new(b"");
+            batch.push_leader_start(&start);
+            let stamps = Stamps { clock: ClusterTime(10), wall: WallMillis(40_010), seed: 1 };
+            let entry = encode_entry(&stamps, [(None, &batch)].into_iter());
+            apply_entry(&mut state, LogIndex(index), Term(1), &entry).unwrap();
+        }
+        let replies = apply(&mut state, 4, 10, |batch| push(batch, &["PTTL", "k"]));
+        assert_eq!(replies, [Reply::Integer(60_000 - 40_000 - 10)]);
+        let replies = apply(&mut state, 5, 20_000, |batch| {
             push(batch, &["GET", "k"]);
             push(batch, &["LOCK", "l", "you"]);
         });

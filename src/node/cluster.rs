@@ -20,7 +20,6 @@ use crate::consensus::raft::replica::META_BOOT;
 use crate::consensus::raft::replica::META_REPLICA;
 use crate::consensus::raft::replica::PeerParts;
 use crate::consensus::raft::requests::NodeStatus;
-use crate::node::figures;
 use crate::peer::Handler;
 use crate::peer::Network;
 use crate::peer::NetworkOptions;
@@ -29,6 +28,7 @@ use crate::state::NodeAddress;
 use crate::storage::LogBatch;
 use crate::storage::LogStore;
 use crate::storage::StorageError;
+use crate::telemetry::process;
 use crate::types::GroupId;
 use crate::types::LogIndex;
 use crate::types::NodeId;
@@ -137,7 +137,7 @@ pub fn join(
             version: env!("CARGO_PKG_VERSION").to_owned(),
             port,
             http_port,
-            disk_free: figures::free_bytes(&dir),
+            disk_free: process::free_bytes(&dir),
             groups: vec![group],
         }),
     })

@@ -11,20 +11,31 @@ use metrics::gauge;
 use crate::admin::Probes;
 use crate::consensus::Role;
 use crate::server::Services;
+use crate::server::members::Member;
+use crate::server::members::leader_silence;
+use crate::server::members::members;
 use crate::server::stats;
 use crate::telemetry::metrics as names;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::process;
+use crate::types::Millis;
+use crate::types::NodeId;
 
 /// Apply may stand still for so long, with work to do, before the process counts as broken.
 const APPLY_STUCK_MS: u64 = 10_000;
+/// A leader may be silent for so long, or three heartbeats if that is more, while requests are welcome here.
+const READY_SILENCE_MAX: Millis = Millis(1_000);
+/// And so many entries may wait to be applied here.
+const READY_LAG_MAX: u64 = 10_000;
 
 /// The callbacks of the HTTP port.
 pub fn probes(services: Arc<Services>, metrics: Metrics) -> Probes {
-    let (health, ready) = (Arc::clone(&services), Arc::clone(&services));
+    let [health, ready, leader] = [(); 3].map(|()| Arc::clone(&services));
     let progress = Progress::default();
     Probes {
         health: Box::new(move || progress.check(&health)),
         ready: Box::new(move |write| check_ready(&ready, write)),
+        leader: Box::new(move || check_leader(&leader)),
         metrics: Box::new(move || {
             sample(&services);
             metrics.render()
@@ -58,21 +69,69 @@ impl Progress {
     }
 }
 
-fn check_ready(services: &Services, write: bool) -> Result<(), Vec<String>> {
+/// Why this node can serve nobody, whatever the others do.
+fn check_own(services: &Services) -> Vec<String> {
     let mut reasons = Vec::new();
     if services.shutdown.is_requested() {
         reasons.push("the node is shutting down".to_owned());
     }
+    if services.is_loading() {
+        reasons.push("the node is loading its data, or waits for the other nodes".to_owned());
+    }
+    if let Some(index) = services.diverged_at() {
+        reasons.push(format!("this node's state differs from the others' at index {index}"));
+    }
+    reasons
+}
+
+/// How long a leader may be silent. A leader without a majority counts as silent, so one that is heard has a quorum,
+/// or had it a moment ago.
+fn silence_max(services: &Services) -> Millis {
+    let heartbeat = services.config.get().heartbeat_interval;
+    READY_SILENCE_MAX.max(Millis(heartbeat.0.saturating_mul(3)))
+}
+
+/// Ready: a leader is heard, and what it does is applied here soon. Any node takes writes, so they ask for no more.
+fn check_ready(services: &Services, write: bool) -> Result<(), Vec<String>> {
+    let mut reasons = check_own(services);
     let status = services.group.status();
     if status.leader.is_none() {
         reasons.push("no leader is known".to_owned());
     }
-    if services.group.try_read().is_none() {
-        reasons.push("the log is being replayed".to_owned());
-    } else if write && status.role != Role::Leader {
-        reasons.push("this node does not lead".to_owned());
+    if services.group.members().is_empty() {
+        if services.group.try_read().is_none() {
+            reasons.push("the log is being replayed".to_owned());
+        } else if write && status.role != Role::Leader {
+            reasons.push("this node does not lead".to_owned());
+        }
+    } else {
+        match leader_silence(services) {
+            None => reasons.push("no leader was heard".to_owned()),
+            Some(silence) if silence > silence_max(services) => {
+                reasons.push(format!("no leader with a majority was heard for {} ms", silence.0));
+            }
+            Some(_) => {}
+        }
+        let lag = status.commit.0.saturating_sub(status.applied.0);
+        if lag > READY_LAG_MAX {
+            reasons.push(format!("{lag} entries are committed and not applied here"));
+        }
     }
     if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+}
+
+/// Leads, and can prove it: by its lease, or because a majority was just heard.
+fn check_leader(services: &Services) -> Result<(), String> {
+    if let Some(reason) = check_own(services).into_iter().next() {
+        return Err(reason);
+    }
+    if services.group.status().role != Role::Leader {
+        return Err("this node does not lead".to_owned());
+    }
+    match leader_silence(services) {
+        Some(silence) if silence <= silence_max(services) => Ok(()),
+        _ => Err("this node leads, and no majority was heard of late".to_owned()),
+    }
 }
 
 /// Copies the counters of all parts into the metrics.
@@ -80,6 +139,11 @@ fn sample(services: &Services) {
     let status = services.group.status();
     gauge!(names::RAFT_TERM).set(status.term.0 as f64);
     gauge!(names::RAFT_IS_LEADER).set(f64::from(u8::from(status.role == Role::Leader)));
+    counter!(names::RAFT_LEADER_CHANGES_TOTAL).absolute(status.leader_changes);
+    counter!(names::RAFT_SNAPSHOTS_INSTALLED_TOTAL).absolute(status.snapshots_installed);
+    let lag = status.commit.0.saturating_sub(status.applied.0);
+    gauge!(names::RAFT_APPLY_LAG_ENTRIES).set(lag as f64);
+    gauge!(names::RAFT_STATE_DIVERGED).set(f64::from(u8::from(services.diverged_at().is_some())));
     gauge!(names::RAFT_COMMIT_INDEX).set(status.commit.0 as f64);
     gauge!(names::RAFT_APPLIED_INDEX).set(status.applied.0 as f64);
     counter!(names::RAFT_PROPOSALS_TOTAL).absolute(status.proposals);
@@ -87,9 +151,32 @@ fn sample(services: &Services) {
     gauge!(names::RAFT_PROPOSALS_PENDING).set(status.entries_in_flight as f64);
     gauge!(names::RAFT_LOG_BYTES).set(status.log_bytes as f64);
     gauge!(names::DATA_FLUSHED_INDEX).set(status.flushed.0 as f64);
-    gauge!(names::DISK_FREE_BYTES).set(free_bytes(&services.config.get().dir) as f64);
+    gauge!(names::DISK_FREE_BYTES).set(process::free_bytes(&services.config.get().dir) as f64);
+    sample_peers(services);
     sample_clients(services);
     sample_state(services);
+}
+
+fn sample_peers(services: &Services) {
+    let own = services.config.get().node_id;
+    // Of two replicas of a node the later one is alive.
+    let peers: BTreeMap<NodeId, Member> =
+        members(services).into_iter().map(|member| (member.node, member)).collect();
+    for member in peers.values().filter(|member| member.node != own) {
+        let peer = member.node.to_string();
+        gauge!(names::PEER_CONNECTED, "peer" => peer.clone()).set(f64::from(u8::from(member.is_connected())));
+        let Some(info) = &member.info else { continue };
+        if let Some(rtt) = info.rtt_us {
+            gauge!(names::PEER_RTT_SECONDS, "peer" => peer.clone()).set(rtt as f64 / 1e6);
+        }
+        let Some(link) = info.link else { continue };
+        for (direction, bytes) in [("in", link.bytes_in), ("out", link.bytes_out)] {
+            counter!(names::PEER_BYTES_TOTAL, "peer" => peer.clone(), "direction" => direction)
+                .absolute(bytes);
+        }
+        counter!(names::PEER_RECONNECTS_TOTAL, "peer" => peer.clone()).absolute(link.reconnects);
+        gauge!(names::PEER_QUEUED_BYTES, "peer" => peer).set(link.queued_bytes as f64);
+    }
 }
 
 fn sample_clients(services: &Services) {
@@ -103,7 +190,9 @@ fn sample_clients(services: &Services) {
             counter!(names::COMMANDS_TOTAL, "cmd" => row.name).absolute(calls);
         }
     }
-    for (code, count) in services.stats.errors_by_code() {
+    let errors = services.stats.errors_by_code();
+    counter!(names::INDOUBT_TOTAL).absolute(errors.get("INDOUBT").copied().unwrap_or(0));
+    for (code, count) in errors {
         counter!(names::ERRORS_TOTAL, "code" => code).absolute(count);
     }
 }
@@ -131,9 +220,4 @@ fn sample_state(services: &Services) {
     for (name, count) in messages {
         gauge!(names::QUEUE_MESSAGES, "state" => name).set(count as f64);
     }
-}
-
-/// Bytes free for this user on the data directory's file system; 0 when that cannot be told.
-pub fn free_bytes(dir: &std::path::Path) -> u64 {
-    rustix::fs::statvfs(dir).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
 }

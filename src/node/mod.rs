@@ -1,7 +1,8 @@
 //! A node: the parts wired together, its ports, its signals, and its end.
 //!
 //! ```text
-//! STARTING ports opened ─► data directory locked ─► rows and log loaded ─► led and applied ─► SERVING
+//! STARTING ports opened ─► data directory locked ─► clients accepted, and told that it is LOADING
+//!          ─► cluster formed ─► rows and log loaded ─► led and applied ─► SERVING
 //! SERVING  SIGTERM, SIGINT, SHUTDOWN ─► STOPPING clients answered ─► log synced, rows flushed ─► exit 0
 //! any      storage error, broken invariant ─► exit 70
 //! ```
@@ -79,10 +80,7 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     tracing::info!("Holdfast {} starts, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
     let shared = SharedConfig::new(config, file);
     limits::make_room_for_clients(&shared)?;
-    let replica = start_replica(&dir, &shared, &clock, peers)?;
-
     let config = shared.get();
-    write_pid_file(&config)?;
     let metrics = Metrics::install()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(worker_threads(&config))
@@ -91,17 +89,30 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
         .build()
         .context("cannot start the client threads")?;
     let shutdown = Shutdown::new();
-    let services =
-        Arc::new(Services::new(shared.clone(), Arc::clone(&clock), replica.group(), shutdown.clone()));
+    let services = Arc::new(Services::new(shared.clone(), Arc::clone(&clock), shutdown.clone()));
     let http = start_http(http, &services, metrics)?;
+    let (signals, serving) = {
+        let _inside = runtime.enter();
+        let serving = server::serve(Arc::clone(&services), tokio_listeners(clients)?);
+        (runtime.spawn(stop_on_signals(shutdown.clone())?), runtime.spawn(serving))
+    };
+    let impatient = runtime.spawn(stop_while_loading(Arc::clone(&services)));
+    let replica = start_replica(&dir, &shared, &clock, peers)?;
+    services.group.set(replica.group());
+    impatient.abort();
+    write_pid_file(&config)?;
     runtime.block_on(async {
-        wait_until_serving(&services.group, cluster::has_peers(&config)).await;
-        adopt_cluster_settings(&shared, &services.group);
-        tracing::info!("Ready to accept connections on port {}", config.port);
-        let signals = tokio::spawn(stop_on_signals(shutdown.clone())?);
+        tokio::select! {
+            () = wait_until_serving(&services.group, cluster::has_peers(&config)) => {
+                adopt_cluster_settings(&shared, &services.group);
+                services.set_loaded();
+                tracing::info!("Ready to accept connections on port {}", config.port);
+            }
+            () = shutdown.requested() => {}
+        }
         let levels = tokio::spawn(follow_log_level(shared.clone(), logging));
         let watch = tokio::spawn(watch_directory(Arc::clone(&dir)));
-        server::serve(Arc::clone(&services), tokio_listeners(clients)?).await;
+        serving.await.context("the clients' loop ended")?;
         levels.abort();
         watch.abort();
         signals.abort();
@@ -176,6 +187,15 @@ fn adopt_cluster_settings(config: &SharedConfig, group: &Group) {
             );
         }
         config.adopt(name, &value);
+    }
+}
+
+/// Ends the node when it is told to stop while it still loads or waits for others: it answered nothing that is not on disk.
+async fn stop_while_loading(services: Arc<Services>) {
+    services.shutdown.requested().await;
+    if !services.group.is_set() {
+        tracing::info!("Told to stop before it served");
+        std::process::exit(0);
     }
 }
 

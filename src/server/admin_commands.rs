@@ -118,15 +118,20 @@ pub fn time(services: &Services) -> Reply {
 }
 
 /// WAIT: at once, since what was answered before is on a majority of the nodes already. The number is that of the
-/// other nodes, and a node alone has none.
-pub fn wait(request: &Request) -> Reply {
+/// other nodes of a majority, and a node alone has none.
+pub fn wait(services: &Services, request: &Request) -> Reply {
+    let voters = services.group.read_applied().membership().voters.len();
+    wait_with(voters, request)
+}
+
+fn wait_with(voters: usize, request: &Request) -> Reply {
     if parse_i64(request.arg(1)).is_none() {
         return CommandError::NotAnInteger.into();
     }
     match parse_i64(request.arg(2)) {
         None => Reply::error("ERR timeout is not an integer or out of range"),
         Some(timeout) if timeout < 0 => Reply::error("ERR timeout is negative"),
-        Some(_) => Reply::Integer(0),
+        Some(_) => number((voters / 2) as u64),
     }
 }
 
@@ -198,9 +203,12 @@ mod tests {
 
     #[test]
     fn wait_answers_at_once_and_checks_its_words() {
-        assert_eq!(wait(&Request::from_args(&[b"wait", b"1", b"100"])), Reply::Integer(0));
-        assert!(wait(&Request::from_args(&[b"wait", b"x", b"100"])).is_error());
-        let negative = wait(&Request::from_args(&[b"wait", b"1", b"-1"]));
+        let wait = |voters, words: &[&[u8]]| wait_with(voters, &Request::from_args(words));
+        assert_eq!(wait(1, &[b"wait", b"1", b"100"]), Reply::Integer(0));
+        assert_eq!(wait(3, &[b"wait", b"2", b"100"]), Reply::Integer(1));
+        assert_eq!(wait(5, &[b"wait", b"0", b"0"]), Reply::Integer(2));
+        assert!(wait(1, &[b"wait", b"x", b"100"]).is_error());
+        let negative = wait(1, &[b"wait", b"1", b"-1"]);
         assert_eq!(negative, Reply::error("ERR timeout is negative"));
     }
 

@@ -58,6 +58,8 @@ pub struct ClientHandle {
     pub output_bytes: AtomicUsize,
     pub is_unevictable: AtomicBool,
     pub leaves_keys_untouched: AtomicBool,
+    /// READONLY is on.
+    pub is_readonly: AtomicBool,
     /// Waits in a command (DEBUG SLEEP) or in CLIENT PAUSE.
     pub is_blocked: AtomicBool,
     /// Has commands under way.
@@ -145,6 +147,9 @@ impl ClientHandle {
         }
         if self.is_doomed() {
             flags.push('A');
+        }
+        if self.is_readonly.load(Ordering::Relaxed) {
+            flags.push('r');
         }
         if self.is_unevictable.load(Ordering::Relaxed) {
             flags.push('e');
@@ -268,6 +273,7 @@ impl Clients {
             output_bytes: AtomicUsize::new(0),
             is_unevictable: AtomicBool::new(false),
             leaves_keys_untouched: AtomicBool::new(false),
+            is_readonly: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
             is_executing: AtomicBool::new(false),
             holds_buffers: AtomicBool::new(true),

@@ -25,6 +25,8 @@ use crate::server::clients::BUFFERS_KEPT;
 use crate::server::clients::ClientHandle;
 use crate::server::dispatch::Pipeline;
 use crate::server::dispatch::Step;
+use crate::server::raft_command;
+use crate::server::raft_command::Later;
 use crate::server::session::Session;
 use crate::server::transaction::Plan;
 
@@ -215,6 +217,7 @@ impl Connection {
                 Step::Paused => self.wait_for_pause().await?,
                 Step::Exec(plan) => self.exec(plan).await,
                 Step::Wait(length, reply) => self.wait(length, &reply).await?,
+                Step::Later(later) => self.later(later).await?,
             }
         }
         self.pipeline.finish(&self.session, &self.services);
@@ -258,6 +261,15 @@ impl Connection {
         Ok(())
     }
 
+    async fn later(&mut self, later: Later) -> io::Result<()> {
+        self.flush().await?;
+        let from = self.services.clock.monotonic();
+        let reply = self.block(raft_command::run_later(&self.services, later), Self::is_stopped).await?;
+        let micros = self.services.clock.monotonic().micros_since(from);
+        self.pipeline.on_waited(&mut self.session, &self.services, &reply, micros, &mut self.output);
+        Ok(())
+    }
+
     async fn wait_for_pause(&mut self) -> io::Result<()> {
         self.flush().await?;
         let clients = self.services.clients.clone();
@@ -275,17 +287,17 @@ impl Connection {
     }
 
     /// Waits, shown as blocked, until `is_over` when the connection is woken: then it ends.
-    async fn block(
+    async fn block<T>(
         &self,
-        waited: impl Future<Output = ()>,
+        waited: impl Future<Output = T>,
         is_over: impl Fn(&Connection) -> bool,
-    ) -> io::Result<()> {
+    ) -> io::Result<T> {
         let client = &self.session.client;
         client.is_blocked.store(true, Ordering::Relaxed);
         tokio::pin!(waited);
         let outcome = loop {
             tokio::select! {
-                () = &mut waited => break Ok(()),
+                outcome = &mut waited => break Ok(outcome),
                 () = client.wake.notified() => {
                     if is_over(self) {
                         break Err(io::Error::from(ErrorKind::ConnectionAborted));

@@ -33,9 +33,12 @@ use crate::server::errors;
 use crate::server::gates;
 use crate::server::gates::Found;
 use crate::server::gates::Standing;
+use crate::server::members::leader_silence;
+use crate::server::raft_command::Later;
 use crate::server::reply_bounds;
 use crate::server::session::Answer;
 use crate::server::session::Session;
+use crate::server::session::StaleReads;
 use crate::server::stats::Tally;
 use crate::server::transaction;
 use crate::server::transaction::Exec;
@@ -78,6 +81,8 @@ pub enum Step {
     Exec(Plan),
     /// This time passes, then the reply is due.
     Wait(Duration, Reply),
+    /// Something else comes to its end, then its reply is due.
+    Later(Later),
 }
 
 /// The requests of one batch of input and how far they got.
@@ -147,6 +152,7 @@ impl Pipeline {
         }
         let is_after_barrier = std::mem::take(&mut self.is_after_barrier);
         let is_memory_full = services.is_memory_full(session.config.max_memory);
+        let (is_loading, diverged_at) = (services.is_loading(), services.diverged_at());
         let mut reading: Option<Reading<'_>> = None;
         while self.next < self.requests.len() && !session.is_closing {
             if out.len() > FLUSH_BYTES {
@@ -158,6 +164,8 @@ impl Pipeline {
                 in_transaction,
                 exec_needs_memory: is_memory_full && session.transaction.needs_memory(),
                 is_memory_full,
+                is_loading,
+                diverged_at,
             };
             let found = match gates::admit(&self.requests[self.next], standing) {
                 Ok(found) => found,
@@ -191,16 +199,17 @@ impl Pipeline {
             }
             let waits_for = match found.row.execute {
                 Execute::Read(read) => {
-                    let may_skip_lease = is_after_barrier;
-                    match open(&mut reading, services, may_skip_lease) {
-                        Some(guard) => self.read(session, services, found, read, guard, out),
-                        None => Some(Step::Barrier),
+                    match open(&mut reading, services, session.stale_reads, is_after_barrier) {
+                        Ok(guard) => self.read(session, services, found, read, guard, out),
+                        Err(Unreadable::NeedsBarrier) => Some(Step::Barrier),
+                        Err(Unreadable::TooOld(refusal)) => self.fail(session, services, &refusal, out),
                     }
                 }
                 Execute::Session(SessionCommand::Watch) if !in_transaction => {
-                    match open(&mut reading, services, is_after_barrier) {
-                        Some(guard) => self.watch(session, services, found, guard, out),
-                        None => Some(Step::Barrier),
+                    match open(&mut reading, services, session.stale_reads, is_after_barrier) {
+                        Ok(guard) => self.watch(session, services, found, guard, out),
+                        Err(Unreadable::NeedsBarrier) => Some(Step::Barrier),
+                        Err(Unreadable::TooOld(refusal)) => self.fail(session, services, &refusal, out),
                     }
                 }
                 Execute::Session(command) => {
@@ -290,7 +299,9 @@ impl Pipeline {
     ) {
         match outcome {
             Ok(()) => self.is_after_barrier = true,
-            Err(error) => self.fail(session, services, &errors::read_error(&error), out),
+            Err(error) => {
+                self.fail(session, services, &errors::read_error(&error), out);
+            }
         }
     }
 
@@ -321,7 +332,9 @@ impl Pipeline {
                 services.stats.expired.fetch_add(ended, std::sync::atomic::Ordering::Relaxed);
                 self.is_expired_out = ended == 0;
             }
-            Err(error) => self.fail(session, services, &errors::read_error(&error), out),
+            Err(error) => {
+                self.fail(session, services, &errors::read_error(&error), out);
+            }
         }
     }
 
@@ -363,7 +376,7 @@ impl Pipeline {
         }
     }
 
-    /// Answers a command whose time to wait has passed.
+    /// Answers a command whose wait is over.
     pub fn on_waited(
         &mut self,
         session: &mut Session,
@@ -430,14 +443,21 @@ impl Pipeline {
         session.emit(&reply, out);
     }
 
-    /// Answers the next request with an error of the group.
+    /// Answers the next request with an error of the group; nothing is waited for.
     #[cold]
-    fn fail(&mut self, session: &mut Session, services: &Services, reply: &Reply, out: &mut BytesMut) {
+    fn fail(
+        &mut self,
+        session: &mut Session,
+        services: &Services,
+        reply: &Reply,
+        out: &mut BytesMut,
+    ) -> Option<Step> {
         self.next += 1;
         if let Reply::Error(text) = reply {
             services.stats.note_error(text);
         }
         session.emit(reply, out);
+        None
     }
 
     /// Takes a write into the batch; gives the batch's size in bytes.
@@ -562,11 +582,12 @@ impl Pipeline {
             session.client.note_activity(services.clock.monotonic(), Some(found));
         }
         let answer = session.run(services, found, &self.requests[self.next]);
-        let from = if matches!(answer, Answer::After(..)) { None } else { from };
+        let from = if matches!(answer, Answer::After(..) | Answer::Later(_)) { None } else { from };
         self.step_over(session, services, found, from);
         match answer {
             Answer::Reply(reply) => self.answer(session, services, found.row, &reply, out),
             Answer::After(length, reply) => return Some(Step::Wait(length, reply)),
+            Answer::Later(later) => return Some(Step::Later(later)),
             Answer::Nothing => self.tally.add(found.row, false),
             Answer::Last(reply) => {
                 self.answer(session, services, found.row, &reply, out);
@@ -611,32 +632,63 @@ impl Pipeline {
     }
 }
 
-/// The guard for the next read: the one at hand, or a new one when that served its share. `None` when a barrier is
-/// wanted first. Requests of one pipeline were all received before a barrier that it waited for, so what is applied
-/// after the barrier is fresh enough for each of them.
+/// Why a read cannot run now.
+enum Unreadable {
+    /// This node holds no lease: a read barrier comes first.
+    NeedsBarrier,
+    /// What this node has is older than the client allows: the reply.
+    TooOld(Reply),
+}
+
+/// The guard for the next read: the one at hand, or a new one when that served its share. Requests of one pipeline
+/// were all received before a barrier that it waited for, so what is applied after the barrier is fresh enough for
+/// each of them.
+///
+/// With READONLY it is what is applied here, however old. What is due there ends when the leader says so: a node that
+/// hears of none cannot know.
 #[inline]
 fn open<'g, 'a>(
     reading: &'g mut Option<Reading<'a>>,
     services: &'a Services,
+    stale_reads: Option<StaleReads>,
     is_after_barrier: bool,
-) -> Option<&'g mut Reading<'a>> {
+) -> Result<&'g mut Reading<'a>, Unreadable> {
     if reading.as_ref().is_some_and(|reading| reading.left == 0) {
         *reading = None;
     }
-    if reading.is_none() {
-        let state = match services.group.try_read() {
-            Some(state) => state,
-            None if is_after_barrier => services.group.read_applied(),
-            None => return None,
-        };
-        let now = services.group.now();
-        let wall = services.group.wall();
-        let is_anything_due = state.anything_due(now);
-        *reading = Some(Reading { state, now, wall, is_anything_due, left: READS_PER_GUARD });
-    }
-    let reading = reading.as_mut()?;
+    let reading = match reading {
+        Some(reading) => reading,
+        None => reading.insert(open_anew(services, stale_reads, is_after_barrier)?),
+    };
     reading.left -= 1;
-    Some(reading)
+    Ok(reading)
+}
+
+fn open_anew(
+    services: &Services,
+    stale_reads: Option<StaleReads>,
+    is_after_barrier: bool,
+) -> Result<Reading<'_>, Unreadable> {
+    let group = &services.group;
+    let state = match stale_reads {
+        Some(StaleReads { max_lag }) => {
+            if let Some(max_lag) = max_lag {
+                let silence = leader_silence(services);
+                if silence.is_none_or(|silence| silence > max_lag) {
+                    return Err(Unreadable::TooOld(errors::stale_read_error(silence)));
+                }
+            }
+            group.read_applied()
+        }
+        None => match group.try_read() {
+            Some(state) => state,
+            None if is_after_barrier => group.read_applied(),
+            None => return Err(Unreadable::NeedsBarrier),
+        },
+    };
+    let now = group.now();
+    let is_anything_due = stale_reads.is_none() && state.anything_due(now);
+    Ok(Reading { state, now, wall: group.wall(), is_anything_due, left: READS_PER_GUARD })
 }
 
 /// True when a key that the command names is due. Commands without keys (SCAN, KEYS …) pass over due ones by

@@ -8,15 +8,16 @@ use std::borrow::Cow;
 use crate::commands::error::CommandError;
 use crate::consensus::ProposeError;
 use crate::resp::Reply;
+use crate::types::Millis;
 
 /// The reply to a write, or to a read that needed the group, which got no outcome.
 pub fn propose_error(error: &ProposeError) -> Reply {
     match error {
-        ProposeError::NotLeader { .. } => {
-            Reply::error("READONLY This node does not lead its shard now. The command was not executed.")
-        }
+        ProposeError::NotLeader { .. } => Reply::error(
+            "READONLY No leader with a quorum is known to this node. The command was not executed.",
+        ),
         ProposeError::OutcomeUnknown => Reply::error(
-            "INDOUBT No answer from the shard in time. The command may or may not have been executed.",
+            "INDOUBT No answer from a leader in time. The command may or may not have been executed.",
         ),
         ProposeError::Overloaded => {
             Reply::error("TRYAGAIN Too many writes are waiting. The command was not executed.")
@@ -32,10 +33,38 @@ pub fn propose_error(error: &ProposeError) -> Reply {
 pub fn read_error(error: &ProposeError) -> Reply {
     match error {
         ProposeError::NotLeader { .. } | ProposeError::OutcomeUnknown | ProposeError::Stopped => {
-            Reply::error("CLUSTERDOWN The shard has no leader with a quorum now. Nothing was read.")
+            Reply::error("CLUSTERDOWN No leader with a quorum is known to this node. Nothing was read.")
         }
         ProposeError::Overloaded | ProposeError::TooLarge { .. } => propose_error(error),
     }
+}
+
+/// The reply to a read in READONLY MAXLAG mode on a node that heard of no leader for `silence`; `None`: never.
+pub fn stale_read_error(silence: Option<Millis>) -> Reply {
+    match silence {
+        Some(silence) => Reply::error(format!(
+            "MASTERDOWN lag={} This node has not heard of a leader for longer than MAXLAG allows. Nothing was read.",
+            silence.0
+        )),
+        None => {
+            Reply::error("MASTERDOWN lag=unknown This node has not heard of a leader yet. Nothing was read.")
+        }
+    }
+}
+
+/// The reply to everything that wants data of a node whose state differs from that of the others as of `index`.
+pub fn diverged(index: u64) -> Reply {
+    Reply::error(format!(
+        "MISCONF this node's state differs from the others' at index {index}. The command was not executed; the other \
+         nodes serve."
+    ))
+}
+
+/// The reply to everything that wants data of a node that has none yet.
+pub fn loading() -> Reply {
+    Reply::error(
+        "LOADING This node is loading its data, or waits for the other nodes. The command was not executed.",
+    )
 }
 
 /// The reply to a command that was refused; nothing was changed.
@@ -80,6 +109,42 @@ mod tests {
         assert!(
             matches!(read_error(&ProposeError::OutcomeUnknown), Reply::Error(text) if text.starts_with("CLUSTERDOWN "))
         );
+    }
+
+    fn text(reply: Reply) -> String {
+        match reply {
+            Reply::Error(text) => text.into_owned(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_error_says_whether_the_command_was_executed() {
+        let not_leader = ProposeError::NotLeader { leader: None };
+        let too_large = ProposeError::TooLarge { bytes: 9, max: 8 };
+        let cases = [
+            (propose_error(&not_leader), "READONLY", "not executed"),
+            (propose_error(&ProposeError::OutcomeUnknown), "INDOUBT", "may or may not have been executed"),
+            (propose_error(&ProposeError::Overloaded), "TRYAGAIN", "not executed"),
+            (propose_error(&too_large), "ERR", "not executed"),
+            (propose_error(&ProposeError::Stopped), "CLUSTERDOWN", "not executed"),
+            (read_error(&not_leader), "CLUSTERDOWN", "Nothing was read"),
+            (read_error(&ProposeError::OutcomeUnknown), "CLUSTERDOWN", "Nothing was read"),
+            (read_error(&ProposeError::Stopped), "CLUSTERDOWN", "Nothing was read"),
+            (read_error(&ProposeError::Overloaded), "TRYAGAIN", "not executed"),
+            (stale_read_error(Some(Millis(12))), "MASTERDOWN", "Nothing was read"),
+            (stale_read_error(None), "MASTERDOWN", "Nothing was read"),
+            (diverged(7), "MISCONF", "not executed"),
+            (loading(), "LOADING", "not executed"),
+        ];
+        for (reply, expected, says) in cases {
+            let text = text(reply);
+            assert_eq!(code(&text), expected, "{text}");
+            assert!(text.contains(says) && text.ends_with('.'), "{text}");
+        }
+        assert!(text(stale_read_error(Some(Millis(12)))).starts_with("MASTERDOWN lag=12 "));
+        let mine = "MISCONF this node's state differs from the others' at index 7";
+        assert!(text(diverged(7)).starts_with(mine));
     }
 
     #[test]

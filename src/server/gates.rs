@@ -57,13 +57,24 @@ pub struct Standing {
     pub exec_needs_memory: bool,
     /// The node takes more memory than `maxmemory`.
     pub is_memory_full: bool,
+    /// The node has no data yet.
+    pub is_loading: bool,
+    /// The node's state was found to be wrong as of this index.
+    pub diverged_at: Option<u64>,
 }
 
 type Gate = fn(&Attempt<'_>) -> Result<(), Reply>;
 
 /// In Redis's order.
-const GATES: [Gate; 5] =
-    [arity_fits, client_is_logged_in, fits_a_transaction, memory_is_there, keys_are_bounded];
+const GATES: [Gate; 7] = [
+    arity_fits,
+    client_is_logged_in,
+    fits_a_transaction,
+    memory_is_there,
+    data_is_loaded,
+    state_is_right,
+    keys_are_bounded,
+];
 
 /// Finds a request's row and passes it through the gates; the error is what to answer.
 #[inline]
@@ -156,6 +167,22 @@ fn memory_is_there(attempt: &Attempt<'_>) -> Result<(), Reply> {
     Err(Reply::error("OOM command not allowed when used memory > 'maxmemory'."))
 }
 
+fn data_is_loaded(attempt: &Attempt<'_>) -> Result<(), Reply> {
+    if !attempt.standing.is_loading || attempt.found.leaf().flags.has(Flags::LOADING) {
+        return Ok(());
+    }
+    Err(errors::loading())
+}
+
+fn state_is_right(attempt: &Attempt<'_>) -> Result<(), Reply> {
+    let Some(index) = attempt.standing.diverged_at else { return Ok(()) };
+    match attempt.found.row.execute {
+        Execute::Read(_) | Execute::Write(_) => Err(errors::diverged(index)),
+        Execute::Session(SessionCommand::Exec | SessionCommand::Watch) => Err(errors::diverged(index)),
+        Execute::Session(_) => Ok(()),
+    }
+}
+
 fn keys_are_bounded(attempt: &Attempt<'_>) -> Result<(), Reply> {
     // A request that is shorter as a whole has no longer key.
     if attempt.request.raw().len() <= KEY_BYTES_MAX {
@@ -240,6 +267,37 @@ mod tests {
         let queued = Standing { in_transaction: true, exec_needs_memory: true, ..full };
         assert_eq!(refusal_at(&[b"exec"], queued), oom);
         assert_eq!(refusal_at(&[b"discard"], queued), "discard");
+    }
+
+    #[test]
+    fn a_node_whose_state_is_wrong_serves_no_data() {
+        let wrong = Standing { diverged_at: Some(9), ..Standing::default() };
+        for words in
+            [&[&b"get"[..], b"k"][..], &[b"set", b"k", b"v"], &[b"dbsize"], &[b"watch", b"k"], &[b"exec"]]
+        {
+            let refusal = refusal_at(words, wrong);
+            assert!(
+                refusal.starts_with("MISCONF this node's state differs from the others' at index 9"),
+                "{refusal}"
+            );
+        }
+        for words in [&[&b"ping"[..]][..], &[b"info"], &[b"raft", b"members"], &[b"multi"], &[b"shutdown"]] {
+            assert_eq!(refusal_at(words, wrong).split('|').next().unwrap().as_bytes(), words[0]);
+        }
+    }
+
+    #[test]
+    fn while_it_loads_only_what_needs_no_data_runs() {
+        let loading = Standing { is_loading: true, ..Standing::default() };
+        for words in [&[&b"get"[..], b"k"][..], &[b"set", b"k", b"v"], &[b"ping"], &[b"raft", b"verify"]] {
+            let refusal = refusal_at(words, loading);
+            assert!(refusal.starts_with("LOADING "), "{refusal}");
+        }
+        for words in
+            [&[&b"info"[..]][..], &[b"raft", b"info"], &[b"hello", b"3"], &[b"config", b"get", b"port"]]
+        {
+            assert_eq!(refusal_at(words, loading).split('|').next().unwrap().as_bytes(), words[0]);
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::resp::Reply;
 use crate::resp::Request;
 use crate::server::Services;
 use crate::server::clients::ClientHandle;
+use crate::server::raft_command;
 use crate::server::session::REDIS_VERSION;
 use crate::server::stats;
 
@@ -141,7 +142,7 @@ fn persistence(services: &Services, text: &mut String) {
         AppendFsync::EverySec => "everysec",
         AppendFsync::No => "no",
     };
-    line(text, format_args!("loading:0"));
+    line(text, format_args!("loading:{}", u8::from(services.is_loading())));
     line(text, format_args!("async_loading:0"));
     line(text, format_args!("rdb_changes_since_last_save:{}", pending.encoded + pending.listed));
     line(text, format_args!("rdb_bgsave_in_progress:0"));
@@ -188,22 +189,26 @@ fn replication(services: &Services, text: &mut String) {
     line(text, format_args!("master_repl_offset:{}", services.group.status().applied));
 }
 
+/// RAFT INFO's figures, and those of the way into the log.
 fn raft(services: &Services, text: &mut String) {
     let status = services.group.status();
-    let leader = status.leader.map_or(0, |leader| leader.0);
-    line(text, format_args!("raft_role:{}", status.role.name()));
-    line(text, format_args!("raft_term:{}", status.term.0));
-    line(text, format_args!("raft_leader:{leader}"));
-    line(text, format_args!("raft_commit_index:{}", status.commit));
-    line(text, format_args!("raft_applied_index:{}", status.applied));
-    line(text, format_args!("raft_flushed_index:{}", status.flushed));
-    line(text, format_args!("raft_log_bytes:{}", status.log_bytes));
-    line(text, format_args!("raft_entries_in_flight:{}", status.entries_in_flight));
+    for (name, value) in raft_command::info(services) {
+        let name = match name {
+            "commit" | "applied" | "flushed" => format!("raft_{name}_index"),
+            "cluster_time_ms" => name.to_owned(),
+            _ => format!("raft_{name}"),
+        };
+        match value {
+            Reply::Integer(value) => line(text, format_args!("{name}:{value}")),
+            Reply::Bulk(value) => line(text, format_args!("{name}:{}", String::from_utf8_lossy(&value))),
+            // Not known.
+            _ => line(text, format_args!("{name}:")),
+        }
+    }
     line(text, format_args!("raft_proposals:{}", status.proposals));
     line(text, format_args!("raft_proposals_failed:{}", status.proposals_failed));
     line(text, format_args!("raft_log_writes:{}", status.log_writes));
     line(text, format_args!("raft_log_write_usec:{}", status.log_write_micros));
-    line(text, format_args!("cluster_time_ms:{}", services.group.now().0));
 }
 
 fn cpu(_: &Services, text: &mut String) {

@@ -22,6 +22,8 @@ use crate::server::clients::ClientHandle;
 use crate::server::clients::Clients;
 use crate::server::connection::Connection;
 use crate::server::info;
+use crate::server::members::leader_silence;
+use crate::server::verify;
 
 /// How long connections have to finish when the node shuts down.
 const GRACE: Duration = Duration::from_secs(10);
@@ -160,7 +162,8 @@ fn prepare(stream: &TcpStream, config: &Config) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
 }
 
-/// Ten times a second: the memory of the process. Once a second: idle clients, and the rate of commands.
+/// Ten times a second: the memory of the process. Once a second: idle clients, the rate of commands, and whether this
+/// node's state is that of the others.
 pub async fn look_after_node(services: Arc<Services>) {
     let mut before = services.stats.commands.load(Ordering::Relaxed);
     let mut stopped = services.shutdown.subscribe();
@@ -171,10 +174,13 @@ pub async fn look_after_node(services: Arc<Services>) {
             () = stopped.requested() => pending::<()>().await,
         }
         services.used_memory.store(info::resident_bytes(), Ordering::Relaxed);
+        // A leader that is deposed later is to know until when it led.
+        let _silence = leader_silence(&services);
         looks += 1;
         if looks == LOOKS_PER_SECOND {
             looks = 0;
             before = look_after_clients(&services, before);
+            verify::look(&services);
         }
     }
 }

@@ -3,9 +3,10 @@
 //! ```text
 //! listener ──► connection ──► dispatch ──► gates ──► a read guard, a batch for the log, or the session itself
 //!              one task        the order    what may     transaction  session  client_command  info
-//!              per client      of things    not run      config_command  admin_commands
+//!              per client      of things    not run      config_command  admin_commands  raft_command
 //! ```
-//! Beside it stand what all connections share: the registry of clients, the slow log, the counters.
+//! Beside it stand what all connections share: the registry of clients, the slow log, the counters, and what is known
+//! of the other members (`members`, `verify`).
 
 mod admin_commands;
 mod client_command;
@@ -15,13 +16,17 @@ mod connection;
 mod dispatch;
 mod errors;
 mod gates;
+mod group_slot;
 mod info;
 mod listener;
+pub mod members;
+mod raft_command;
 mod reply_bounds;
 mod session;
 pub mod slowlog;
 pub mod stats;
 mod transaction;
+mod verify;
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -36,9 +41,9 @@ use tokio::task::JoinSet;
 
 use crate::clock::Clock;
 use crate::config::SharedConfig;
-use crate::consensus::Group;
 use crate::server::clients::ClientHandle;
 use crate::server::clients::Clients;
+use crate::server::group_slot::GroupSlot;
 use crate::server::slowlog::Slowlog;
 use crate::server::stats::Stats;
 use crate::types::Millis;
@@ -51,8 +56,8 @@ const WARNED_EVERY: Millis = Millis(60_000);
 pub struct Services {
     pub config: SharedConfig,
     pub clock: Arc<dyn Clock>,
-    /// The one group of this version.
-    pub group: Group,
+    /// The one group of this version, once it is there.
+    pub group: GroupSlot,
     pub clients: Clients,
     pub slowlog: Slowlog,
     pub stats: Stats,
@@ -64,14 +69,20 @@ pub struct Services {
     /// 40 hexadecimal digits, new with every start.
     pub run_id: String,
     seed: AtomicU64,
+    is_loading: AtomicBool,
+    /// When this node last led and had a majority, in nanoseconds of the monotonic clock; 0 is never.
+    led_last: AtomicU64,
+    /// The index at which this node's state was found to be wrong; 0: it was not.
+    diverged_at: AtomicU64,
     /// When cross-protocol scripting was last logged, in nanoseconds of the monotonic clock; 0 is never.
     warned: AtomicU64,
 }
 
 impl Services {
-    /// Everything a server needs, with empty registries. `shutdown` may be shared with the signal handler.
+    /// Everything a server needs, with empty registries and no group yet: it loads until [`Services::set_loaded`].
+    /// `shutdown` may be shared with the signal handler.
     #[must_use]
-    pub fn new(config: SharedConfig, clock: Arc<dyn Clock>, group: Group, shutdown: Shutdown) -> Services {
+    pub fn new(config: SharedConfig, clock: Arc<dyn Clock>, shutdown: Shutdown) -> Services {
         // The standard library's hasher is seeded by the operating system: enough for names and dice.
         let random = RandomState::new();
         let word = |n: u64| random.hash_one(n);
@@ -79,8 +90,8 @@ impl Services {
         Services {
             config,
             started: clock.monotonic(),
+            group: GroupSlot::empty(&clock),
             clock,
-            group,
             clients: Clients::new(),
             slowlog: Slowlog::default(),
             stats: Stats::default(),
@@ -88,6 +99,9 @@ impl Services {
             used_memory: AtomicU64::new(info::resident_bytes()),
             run_id,
             seed: AtomicU64::new(word(4)),
+            is_loading: AtomicBool::new(true),
+            led_last: AtomicU64::new(0),
+            diverged_at: AtomicU64::new(0),
             warned: AtomicU64::new(0),
         }
     }
@@ -96,6 +110,44 @@ impl Services {
     #[inline]
     fn is_memory_full(&self, max_memory: u64) -> bool {
         max_memory > 0 && self.used_memory.load(Ordering::Relaxed) > max_memory
+    }
+
+    /// True until the group is there and has what it needs to serve.
+    #[inline]
+    #[must_use]
+    pub fn is_loading(&self) -> bool {
+        self.is_loading.load(Ordering::Acquire)
+    }
+
+    /// Commands that want data are served from now on.
+    pub fn set_loaded(&self) {
+        self.is_loading.store(false, Ordering::Release);
+    }
+
+    /// When this node last led and had a majority, as far as anybody looked; `None`: never.
+    fn led_last(&self) -> Option<Monotonic> {
+        Some(Monotonic(self.led_last.load(Ordering::Relaxed))).filter(|last| last.0 > 0)
+    }
+
+    /// This node led then, and had a majority.
+    fn note_lead(&self, at: Monotonic) {
+        self.led_last.fetch_max(at.0.max(1), Ordering::Relaxed);
+    }
+
+    /// The index at which this node's state was found to differ from the others', if it was: then it serves no data.
+    #[inline]
+    #[must_use]
+    pub fn diverged_at(&self) -> Option<u64> {
+        match self.diverged_at.load(Ordering::Relaxed) {
+            0 => None,
+            index => Some(index),
+        }
+    }
+
+    /// This node's state is wrong as of `index`. True when that is news.
+    fn note_divergence(&self, index: u64) -> bool {
+        let relaxed = Ordering::Relaxed;
+        self.diverged_at.compare_exchange(0, index.max(1), relaxed, relaxed).is_ok()
     }
 
     /// Says in the log that a browser was made to talk to this port; once a minute, since a page can do so often.

@@ -1,7 +1,8 @@
 //! What a connection is, apart from its socket: who is on it, which database, which protocol, which transaction.
 //!
-//! The commands that only concern this stand here as well: PING ECHO HELLO AUTH SELECT RESET QUIT. Others that a
-//! connection answers by itself are sent on to `client_command`, `info`, `config_command` and `admin_commands`.
+//! The commands that only concern this stand here as well: PING ECHO HELLO AUTH SELECT READONLY RESET QUIT. Others
+//! that a connection answers by itself are sent on to `client_command`, `info`, `config_command`, `admin_commands` and
+//! `raft_command`.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -31,8 +32,11 @@ use crate::server::errors;
 use crate::server::gates;
 use crate::server::gates::Found;
 use crate::server::info;
+use crate::server::raft_command;
+use crate::server::raft_command::Later;
 use crate::server::transaction::Transaction;
 use crate::state::DbIndex;
+use crate::types::Millis;
 
 /// The version of Redis whose behaviour clients may expect; they choose features by it.
 pub const REDIS_VERSION: &str = "7.2.4";
@@ -54,6 +58,13 @@ pub enum Replies {
     SkipNext,
 }
 
+/// How old reads may be on a connection that asked for READONLY.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StaleReads {
+    /// Reads are refused when no leader was heard for longer; `None` is no bound.
+    pub max_lag: Option<Millis>,
+}
+
 /// What becomes of a command that the connection answers itself.
 #[derive(Debug)]
 pub enum Answer {
@@ -62,6 +73,8 @@ pub enum Answer {
     Nothing,
     /// The reply, after this time.
     After(Duration, Reply),
+    /// The reply of what takes its time.
+    Later(Later),
     /// The reply, and then the connection closes.
     Last(Reply),
     /// The connection closes without a reply.
@@ -85,6 +98,8 @@ pub struct Session {
     pub is_logged_in: bool,
     pub transaction: Transaction,
     pub replies: Replies,
+    /// Since READONLY: this node answers reads from what it has applied.
+    pub stale_reads: Option<StaleReads>,
     /// Nothing more is executed; the connection closes once its replies are sent.
     pub is_closing: bool,
     /// The configuration as of this batch of input.
@@ -105,6 +120,7 @@ impl Session {
             is_logged_in: config.requirepass.is_none(),
             transaction: Transaction::default(),
             replies: Replies::On,
+            stale_reads: None,
             is_closing: false,
             config,
             config_generation,
@@ -145,6 +161,7 @@ impl Session {
         client.protocol.store(if self.protocol == Protocol::Resp3 { 3 } else { 2 }, Ordering::Relaxed);
         client.queued.store(queued, Ordering::Relaxed);
         client.watched.store(self.transaction.watched(), Ordering::Relaxed);
+        client.is_readonly.store(self.stale_reads.is_some(), Ordering::Relaxed);
         client.transaction_bytes.store(self.transaction.bytes(), Ordering::Relaxed);
     }
 
@@ -167,7 +184,13 @@ impl Session {
             SessionCommand::Time => admin_commands::time(services).into(),
             SessionCommand::Slowlog => admin_commands::slowlog(services, sub, request).into(),
             SessionCommand::Latency => admin_commands::latency(services, sub, request).into(),
-            SessionCommand::Wait => admin_commands::wait(request).into(),
+            SessionCommand::Wait => admin_commands::wait(services, request).into(),
+            SessionCommand::Raft => raft_command::run(services, sub, request),
+            SessionCommand::Readonly => self.readonly(request).into(),
+            SessionCommand::Readwrite => {
+                self.stale_reads = None;
+                Reply::Ok.into()
+            }
             SessionCommand::Shutdown => admin_commands::shutdown(services, request),
             SessionCommand::Debug => admin_commands::debug(self, services, request),
             SessionCommand::Multi => self.transaction.begin(self.db).into(),
@@ -190,6 +213,8 @@ impl Session {
         match self.run(services, found, request) {
             Answer::Reply(reply) | Answer::After(_, reply) => reply,
             Answer::Nothing => Reply::Ok,
+            // The gates let nothing of the kind into a transaction.
+            Answer::Later(_) => Reply::error("ERR Command not allowed inside a transaction"),
             Answer::Last(reply) => {
                 self.is_closing = true;
                 reply
@@ -224,7 +249,18 @@ impl Session {
         }
     }
 
+    fn readonly(&mut self, request: &Request) -> Reply {
+        match parse_readonly(request) {
+            Ok(stale_reads) => {
+                self.stale_reads = Some(stale_reads);
+                Reply::Ok
+            }
+            Err(error) => error.into(),
+        }
+    }
+
     fn reset(&mut self) -> Reply {
+        self.stale_reads = None;
         self.transaction.reset();
         self.db = 0;
         self.protocol = Protocol::Resp2;
@@ -370,6 +406,18 @@ fn describe_commands(sub: &str, request: &Request) -> Reply {
     described.unwrap_or_else(errors::command_error)
 }
 
+fn parse_readonly(request: &Request) -> Result<StaleReads, CommandError> {
+    let max_lag = match (request.len(), request.get(1), request.get(2)) {
+        (1, ..) => None,
+        (3, Some(word), Some(value)) if eq_ignore_case(word, "maxlag") => {
+            let millis = parse_i64(value).and_then(|millis| u64::try_from(millis).ok());
+            Some(Millis(millis.ok_or(CommandError::NotAnInteger)?))
+        }
+        _ => return Err(CommandError::Syntax),
+    };
+    Ok(StaleReads { max_lag })
+}
+
 fn ping(request: &Request) -> Reply {
     match request.len() {
         1 => Reply::Simple(Cow::Borrowed("PONG")),
@@ -411,6 +459,23 @@ mod tests {
         assert_eq!(refusal(&[b"hello", b"x"]), "ERR Protocol version is not an integer or out of range");
         assert_eq!(refusal(&[b"hello", b"3", b"auth", b"u"]), "ERR Syntax error in HELLO option 'auth'");
         assert_eq!(refusal(&[b"hello", b"3", b"foo"]), "ERR Syntax error in HELLO option 'foo'");
+    }
+
+    #[test]
+    fn readonly_takes_a_bound() {
+        let parsed = |words: &[&[u8]]| parse_readonly(&Request::from_args(words));
+        assert_eq!(parsed(&[b"readonly"]), Ok(StaleReads { max_lag: None }));
+        let bounded = Ok(StaleReads { max_lag: Some(Millis(1500)) });
+        assert_eq!(parsed(&[b"readonly", b"MaxLag", b"1500"]), bounded);
+        for (words, error) in [
+            (&[&b"readonly"[..], b"maxlag"][..], CommandError::Syntax),
+            (&[b"readonly", b"lag", b"1"], CommandError::Syntax),
+            (&[b"readonly", b"maxlag", b"1", b"2"], CommandError::Syntax),
+            (&[b"readonly", b"maxlag", b"-1"], CommandError::NotAnInteger),
+            (&[b"readonly", b"maxlag", b"soon"], CommandError::NotAnInteger),
+        ] {
+            assert_eq!(parsed(words), Err(error));
+        }
     }
 
     #[test]

@@ -63,11 +63,20 @@ pub const RAFT_IS_LEADER: &str = "holdfast_raft_is_leader";
 pub const RAFT_LEADER_CHANGES_TOTAL: &str = "holdfast_raft_leader_changes_total";
 pub const RAFT_COMMIT_INDEX: &str = "holdfast_raft_commit_index";
 pub const RAFT_APPLIED_INDEX: &str = "holdfast_raft_applied_index";
+pub const RAFT_APPLY_LAG_ENTRIES: &str = "holdfast_raft_apply_lag_entries";
+pub const RAFT_SNAPSHOTS_INSTALLED_TOTAL: &str = "holdfast_raft_snapshots_installed_total";
+pub const RAFT_STATE_DIVERGED: &str = "holdfast_raft_state_diverged";
 pub const RAFT_PROPOSALS_TOTAL: &str = "holdfast_raft_proposals_total";
 pub const RAFT_PROPOSALS_FAILED_TOTAL: &str = "holdfast_raft_proposals_failed_total";
 pub const RAFT_PROPOSALS_PENDING: &str = "holdfast_raft_proposals_pending";
 pub const RAFT_FSYNC_SECONDS: &str = "holdfast_raft_fsync_seconds";
 pub const RAFT_LOG_BYTES: &str = "holdfast_raft_log_bytes";
+
+pub const PEER_CONNECTED: &str = "holdfast_peer_connected";
+pub const PEER_RTT_SECONDS: &str = "holdfast_peer_rtt_seconds";
+pub const PEER_BYTES_TOTAL: &str = "holdfast_peer_bytes_total";
+pub const PEER_RECONNECTS_TOTAL: &str = "holdfast_peer_reconnects_total";
+pub const PEER_QUEUED_BYTES: &str = "holdfast_peer_queued_bytes";
 
 pub const PROCESS_CPU_SECONDS_TOTAL: &str = "holdfast_process_cpu_seconds_total";
 pub const PROCESS_RESIDENT_MEMORY_BYTES: &str = "holdfast_process_resident_memory_bytes";
@@ -104,11 +113,29 @@ pub const METRICS: &[MetricSpec] = &[
     ),
     gauge(RAFT_COMMIT_INDEX, "entries", "The highest log index known to be committed."),
     gauge(RAFT_APPLIED_INDEX, "entries", "The highest log index applied to the state."),
+    gauge(RAFT_APPLY_LAG_ENTRIES, "entries", "Entries that are committed and not applied here."),
+    counter(
+        RAFT_SNAPSHOTS_INSTALLED_TOTAL,
+        "snapshots",
+        "Snapshots of other nodes that took the place of this node's log and state.",
+    ),
+    gauge(
+        RAFT_STATE_DIVERGED,
+        "boolean",
+        "1 when this node's state was found to differ from the others': it serves no data. Else 0.",
+    ),
     counter(RAFT_PROPOSALS_TOTAL, "proposals", "Commands that were proposed here."),
     counter(RAFT_PROPOSALS_FAILED_TOTAL, "proposals", "Proposals that were refused or got no outcome."),
     gauge(RAFT_PROPOSALS_PENDING, "proposals", "Proposals that wait for their outcome now."),
     histogram(RAFT_FSYNC_SECONDS, "seconds", "How long the synced writes of the log took."),
     gauge(RAFT_LOG_BYTES, "bytes", "Size of the log on disk."),
+    gauge(PEER_CONNECTED, "boolean", "1 while there is a link to the node, else 0.").by(&["peer"]),
+    gauge(PEER_RTT_SECONDS, "seconds", "The last round trip on the link to the node.").by(&["peer"]),
+    counter(PEER_BYTES_TOTAL, "bytes", "Bytes that went over links to the node, in or out.")
+        .by(&["peer", "direction"]),
+    counter(PEER_RECONNECTS_TOTAL, "links", "Links to the node that were made after the first.")
+        .by(&["peer"]),
+    gauge(PEER_QUEUED_BYTES, "bytes", "Bytes that wait to be sent to the node.").by(&["peer"]),
     counter(PROCESS_CPU_SECONDS_TOTAL, "seconds", "Processor time used, in user and system mode together."),
     gauge(PROCESS_RESIDENT_MEMORY_BYTES, "bytes", "Resident memory."),
     gauge(PROCESS_VIRTUAL_MEMORY_BYTES, "bytes", "Virtual memory."),

@@ -236,7 +236,11 @@ fn a_password_is_asked_for() {
         client.cmd(&["HELLO", "3"]).text().starts_with("NOAUTH HELLO must be called with the client already")
     );
     assert_eq!(client.cmd(&["AUTH", "sesame"]), ok());
-    assert_eq!(client.cmd(&["PING"]), simple("PONG"));
+    wait_for("the node to have loaded", Millis(30_000), || {
+        let reply = client.cmd(&["PING"]);
+        assert!(reply == simple("PONG") || reply.error_code() == Some("LOADING"), "{reply:?}");
+        (reply == simple("PONG")).then_some(())
+    });
     let mut other = node.client();
     assert!(matches!(other.cmd(&["HELLO", "3", "AUTH", "default", "sesame"]), Value::Map(_)));
     assert_eq!(other.cmd(&["CONFIG", "SET", "requirepass", ""]), ok());

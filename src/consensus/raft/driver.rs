@@ -421,7 +421,10 @@ impl Driver {
             }
             Event::Applied(index) => self.on_applied(index),
             Event::Barrier(done) => self.on_barrier(done, now),
-            Event::Purged(index) => self.step(Input::Compact(index)),
+            Event::Purged(index) => {
+                self.step(Input::Compact(index));
+                self.shared.drop_snapshots_before(index);
+            }
             Event::Stop => {
                 self.stopping = true;
                 if let Some(cluster) = &mut self.cluster {
@@ -511,6 +514,7 @@ impl Driver {
         self.let_go_of_entries(applied);
         if self.serve_from.is_some_and(|index| applied >= index) && self.leading {
             self.serve_from = None;
+            self.start.outage = Millis(0);
         }
         self.barriers.applied(applied);
         if let Some(cluster) = &mut self.cluster {
@@ -646,7 +650,9 @@ impl Driver {
     fn find_leader(&mut self) {
         let (leader, term, is_leading) = (self.core.leader(), self.core.term(), self.leading);
         let Some(cluster) = &mut self.cluster else { return };
-        let target = match cluster.members.node_of(leader) {
+        let node = cluster.members.node_of(leader);
+        self.shared.set_leader_node(node);
+        let target = match node {
             _ if is_leading => Target::Here(term),
             Some(node) if node != cluster.node && cluster.network.is_connected(node) => {
                 Target::There(node, term)
@@ -712,10 +718,14 @@ impl Driver {
             let leader = self.shared.leader_node();
             return refuse(self, Outcome::NotLeader { leader });
         }
-        if self.origins.get(&from).is_some_and(|(known, next)| *known == epoch && first_seq > *next) {
+        let known = self.origins.get(&from).filter(|(known, _)| *known == epoch).map(|(_, next)| *next);
+        if known.is_some_and(|next| first_seq > next) {
+            // Whatever it sends again is a new beginning; the state machine has the last word.
+            self.origins.remove(&from);
             return refuse(self, Outcome::Gap);
         }
-        self.origins.insert(from, (epoch, first_seq + batches.len() as u64));
+        let next = first_seq.saturating_add(batches.len() as u64).max(known.unwrap_or(0));
+        self.origins.insert(from, (epoch, next));
         for (seq, batch) in (first_seq..).zip(batches) {
             let stamp = SessionStamp { node: from, epoch, seq, ack };
             let submission = Submission::new(batch, None);
@@ -923,11 +933,9 @@ impl Driver {
         };
         let was_leading = self.leading;
         self.leading = role == Role::Leader;
-        let node = self
-            .cluster
-            .as_ref()
-            .map_or((leader != 0).then_some(NodeId(leader)), |cluster| cluster.members.node_of(leader));
-        self.shared.set_role(role, term, leader, node);
+        self.shared.set_role(role, term, leader);
+        // A lone replica is its own node's.
+        self.shared.set_leader_node((leader != 0).then(|| self.config.get().node_id));
         self.find_leader();
         if !self.leading {
             self.serve_from = None;

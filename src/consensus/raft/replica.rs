@@ -31,6 +31,7 @@ use crate::clock::Clock;
 use crate::config::AppendFsync;
 use crate::config::SharedConfig;
 use crate::consensus::Group;
+use crate::consensus::LinkFigures;
 use crate::consensus::MemberInfo;
 use crate::consensus::ProposeError;
 use crate::consensus::Replicator;
@@ -270,14 +271,13 @@ impl Shared {
         ClusterTime(self.earliest_deadline.load(Ordering::Acquire))
     }
 
-    /// Says where the group stands. `leader` is a replica, `node` its node.
-    pub fn set_role(&self, role: Role, term: u64, leader: u64, node: Option<NodeId>) {
+    /// Says where the group stands. `leader` is a replica.
+    pub fn set_role(&self, role: Role, term: u64, leader: u64) {
         self.role.store(role_code(role), Ordering::Release);
         self.term.store(term, Ordering::Release);
         if self.leader.swap(leader, Ordering::AcqRel) != leader && leader != 0 {
             self.counters.leader_changes.fetch_add(1, Ordering::Relaxed);
         }
-        self.leader_node.store(node.map_or(0, |node| node.0), Ordering::Release);
         self.is_status_due.store(true, Ordering::Release);
     }
 
@@ -285,6 +285,11 @@ impl Shared {
     #[must_use]
     pub fn leader(&self) -> u64 {
         self.leader.load(Ordering::Acquire)
+    }
+
+    /// Says which node leads, as far as it is known.
+    pub fn set_leader_node(&self, node: Option<NodeId>) {
+        self.leader_node.store(node.map_or(0, |node| node.0), Ordering::Release);
     }
 
     /// The leader's node.
@@ -379,10 +384,14 @@ impl Shared {
         snapshots.retain(|(other, _)| *other != index);
         snapshots.push((index, path));
         while snapshots.len() > SNAPSHOTS_KEPT {
-            let (_, path) = snapshots.remove(0);
-            if let Err(error) = std::fs::remove_dir_all(&path) {
-                tracing::warn!("cannot remove {}: {error}", path.display());
-            }
+            remove_snapshot(&snapshots.remove(0).1);
+        }
+    }
+
+    /// The log does not continue older copies than this any more: nobody can use them.
+    pub fn drop_snapshots_before(&self, index: u64) {
+        for (_, path) in self.snapshots.lock().extract_if(.., |(at, _)| *at < index) {
+            remove_snapshot(&path);
         }
     }
 
@@ -469,6 +478,12 @@ impl Shared {
             applied: status.applied.0,
             verified: status.verified,
         }
+    }
+}
+
+fn remove_snapshot(path: &std::path::Path) {
+    if let Err(error) = std::fs::remove_dir_all(path) {
+        tracing::warn!("cannot remove {}: {error}", path.display());
     }
 }
 
@@ -602,6 +617,7 @@ impl Replicator for Engine {
                     replica: group.replica,
                     role: group.role,
                     term: Term(group.term),
+                    leader: group.leader,
                     commit: LogIndex(group.commit),
                     applied: LogIndex(group.applied),
                     matched: progress.map(|progress| LogIndex(progress.matched)),
@@ -615,6 +631,12 @@ impl Replicator for Engine {
                     port: status.port,
                     disk_free: status.disk_free,
                     verified: group.verified,
+                    link: link.map(|link| LinkFigures {
+                        bytes_in: link.bytes_in,
+                        bytes_out: link.bytes_out,
+                        reconnects: link.reconnects,
+                        queued_bytes: link.queued_bytes,
+                    }),
                 })
             })
             .collect()

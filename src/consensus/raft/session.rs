@@ -276,8 +276,10 @@ impl Session {
                 pending.submission = Submission::new(Batch::new(b""), None);
             }
         }
-        let is_silent =
-            self.given > 0 && now.since(self.heard) >= SILENCE && now.since(self.rewound) >= SILENCE;
+        let oldest = self.pending.front().filter(|_| self.given > 0).map(|pending| pending.since);
+        let is_silent = oldest.is_some_and(|since| {
+            [since, self.heard, self.rewound].into_iter().all(|then| now.since(then) >= SILENCE)
+        });
         if is_silent {
             self.rewind(now);
         }

@@ -1,0 +1,239 @@
+//! RAFT VERIFY: whether the nodes have the same state, and what becomes of one that has not.
+//!
+//! ```text
+//! an entry says VERIFY ─► every node hashes its state as of it ─► tells the others with its status
+//!   ─► each compares for itself: another digest than a majority has ─► it serves no data any more
+//! ```
+//! A node notices by itself, whoever asked: the one that asked may be down, or the one whose state is wrong.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::consensus::Role;
+use crate::machine::entry::Batch;
+use crate::resp::Reply;
+use crate::server::Services;
+use crate::server::errors;
+use crate::server::members::Member;
+use crate::server::members::members;
+use crate::types::Millis;
+use crate::types::NodeId;
+
+/// How long RAFT VERIFY waits for nodes that have not answered.
+const WAIT: Millis = Millis(10_000);
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What the members had at one index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Comparison {
+    index: u64,
+    /// `None` for a node that gave no digest of this index.
+    digests: BTreeMap<NodeId, Option<u128>>,
+    /// Nobody is waited for any more.
+    is_complete: bool,
+}
+
+impl Comparison {
+    /// Compares at the newest index that anybody verified, which is `from` or, when others asked as well, a later one.
+    fn of(members: &[Member], from: u64) -> Comparison {
+        let verified = |member: &Member| member.info.as_ref().and_then(|info| info.verified);
+        let newest = members.iter().filter_map(verified).map(|(index, _)| index).max();
+        let index = newest.map_or(from, |newest| newest.max(from));
+        let mut comparison = Comparison { index, digests: BTreeMap::new(), is_complete: true };
+        for member in members {
+            let digest = verified(member).filter(|(at, _)| *at == index).map(|(_, digest)| digest);
+            // Past the index without a digest: a snapshot took it there.
+            let is_past = member.info.as_ref().is_some_and(|info| info.applied.0 > index);
+            comparison.is_complete &= digest.is_some() || is_past || !member.is_connected();
+            let known = comparison.digests.entry(member.node).or_default();
+            *known = known.or(digest);
+        }
+        comparison
+    }
+
+    /// True when the nodes that answered agree.
+    fn is_equal(&self) -> bool {
+        let mut digests = self.digests.values().flatten();
+        digests.next().is_some_and(|first| digests.all(|digest| digest == first))
+    }
+
+    fn reply(&self) -> Reply {
+        let digest = |digest: &Option<u128>| {
+            digest.map_or(Reply::Null, |digest| Reply::text(format!("{digest:032x}")))
+        };
+        let digests = self.digests.iter().map(|(node, known)| (number(node.0), digest(known)));
+        Reply::Map(vec![
+            (Reply::bulk("index"), number(self.index)),
+            (Reply::bulk("equal"), Reply::Integer(i64::from(self.is_equal()))),
+            (Reply::bulk("digests"), Reply::Map(digests.collect())),
+        ])
+    }
+}
+
+fn number(value: u64) -> Reply {
+    Reply::Integer(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+/// The index at which this node's state differs from one that a majority of the voters has, if there is one.
+fn own_divergence(members: &[Member]) -> Option<u64> {
+    let verified = |member: &Member| member.info.as_ref().and_then(|info| info.verified);
+    let (index, own) = members.iter().find(|member| member.is_own).and_then(verified)?;
+    let voters: Vec<&Member> = members.iter().filter(|member| member.is_voter).collect();
+    let mut others: BTreeMap<u128, usize> = BTreeMap::new();
+    for (at, digest) in voters.iter().filter(|member| !member.is_own).filter_map(|member| verified(member)) {
+        if at == index && digest != own {
+            *others.entry(digest).or_default() += 1;
+        }
+    }
+    others.values().any(|count| *count > voters.len() / 2).then_some(index)
+}
+
+/// Looks whether this node's state is wrong; once a second, and while RAFT VERIFY waits. A node that noticed serves no
+/// data from then on and gives the lead away as often as it gets it.
+pub fn look(services: &Arc<Services>) {
+    let status = services.group.status();
+    if services.diverged_at().is_none() {
+        if status.verified.is_none() {
+            return;
+        }
+        compare(services, &members(services));
+    }
+    if services.diverged_at().is_some() && status.role == Role::Leader {
+        let given_away = services.group.transfer(None);
+        tokio::spawn(async move {
+            if let Err(reason) = given_away.await {
+                tracing::error!("this node's state is wrong and it still leads: {reason}");
+            }
+        });
+    }
+}
+
+fn compare(services: &Services, members: &[Member]) {
+    if let Some(index) = own_divergence(members)
+        && services.note_divergence(index)
+    {
+        let comparison = Comparison::of(members, index);
+        tracing::error!(
+            "this node's state at index {index} differs from what a majority of the nodes has: {:x?}. It serves no data \
+             from now on. Stop it, remove its data directory and start it again: it will get the others' state",
+            comparison.digests
+        );
+    }
+}
+
+/// Answers RAFT VERIFY: proposes the entry and waits for what the nodes have there. Cancel safe: the nodes compare
+/// for themselves all the same.
+pub async fn run(services: &Services) -> Reply {
+    let mut batch = Batch::new(b"default");
+    batch.push_verify();
+    let from = match services.group.propose(batch).await {
+        Ok(replies) => match replies.first() {
+            Some(Reply::Integer(index)) => u64::try_from(*index).unwrap_or(0),
+            _ => return Reply::error("ERR the log gave no index for the comparison"),
+        },
+        Err(error) => return errors::propose_error(&error),
+    };
+    let began = services.clock.monotonic();
+    loop {
+        let members = members(services);
+        compare(services, &members);
+        let comparison = Comparison::of(&members, from);
+        if comparison.is_complete || services.clock.monotonic().since(began) >= WAIT {
+            return comparison.reply();
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::members::testing::member;
+    use crate::types::LogIndex;
+
+    const HERE: u64 = 50;
+
+    /// Members 1, 2 … with these digests at these indexes; node 1 is this node. All have applied up to `HERE`.
+    fn with(verified: &[Option<(u64, u128)>]) -> Vec<Member> {
+        let members = verified.iter().zip(1..).map(|(verified, node)| {
+            let mut member = member(node, 5);
+            let info = member.info.as_mut().unwrap();
+            (info.verified, info.applied) = (*verified, LogIndex(HERE));
+            member
+        });
+        members.collect()
+    }
+
+    #[test]
+    fn a_comparison_waits_for_all_that_are_connected() {
+        let mut members = with(&[Some((HERE, 7)), None, Some((HERE, 7))]);
+        assert!(!Comparison::of(&members, HERE).is_complete);
+        members[1].info.as_mut().unwrap().verified = Some((HERE - 10, 9));
+        assert!(!Comparison::of(&members, HERE).is_complete);
+        // Its link is gone.
+        members[1].info.as_mut().unwrap().is_connected = false;
+        let comparison = Comparison::of(&members, HERE);
+        assert!(comparison.is_complete && comparison.is_equal());
+        let digest = Reply::text(format!("{:032x}", 7));
+        let digests = [(1, digest.clone()), (2, Reply::Null), (3, digest)];
+        let digests = digests.map(|(node, digest)| (Reply::Integer(node), digest)).to_vec();
+        let expected = vec![
+            (Reply::bulk("index"), Reply::Integer(HERE as i64)),
+            (Reply::bulk("equal"), Reply::Integer(1)),
+            (Reply::bulk("digests"), Reply::Map(digests)),
+        ];
+        assert_eq!(comparison.reply(), Reply::Map(expected));
+    }
+
+    #[test]
+    fn a_node_that_was_taken_past_the_index_is_not_waited_for() {
+        let mut members = with(&[Some((HERE, 7)), None]);
+        members[1].info.as_mut().unwrap().applied = LogIndex(HERE + 1);
+        let comparison = Comparison::of(&members, HERE);
+        assert!(comparison.is_complete && comparison.digests[&NodeId(2)].is_none());
+    }
+
+    #[test]
+    fn a_later_comparison_of_somebody_else_does_as_well() {
+        let members = with(&[Some((HERE, 7)), Some((HERE, 7)), Some((HERE, 8))]);
+        let comparison = Comparison::of(&members, HERE - 1);
+        assert_eq!((comparison.index, comparison.is_complete, comparison.is_equal()), (HERE, true, false));
+        // Nobody has come to it yet.
+        let comparison = Comparison::of(&members, HERE + 1);
+        assert!(!comparison.is_complete && !comparison.is_equal());
+    }
+
+    #[test]
+    fn only_a_majority_that_agrees_puts_a_node_in_the_wrong() {
+        let own = Some((HERE, 1));
+        let other = Some((HERE, 2));
+        let wrong: [&[Option<(u64, u128)>]; 3] =
+            [&[own, other, other], &[own, other, other, other], &[own, other, own, other, other]];
+        for verified in wrong {
+            assert_eq!(own_divergence(&with(verified)), Some(HERE), "{verified:?}");
+        }
+        let right: [&[Option<(u64, u128)>]; 9] = [
+            &[own],
+            &[own, own, own],
+            &[own, other],
+            &[own, other, None],
+            &[own, own, other],
+            &[None, other, other],
+            &[own, other, Some((HERE, 3))],
+            &[own, Some((HERE - 1, 2)), Some((HERE - 1, 2))],
+            &[own, other, other, own],
+        ];
+        for verified in right {
+            assert_eq!(own_divergence(&with(verified)), None, "{verified:?}");
+        }
+    }
+
+    #[test]
+    fn learners_have_no_say() {
+        let mut members = with(&[Some((HERE, 1)), Some((HERE, 2)), Some((HERE, 2))]);
+        members[2].is_voter = false;
+        assert_eq!(own_divergence(&members), None);
+    }
+}
