@@ -89,33 +89,51 @@ impl Member {
     }
 }
 
-/// The members in the order of their nodes. A node has two replicas while one takes the place of the other.
+/// The members in the order of their nodes, this node always among them. A node has two replicas while one takes the
+/// place of the other.
 #[must_use]
 pub fn members(services: &Services) -> Vec<Member> {
-    let membership = services.group.read_applied().membership().clone();
-    let infos = services.group.members();
-    let own = services.config.get().node_id;
-    let infos = if infos.is_empty() { vec![own_info(services, &services.group.status())] } else { infos };
-    join(&membership, own, &infos)
+    let (membership, own, infos) = gather(services);
+    join(&membership, own, &infos, false)
 }
 
-fn join(membership: &Membership, own: NodeId, infos: &[MemberInfo]) -> Vec<Member> {
-    let mut members: Vec<Member> = membership
-        .nodes
-        .iter()
-        .map(|(replica, address)| {
-            let info = infos.iter().find(|info| info.node == address.node && info.replica == *replica);
-            Member {
-                node: address.node,
-                replica: *replica,
-                is_voter: membership.is_voter(*replica),
-                // Of two replicas of this node the other one is gone: it says nothing.
-                is_own: address.node == own && info.is_some(),
-                leader: info.and_then(|info| membership.node_of(info.leader)).map(|leader| leader.node),
-                info: info.cloned(),
-            }
-        })
-        .collect();
+/// The members, and nodes that were heard without being any as far as this node's state goes: that may be wrong.
+#[must_use]
+pub fn everybody(services: &Services) -> Vec<Member> {
+    let (membership, own, infos) = gather(services);
+    join(&membership, own, &infos, true)
+}
+
+fn gather(services: &Services) -> (Membership, NodeId, Vec<MemberInfo>) {
+    let membership = services.group.read_applied().membership().clone();
+    let infos = services.group.members();
+    let infos = if infos.is_empty() && services.group.is_set() {
+        vec![own_info(services, &services.group.status())]
+    } else {
+        infos
+    };
+    (membership, services.config.get().node_id, infos)
+}
+
+fn join(membership: &Membership, own: NodeId, infos: &[MemberInfo], with_strangers: bool) -> Vec<Member> {
+    let of_log = membership.nodes.iter().map(|(replica, address)| {
+        let is_it = |info: &&MemberInfo| info.node == address.node && info.replica == *replica;
+        (address.node, *replica, infos.iter().find(is_it))
+    });
+    let is_member =
+        |info: &MemberInfo| membership.node_of(info.replica).is_some_and(|address| address.node == info.node);
+    let is_shown = |info: &&MemberInfo| !is_member(info) && (with_strangers || info.node == own);
+    let strangers = infos.iter().filter(is_shown).map(|info| (info.node, info.replica, Some(info)));
+    let member = |(node, replica, info): (NodeId, u64, Option<&MemberInfo>)| Member {
+        node,
+        replica,
+        is_voter: membership.is_voter(replica),
+        // Of two replicas of this node the other one is gone: it says nothing.
+        is_own: node == own && info.is_some(),
+        leader: info.and_then(|info| membership.node_of(info.leader)).map(|leader| leader.node),
+        info: info.cloned(),
+    };
+    let mut members: Vec<Member> = of_log.chain(strangers).map(member).collect();
     members.sort_by_key(|member| (member.node, member.replica));
     members
 }
@@ -263,7 +281,7 @@ mod tests {
         let mut infos: Vec<MemberInfo> = [1, 2, 9].map(|node| member(node, 5).info.unwrap()).into();
         infos[1].replica = 1_000;
         infos[0].leader = 1_000;
-        let members = join(&membership, NodeId(1), &infos);
+        let members = join(&membership, NodeId(1), &infos, false);
         let told: Vec<_> = members
             .iter()
             .map(|member| {
@@ -282,5 +300,12 @@ mod tests {
         assert_eq!((members[0].heard(), members[3].heard()), (Some(Millis(0)), None));
         assert_eq!((members[0].leader, members[3].leader), (Some(NodeId(2)), None));
         assert_eq!(highest_commit(&members), LogIndex(12));
+        let nodes = |own, with_strangers| {
+            let members = join(&membership, NodeId(own), &infos, with_strangers);
+            members.iter().map(|member| member.node.0).collect::<Vec<_>>()
+        };
+        assert_eq!(nodes(1, true), [1, 2, 2, 3, 9]);
+        // A node that its own state does not name.
+        assert_eq!(nodes(9, false), [1, 2, 2, 3, 9]);
     }
 }

@@ -7,6 +7,7 @@
 //! A node notices by itself, whoever asked: the one that asked may be down, or the one whose state is wrong.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::resp::Reply;
 use crate::server::Services;
 use crate::server::errors;
 use crate::server::members::Member;
-use crate::server::members::members;
+use crate::server::members::everybody;
 use crate::types::Millis;
 use crate::types::NodeId;
 
@@ -25,7 +26,7 @@ const WAIT: Millis = Millis(10_000);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What the members had at one index.
+/// What the nodes had at one index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Comparison {
     index: u64,
@@ -37,16 +38,19 @@ struct Comparison {
 
 impl Comparison {
     /// Compares at the newest index that anybody verified, which is `from` or, when others asked as well, a later one.
-    fn of(members: &[Member], from: u64) -> Comparison {
+    fn of(everybody: &[Member], from: u64) -> Comparison {
         let verified = |member: &Member| member.info.as_ref().and_then(|info| info.verified);
-        let newest = members.iter().filter_map(verified).map(|(index, _)| index).max();
+        let newest = everybody.iter().filter_map(verified).map(|(index, _)| index).max();
         let index = newest.map_or(from, |newest| newest.max(from));
         let mut comparison = Comparison { index, digests: BTreeMap::new(), is_complete: true };
-        for member in members {
+        for member in everybody {
             let digest = verified(member).filter(|(at, _)| *at == index).map(|(_, digest)| digest);
-            // Past the index without a digest: a snapshot took it there.
-            let is_past = member.info.as_ref().is_some_and(|info| info.applied.0 > index);
-            comparison.is_complete &= digest.is_some() || is_past || !member.is_connected();
+            // Past the index without a digest: a snapshot took it there. Before all of the log: it only joins.
+            let is_elsewhere = member
+                .info
+                .as_ref()
+                .is_some_and(|info| info.applied.0 > index || (info.applied.0 == 0 && !member.is_voter));
+            comparison.is_complete &= digest.is_some() || is_elsewhere || !member.is_connected();
             let known = comparison.digests.entry(member.node).or_default();
             *known = known.or(digest);
         }
@@ -76,18 +80,21 @@ fn number(value: u64) -> Reply {
     Reply::Integer(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
-/// The index at which this node's state differs from one that a majority of the voters has, if there is one.
-fn own_divergence(members: &[Member]) -> Option<u64> {
+/// The index at which this node's state differs from one that a majority has, if there is one. `nodes` is how many
+/// there are; whose state is wrong may be wrong about that as well, so it is not asked who votes.
+fn own_divergence(everybody: &[Member], nodes: usize) -> Option<u64> {
     let verified = |member: &Member| member.info.as_ref().and_then(|info| info.verified);
-    let (index, own) = members.iter().find(|member| member.is_own).and_then(verified)?;
-    let voters: Vec<&Member> = members.iter().filter(|member| member.is_voter).collect();
-    let mut others: BTreeMap<u128, usize> = BTreeMap::new();
-    for (at, digest) in voters.iter().filter(|member| !member.is_own).filter_map(|member| verified(member)) {
-        if at == index && digest != own {
-            *others.entry(digest).or_default() += 1;
+    let (index, own) = everybody.iter().find(|member| member.is_own).and_then(verified)?;
+    let mut others: BTreeMap<u128, BTreeSet<NodeId>> = BTreeMap::new();
+    for member in everybody.iter().filter(|member| !member.is_own) {
+        if let Some((at, digest)) = verified(member)
+            && at == index
+            && digest != own
+        {
+            others.entry(digest).or_default().insert(member.node);
         }
     }
-    others.values().any(|count| *count > voters.len() / 2).then_some(index)
+    others.values().any(|nodes_with_it| nodes_with_it.len() > nodes / 2).then_some(index)
 }
 
 /// Looks whether this node's state is wrong; once a second, and while RAFT VERIFY waits. A node that noticed serves no
@@ -98,7 +105,7 @@ pub fn look(services: &Arc<Services>) {
         if status.verified.is_none() {
             return;
         }
-        compare(services, &members(services));
+        compare(services, &everybody(services));
     }
     if services.diverged_at().is_some() && status.role == Role::Leader {
         let given_away = services.group.transfer(None);
@@ -110,11 +117,13 @@ pub fn look(services: &Arc<Services>) {
     }
 }
 
-fn compare(services: &Services, members: &[Member]) {
-    if let Some(index) = own_divergence(members)
+fn compare(services: &Services, everybody: &[Member]) {
+    let known: BTreeSet<NodeId> = everybody.iter().map(|member| member.node).collect();
+    let nodes = known.len().max(services.config.get().cluster_nodes.len());
+    if let Some(index) = own_divergence(everybody, nodes)
         && services.note_divergence(index)
     {
-        let comparison = Comparison::of(members, index);
+        let comparison = Comparison::of(everybody, index);
         tracing::error!(
             "this node's state at index {index} differs from what a majority of the nodes has: {:x?}. It serves no data \
              from now on. Stop it, remove its data directory and start it again: it will get the others' state",
@@ -137,9 +146,9 @@ pub async fn run(services: &Services) -> Reply {
     };
     let began = services.clock.monotonic();
     loop {
-        let members = members(services);
-        compare(services, &members);
-        let comparison = Comparison::of(&members, from);
+        let everybody = everybody(services);
+        compare(services, &everybody);
+        let comparison = Comparison::of(&everybody, from);
         if comparison.is_complete || services.clock.monotonic().since(began) >= WAIT {
             return comparison.reply();
         }
@@ -193,6 +202,11 @@ mod tests {
         members[1].info.as_mut().unwrap().applied = LogIndex(HERE + 1);
         let comparison = Comparison::of(&members, HERE);
         assert!(comparison.is_complete && comparison.digests[&NodeId(2)].is_none());
+        // What it said last may be from before its first entry; one that does not vote may only be joining.
+        members[1].info.as_mut().unwrap().applied = LogIndex(0);
+        assert!(!Comparison::of(&members, HERE).is_complete);
+        members[1].is_voter = false;
+        assert!(Comparison::of(&members, HERE).is_complete);
     }
 
     #[test]
@@ -212,7 +226,7 @@ mod tests {
         let wrong: [&[Option<(u64, u128)>]; 3] =
             [&[own, other, other], &[own, other, other, other], &[own, other, own, other, other]];
         for verified in wrong {
-            assert_eq!(own_divergence(&with(verified)), Some(HERE), "{verified:?}");
+            assert_eq!(own_divergence(&with(verified), verified.len()), Some(HERE), "{verified:?}");
         }
         let right: [&[Option<(u64, u128)>]; 9] = [
             &[own],
@@ -226,14 +240,19 @@ mod tests {
             &[own, other, other, own],
         ];
         for verified in right {
-            assert_eq!(own_divergence(&with(verified)), None, "{verified:?}");
+            assert_eq!(own_divergence(&with(verified), verified.len()), None, "{verified:?}");
         }
     }
 
     #[test]
-    fn learners_have_no_say() {
+    fn a_node_of_two_replicas_counts_once_and_silent_nodes_count() {
         let mut members = with(&[Some((HERE, 1)), Some((HERE, 2)), Some((HERE, 2))]);
-        members[2].is_voter = false;
-        assert_eq!(own_divergence(&members), None);
+        assert_eq!(own_divergence(&members, 5), None);
+        members[2].node = NodeId(2);
+        assert_eq!(own_divergence(&members, 3), None);
+        members[2].node = NodeId(3);
+        // It thinks that it is alone.
+        members.iter_mut().for_each(|member| member.is_voter = false);
+        assert_eq!(own_divergence(&members, 3), Some(HERE));
     }
 }

@@ -40,8 +40,10 @@ fn a_node_with_another_state_is_found_and_serves_no_data() {
     }
     // Asked at every node, whoever leads.
     for id in cluster.ids() {
-        let digests = cluster.digests(id).expect("it answers");
-        assert!(digests.is_equal && digests.by_node.len() == 3, "{digests:?}");
+        let digests = wait_for("all digests", PATIENCE, || {
+            cluster.digests(id).filter(|digests| digests.by_node.len() == 3)
+        });
+        assert!(digests.is_equal && !digests.differ(), "{digests:?}");
     }
     let wrong = cluster.follower();
     assert!(cluster.node_mut(wrong).stop().success());

@@ -481,6 +481,11 @@ impl GroupCore {
         // Errors say that the message is stale or from a stranger: nothing to do.
         let _ = self.node.step(message);
         self.fix_timeout();
+        if self.node.snap().is_some() {
+            // Its Ready must hold nothing else: entries that came behind it would be taken for durable once the
+            // snapshot is in place, and were never written.
+            self.drain(out);
+        }
     }
 
     /// A follower must not propose: raft-rs would forward it, and nobody would know its position.
@@ -513,9 +518,7 @@ impl GroupCore {
     fn on_persisted(&mut self, token: u64, out: &mut Vec<Output>) {
         while self.waiting.front().is_some_and(|(number, _)| *number <= token) {
             let (_, messages) = self.waiting.pop_front().expect("it was looked at just now");
-            if !messages.is_empty() {
-                out.push(Output::Send(messages));
-            }
+            self.send(messages, out);
         }
         let durable = self.waiting.front().map_or(self.last_number, |(number, _)| number - 1);
         self.node.on_persist_ready(durable);
@@ -579,6 +582,10 @@ impl GroupCore {
             out.push(Output::Install(Box::new(Install { token: number, snapshot, hard_state })));
         } else if must_sync {
             self.waiting.push_back((number, persisted_messages));
+            // The commit index too, although raft-rs does not ask for it: a Ready that only moved it was not written.
+            // A replica that holds a change of the members must not forget that the one before it is committed: it
+            // would stand for election among members of long ago, and two groups would go on side by side.
+            let hard_state = Some(self.node.raft.hard_state());
             out.push(Output::Persist(Persist { token: number, entries, replaced, hard_state }));
         } else if let Some((_, waiting)) = self.waiting.back_mut() {
             // An acknowledgement must not overtake the sync of what it acknowledges.
