@@ -20,6 +20,7 @@ use thiserror::Error;
 use crate::peer::Hello;
 use crate::peer::wire;
 use crate::types::GroupId;
+use crate::types::Millis;
 use crate::types::NodeId;
 use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
@@ -217,6 +218,7 @@ fn put_greeting(body: &mut Vec<u8>, greeting: &Greeting) {
         put_varint(body, *replica);
     }
     put_bytes(body, cut(&hello.version, VERSION_TEXT_MAX).as_bytes());
+    put_varint(body, hello.election_timeout.0);
 }
 
 fn cut(text: &str, length_max: usize) -> &str {
@@ -271,8 +273,10 @@ fn read_greeting(reader: &mut Reader<'_>, wire: u8) -> Result<Greeting, CodecErr
         replicas.push((GroupId(reader.varint32()?), reader.varint()?));
     }
     let version = one_line(reader.bytes()?, VERSION_TEXT_MAX);
+    let election_timeout = Millis(reader.varint()?);
     let cluster = u128::from_le_bytes(cluster);
-    Ok(Greeting { instance, to, hello: Hello { cluster, node, boot, replicas, version, wire } })
+    let hello = Hello { cluster, node, boot, replicas, version, election_timeout, wire };
+    Ok(Greeting { instance, to, hello })
 }
 
 fn read_refusal(reader: &mut Reader<'_>) -> Result<Record, CodecError> {
@@ -300,6 +304,7 @@ mod tests {
             boot: 7,
             replicas: vec![(GroupId(0), node), (GroupId(u32::MAX), u64::MAX)],
             version: "0.1.0".to_owned(),
+            election_timeout: Millis(500),
             wire: wire::VERSION_MAX,
         };
         Greeting { instance: 1000 + node, to: NodeId(to), hello }

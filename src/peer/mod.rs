@@ -86,6 +86,8 @@ pub struct Hello {
     pub replicas: Vec<(GroupId, u64)>,
     /// The program's version, for people.
     pub version: String,
+    /// How long it waits for a leader before it stands for election: leases must be shorter everywhere.
+    pub election_timeout: Millis,
     /// The wire version that both sides chose.
     pub wire: u8,
 }

@@ -401,6 +401,7 @@ impl Inner {
             boot: newest << 32 | self.options.boot,
             replicas,
             version: self.options.version.clone(),
+            election_timeout: self.options.election_timeout,
             wire: wire::VERSION_MAX,
         };
         Greeting { instance: self.instance, to, hello }

@@ -181,6 +181,7 @@ fn greeting(node: u64, to: u64) -> Greeting {
         boot: 5,
         replicas: Vec::new(),
         version: "by hand".to_owned(),
+        election_timeout: Millis(500),
         wire: wire::VERSION_MAX,
     };
     Greeting { instance: 1, to: NodeId(to), hello }

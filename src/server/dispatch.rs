@@ -453,6 +453,7 @@ impl Pipeline {
         out: &mut BytesMut,
     ) -> Option<Step> {
         self.next += 1;
+        self.is_expired_out = false;
         if let Reply::Error(text) = reply {
             services.stats.note_error(text);
         }

@@ -611,6 +611,15 @@ impl State {
         changes.into_rows(listed, meta)
     }
 
+    /// The applied index that rows stand for; 0 for an empty store.
+    pub fn applied_of(store: &DataStore) -> Result<LogIndex, StorageError> {
+        let corrupt = |error: CodecError| StorageError::Corrupt { what: format!("a row of data/: {error}") };
+        match store.get(rows::META)? {
+            Some(value) => Ok(Meta::decode(&mut Reader::new(&value)).map_err(corrupt)?.applied),
+            None => Ok(LogIndex(0)),
+        }
+    }
+
     /// Reads a group's state from its rows. An empty store gives an empty state.
     pub fn load(store: &DataStore) -> Result<State, StorageError> {
         let mut state = State::new(0);

@@ -7,12 +7,12 @@
 //! ```text
 //! state              batch (epoch, seq)              next state          admission
 //! none               any epoch, seq = 1              open(epoch, 1)      Execute
-//! none               any epoch, seq other than 1     none                Ended
+//! none               any epoch, seq other than 1     none                Gap
 //! open(e, last)      e, seq = last + 1               open(e, last + 1)   Execute
 //! open(e, last)      e, seq up to last               unchanged           Repeated, or Replayed without replies
 //! open(e, last)      e, seq beyond last + 1          unchanged           Gap
 //! open(e, last)      newer epoch, seq = 1            open(newer, 1)      Execute; nothing of e executes again
-//! open(e, last)      newer epoch, seq other than 1   unchanged           Ended
+//! open(e, last)      newer epoch, seq other than 1   unchanged           Gap
 //! open(e, last)      older epoch                     unchanged           Ended
 //! ```
 //! In the three rows of epoch `e` the batch's `ack` comes first: remembered replies up to it are forgotten.
@@ -255,7 +255,9 @@ impl Sessions {
                 self.by_node.insert(node, Session::begin(epoch));
                 Admission::Execute
             }
-            Some(_) | None => Admission::Ended,
+            Some(session) if session.epoch > epoch => Admission::Ended,
+            // Its beginning is still to come.
+            Some(_) | None => Admission::Gap,
         }
     }
 
@@ -339,8 +341,8 @@ mod tests {
         for (last, epoch, seq, ack, admission) in [
             (0, 5, 1, 0, Admission::Execute),
             (0, 5, 1, 9, Admission::Execute),
-            (0, 5, 0, 0, Admission::Ended),
-            (0, 5, 2, 0, Admission::Ended),
+            (0, 5, 0, 0, Admission::Gap),
+            (0, 5, 2, 0, Admission::Gap),
             (3, 5, 4, 0, Admission::Execute),
             (3, 5, 3, 0, repeated("3")),
             (3, 5, 1, 0, repeated("1")),
@@ -351,8 +353,8 @@ mod tests {
             (3, 5, 5, 0, Admission::Gap),
             (3, 5, u64::MAX, 0, Admission::Gap),
             (3, 6, 1, 0, Admission::Execute),
-            (3, 6, 4, 0, Admission::Ended),
-            (3, 6, 2, 0, Admission::Ended),
+            (3, 6, 4, 0, Admission::Gap),
+            (3, 6, 2, 0, Admission::Gap),
             (3, 4, 1, 0, Admission::Ended),
             (3, 4, 4, 0, Admission::Ended),
         ] {
@@ -467,7 +469,7 @@ mod tests {
         assert_eq!(state.pending_changes().listed, 1, "the ack of a batch with a gap before it");
         store.reopen(&mut state);
         assert_eq!(state.admit_batch(NodeId(1), 1 << 32, 1, 0), Admission::Replayed);
-        assert_eq!(state.admit_batch(NodeId(9), 1, 2, 0), Admission::Ended);
+        assert_eq!(state.admit_batch(NodeId(9), 1, 2, 0), Admission::Gap);
         assert!(state.sessions().get(NodeId(9)).is_none());
     }
 

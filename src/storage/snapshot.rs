@@ -74,6 +74,12 @@ pub fn outgoing_path(dir: &Path, group: GroupId, index: LogIndex) -> Result<Path
     Ok(snapshots.join(format!("{}-{index}", group.0)))
 }
 
+/// Where a snapshot that has arrived is.
+#[must_use]
+pub fn incoming_path(dir: &Path, name: &str) -> PathBuf {
+    dir.join(INCOMING).join(name)
+}
+
 /// The name below `<dir>/incoming/` of a snapshot that arrives.
 #[must_use]
 pub fn incoming_name(group: GroupId, index: LogIndex, term: Term) -> String {

@@ -166,6 +166,9 @@ impl Applier {
     fn send(&self, outcomes: Outcomes) {
         let Some(network) = &self.network else { return };
         for ((node, epoch), outcomes) in outcomes {
+            if let Some((seq, _)) = outcomes.last() {
+                self.shared.set_answered(node, epoch, *seq);
+            }
             let request = Request::Outcomes { group: self.group, epoch, outcomes };
             // Lost with the link: the origin asks again when it is back, or after a while.
             let _ = network.send(node, Channel::Request, request.encode());

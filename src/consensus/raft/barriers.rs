@@ -42,7 +42,7 @@ struct Round {
 pub struct Barriers {
     waiting: Vec<(Reader, Monotonic)>,
     round: Option<Round>,
-    ready: Vec<(u64, Done)>,
+    ready: Vec<(u64, Done, Monotonic)>,
     /// Number of the last round; never repeated while the process lives.
     context: u64,
 }
@@ -95,9 +95,9 @@ impl Barriers {
 
     fn place(&mut self, readers: Vec<(Reader, Monotonic)>, index: u64) -> Vec<Answer> {
         let mut answers = Vec::new();
-        for (reader, _) in readers {
+        for (reader, since) in readers {
             match reader {
-                Reader::Local(done) => self.ready.push((index, done)),
+                Reader::Local(done) => self.ready.push((index, done, since)),
                 Reader::Remote(node, id) => answers.push((node, id, Some(index))),
             }
         }
@@ -130,17 +130,22 @@ impl Barriers {
         if self.round.as_ref().is_some_and(|round| now.since(round.began) >= patience) {
             self.give_up();
         }
-        for (reader, _) in self.waiting.extract_if(.., |(_, since)| now.since(*since) >= doubt) {
-            if let Reader::Local(done) = reader {
-                // The connection may be gone; then nobody wants to know.
-                let _ = done.send(Err(ProposeError::NotLeader { leader: None }));
-            }
+        let waiting = self.waiting.extract_if(.., |(_, since)| now.since(*since) >= doubt);
+        let waiting = waiting.filter_map(|(reader, _)| match reader {
+            Reader::Local(done) => Some(done),
+            Reader::Remote(..) => None,
+        });
+        // What is known to be committed may not arrive either, while this node is cut off.
+        let ready = self.ready.extract_if(.., |(_, _, since)| now.since(*since) >= doubt);
+        for done in waiting.chain(ready.map(|(_, done, _)| done)) {
+            // The connection may be gone; then nobody wants to know.
+            let _ = done.send(Err(ProposeError::NotLeader { leader: None }));
         }
     }
 
     /// Everything up to here is applied.
     pub fn applied(&mut self, applied: u64) {
-        for (_, done) in self.ready.extract_if(.., |(index, _)| *index <= applied) {
+        for (_, done, _) in self.ready.extract_if(.., |(index, ..)| *index <= applied) {
             // The connection may be gone; then nobody wants to know.
             let _ = done.send(Ok(()));
         }
@@ -153,7 +158,7 @@ impl Barriers {
             Reader::Local(done) => Some(done),
             Reader::Remote(..) => None,
         });
-        for done in waiting.chain(std::mem::take(&mut self.ready).into_iter().map(|(_, done)| done)) {
+        for done in waiting.chain(std::mem::take(&mut self.ready).into_iter().map(|(_, done, _)| done)) {
             // The connection may be gone; then nobody wants to know.
             let _ = done.send(Err(ProposeError::Stopped));
         }

@@ -46,6 +46,7 @@ use crate::consensus::raft::group_core::Input;
 use crate::consensus::raft::group_core::Install;
 use crate::consensus::raft::group_core::Output;
 use crate::consensus::raft::group_core::Persist;
+use crate::consensus::raft::group_core::ReplicaProgress;
 use crate::consensus::raft::log_cache::Fetch;
 use crate::consensus::raft::log_writer;
 use crate::consensus::raft::log_writer::WriterJob;
@@ -97,10 +98,15 @@ const CACHE_BYTES: u64 = 8 << 20;
 const CACHE_ENTRIES: usize = 4096;
 /// For followers that are a little behind more is kept, up to this many bytes.
 const CACHE_BYTES_MAX: u64 = 64 << 20;
-/// Entries that stay on disk after they were flushed, for followers that are a little behind.
-const TAIL_ENTRIES: u64 = 1_000;
+/// Entries that stay on disk after they were flushed, for a follower that is a little behind a new leader: twice what
+/// a leader has in flight.
+const TAIL_ENTRIES: u64 = 32;
 /// A follower that is further behind than this does not keep the log from being purged: it gets a snapshot.
 const WAIT_FOR_ENTRIES: u64 = 200_000;
+/// A snapshot that did not arrive within this time keeps the log from being purged no longer.
+const SNAPSHOT_TIME: Millis = Millis(600_000);
+/// Reads of the log for followers in one sweep.
+const FETCHES: u32 = 4;
 /// A follower takes no more entries while this many bytes wait for its apply.
 const APPLY_BACKLOG_MAX: u64 = 256 << 20;
 /// Batches of one frame to the leader, in bytes.
@@ -124,7 +130,10 @@ pub enum Event {
         epoch: u64,
         is_ended: bool,
     },
-    PeerUp(NodeId),
+    PeerUp {
+        node: NodeId,
+        election_timeout: Millis,
+    },
     PeerDown(NodeId),
     /// From a peer. `clock`: the leader's cluster time when it sent.
     Messages {
@@ -256,6 +265,17 @@ pub struct Driver {
     /// The complete snapshot that raft was told of, and the install that waits for the log writer.
     incoming: Option<String>,
     install: Option<Box<Install>>,
+    /// When a replica was last heard.
+    heard: BTreeMap<u64, Monotonic>,
+    /// The snapshots that replicas are being sent, and since when.
+    sending: BTreeMap<u64, (u64, Monotonic)>,
+    /// Reads of the log that were put off to the next sweep, and how many this one may still do.
+    fetches: Vec<Fetch>,
+    fetches_left: u32,
+    /// The shortest election timeout among the nodes that were linked with this one.
+    shortest_timeout: Millis,
+    /// What the log ended with when the node started.
+    log_end_at_start: u64,
     /// The directory that is being put in place.
     installing_dir: Option<String>,
 }
@@ -284,6 +304,8 @@ impl Driver {
     /// A driver for this core.
     pub fn new(parts: DriverParts) -> Driver {
         let now = parts.clock.monotonic();
+        let shortest_timeout = parts.config.get().election_timeout;
+        let log_end_at_start = parts.core.last_index();
         Driver {
             core: parts.core,
             group: parts.group,
@@ -314,6 +336,12 @@ impl Driver {
             is_making_snapshot: false,
             incoming: None,
             install: None,
+            heard: BTreeMap::new(),
+            sending: BTreeMap::new(),
+            fetches: Vec::new(),
+            fetches_left: FETCHES,
+            shortest_timeout,
+            log_end_at_start,
             installing_dir: None,
         }
     }
@@ -367,6 +395,10 @@ impl Driver {
         for event in events.drain(..) {
             self.on_event(event);
         }
+        self.fetches_left = FETCHES;
+        for fetch in std::mem::take(&mut self.fetches) {
+            self.on_output(Output::Fetch(fetch));
+        }
         self.on_time();
         self.find_leader();
         self.round_of_barriers();
@@ -402,6 +434,10 @@ impl Driver {
         let may_serve = self.leading && self.serve_from.is_none();
         let wants_lease = self.is_alone() || self.config.get().read_consistency == ReadConsistency::Lease;
         let until = if may_serve && wants_lease { self.core.lease_until() } else { Boottime(0) };
+        // Followers keep to their own timeouts: the shortest one counts.
+        let own = self.config.get().election_timeout;
+        let shorter = own.0.saturating_sub(self.shortest_timeout.0) * 1_000_000;
+        let until = if shorter == 0 { until } else { Boottime(until.0.saturating_sub(shorter)) };
         self.shared.publish(until, self.core.commit_index());
     }
 
@@ -434,10 +470,7 @@ impl Driver {
             Event::MakeSnapshot => self.make_snapshot(),
             Event::SnapshotMade { job, path } => self.on_snapshot_made(&job, path),
             Event::SnapshotSent { to, ok } => self.step(Input::SnapshotSent { to, ok }),
-            Event::SnapshotReceived { message, incoming } => {
-                self.incoming = Some(incoming);
-                self.step(Input::Message(message));
-            }
+            Event::SnapshotReceived { message, incoming } => self.on_snapshot(message, incoming),
             Event::Installed { token, membership } => self.on_installed(token, membership),
             Event::Messages { from, clock, messages } => self.on_messages(from, clock, messages, now),
             Event::Propose { from, epoch, first_seq, ack, batches } => {
@@ -460,7 +493,10 @@ impl Driver {
                     self.barriers.applied(self.shared.applied());
                 }
             }
-            Event::PeerUp(node) => self.on_peer_up(node, now),
+            Event::PeerUp { node, election_timeout } => {
+                self.shortest_timeout = self.shortest_timeout.min(election_timeout);
+                self.on_peer_up(node, now);
+            }
             Event::PeerDown(node) => self.on_peer_down(node),
             Event::Transfer { to, done } => self.on_transfer(to, done, now),
             Event::Join { node, nonce, address, done } => {
@@ -511,6 +547,10 @@ impl Driver {
 
     fn on_applied(&mut self, applied: u64) {
         self.step(Input::Applied(applied));
+        if applied > self.log_end_at_start && !self.leading {
+            // Another leader's entry: the outage, if there was one, is over and counted.
+            self.start.outage = Millis(0);
+        }
         self.let_go_of_entries(applied);
         if self.serve_from.is_some_and(|index| applied >= index) && self.leading {
             self.serve_from = None;
@@ -530,18 +570,18 @@ impl Driver {
         if clock != ClusterTime(0) && messages.iter().any(is_from_leader) {
             self.cluster_clock.follow(clock);
             self.shared.heard_leader(now);
-            // The clock never stood still as far as this node knows.
-            self.start.outage = Millis(0);
         }
         if let (Some(cluster), Some(message)) = (&mut self.cluster, messages.first()) {
             cluster.members.heard_of(message.from, from);
         }
         let is_full = self.shared.apply_backlog() > APPLY_BACKLOG_MAX;
         for message in messages {
-            // As if it were lost: the leader sends it again.
-            if is_full && message.get_msg_type() == MessageType::MsgAppend {
+            // As if it were lost: the leader sends it again. Snapshots come another way, with their rows.
+            let kind = message.get_msg_type();
+            if (is_full && kind == MessageType::MsgAppend) || kind == MessageType::MsgSnapshot {
                 continue;
             }
+            self.heard.insert(message.from, now);
             self.step(Input::Message(Box::new(message)));
         }
     }
@@ -558,12 +598,13 @@ impl Driver {
         let Some(cluster) = &mut self.cluster else { return };
         cluster.snapshots.send(SnapshotEvent::PeerDown(node));
         for replica in cluster.members.replicas_of(node) {
+            self.heard.remove(&replica);
             self.step(Input::Unreachable(replica));
         }
     }
 
     fn on_transfer(&mut self, to: Option<NodeId>, done: AdminDone, now: Monotonic) {
-        let progress = self.core.progress();
+        let progress = self.progress(now);
         let is_leading = self.leading;
         let Some(cluster) = &mut self.cluster else {
             return done(Err("this node has no peers".to_owned()));
@@ -603,7 +644,7 @@ impl Driver {
             return;
         }
         let config = self.config.get();
-        self.barriers.on_time(now, Millis(2 * config.heartbeat_interval.0), config.indoubt_timeout);
+        self.barriers.on_time(now, config.election_timeout, config.indoubt_timeout);
         if self.leading && config.read_consistency == ReadConsistency::Lease && self.barriers.is_quiet() {
             // Keeps the lease while nobody writes.
             let left = self.core.lease_until().0.saturating_sub(self.clock.boottime().0);
@@ -612,14 +653,16 @@ impl Driver {
                 self.step(Input::ReadIndex(context));
             }
         }
-        self.shared.set_keep_from(self.keep_from());
-        self.shared.set_progress_of(&self.core.progress());
+        let progress = self.progress(now);
+        let keep_from = self.keep_from(&progress, now);
+        self.shared.set_keep_from(keep_from);
+        self.shared.set_progress_of(&progress);
         let view = View {
             is_leading: self.leading,
             leader: self.shared.leader(),
             conf: self.core.conf_state(),
             is_busy: self.core.has_pending_change(),
-            progress: self.core.progress(),
+            progress,
             last: self.core.last_index(),
         };
         let Some(cluster) = &mut self.cluster else { return };
@@ -630,19 +673,32 @@ impl Driver {
     }
 
     /// From which index on the log on disk is still needed.
-    fn keep_from(&self) -> u64 {
+    fn keep_from(&mut self, progress: &[ReplicaProgress], now: Monotonic) -> u64 {
         let applied = self.shared.applied();
         let tail = applied.saturating_sub(TAIL_ENTRIES) + 1;
-        let needed = self.core.progress().into_iter().filter(|progress| progress.is_active).map(|progress| {
-            if applied.saturating_sub(progress.matched) > WAIT_FOR_ENTRIES && !progress.is_behind {
-                tail
-            } else if progress.is_behind {
-                self.shared.snapshot_index() + 1
-            } else {
-                progress.matched + 1
-            }
+        // Who is being sent a snapshot needs what follows it, and says nothing while it puts it in place.
+        let is_done = |replica: &u64, (index, since): &mut (u64, Monotonic)| {
+            let known = progress.iter().find(|known| known.replica == *replica);
+            known.is_none_or(|known| known.matched >= *index) || now.since(*since) >= SNAPSHOT_TIME
+        };
+        self.sending.retain(|replica, sent| !is_done(replica, sent));
+        let sending = self.sending.values().map(|(index, _)| index + 1);
+        let near = progress.iter().filter(|known| {
+            known.is_active && !known.is_behind && applied.saturating_sub(known.matched) <= WAIT_FOR_ENTRIES
         });
-        needed.min().unwrap_or(tail).min(tail)
+        sending.chain(near.map(|known| known.matched + 1)).min().unwrap_or(tail).min(tail)
+    }
+
+    /// What raft-rs knows of the others, with our own idea of who is active: raft-rs's is forgotten at every check of
+    /// the quorum.
+    fn progress(&self, now: Monotonic) -> Vec<ReplicaProgress> {
+        let patience = Millis(2 * self.config.get().election_timeout.0);
+        let mut progress = self.core.progress();
+        for known in &mut progress {
+            let heard = self.heard.get(&known.replica);
+            known.is_active = heard.is_some_and(|heard| now.since(*heard) < patience);
+        }
+        progress
     }
 
     // ---- where writes go --------------------------------------------------------------------------
@@ -726,7 +782,9 @@ impl Driver {
         }
         let next = first_seq.saturating_add(batches.len() as u64).max(known.unwrap_or(0));
         self.origins.insert(from, (epoch, next));
-        for (seq, batch) in (first_seq..).zip(batches) {
+        // What is under way here needs no second copy; what was answered is answered again by the state machine.
+        let (answered, known) = (self.shared.answered(from, epoch), known.unwrap_or(0));
+        for (seq, batch) in (first_seq..).zip(batches).filter(|(seq, _)| *seq >= known || *seq <= answered) {
             let stamp = SessionStamp { node: from, epoch, seq, ack };
             let submission = Submission::new(batch, None);
             let reply_to = ReplyTo::Node { node: from, epoch, seq };
@@ -849,7 +907,14 @@ impl Driver {
             Output::SnapshotWanted => self.make_snapshot(),
             Output::SendSnapshot(message) => self.send_snapshot(&message),
             Output::Install(install) => self.install = Some(install),
-            Output::Fetch(fetch) => self.fetch(fetch),
+            Output::Fetch(fetch) => match self.fetches_left.checked_sub(1) {
+                Some(left) => {
+                    self.fetches_left = left;
+                    self.fetch(fetch);
+                }
+                // Ticks and messages have their turn first.
+                None => self.fetches.push(fetch),
+            },
             Output::Quarantine(why) => self.shared.warn_of_quarantine(why, self.clock.monotonic()),
             Output::Proposed { .. } | Output::Dropped => {}
         }
@@ -918,8 +983,8 @@ impl Driver {
         if entries <= CACHE_ENTRIES && bytes <= CACHE_BYTES {
             return;
         }
-        let needed =
-            self.core.progress().into_iter().filter(|progress| progress.is_active && !progress.is_behind);
+        let progress = self.progress(self.clock.monotonic());
+        let needed = progress.iter().filter(|known| known.is_active && !known.is_behind);
         let matched = needed.map(|progress| progress.matched).min().unwrap_or(applied);
         let up_to = if bytes > CACHE_BYTES_MAX { applied } else { applied.min(matched) };
         self.step(Input::Release(up_to));
@@ -949,6 +1014,8 @@ impl Driver {
             return;
         }
         tracing::info!("leading the group in term {term}");
+        // raft-rs has appended its own empty entry.
+        self.proposer.forget_from(self.core.last_index());
         self.take_over_stamps();
         self.queue_leader_start();
     }
@@ -1091,6 +1158,7 @@ impl Driver {
         let meta = message.get_snapshot().get_metadata();
         let (to, index, term) = (message.to, meta.index, meta.term);
         let checkpoint = self.shared.snapshot_path(index);
+        self.sending.insert(to, (index, self.clock.monotonic()));
         let Some(cluster) = &self.cluster else { return };
         let (Some(node), Some(checkpoint)) = (cluster.members.node_of(to), checkpoint) else {
             return self.step(Input::SnapshotSent { to, ok: false });
@@ -1135,6 +1203,16 @@ impl Driver {
         };
         if let ApplyBy::Thread(mailbox) = &self.apply {
             mailbox.send(ApplyMessage::Install { token: install.token, job });
+        }
+    }
+
+    /// One at a time: what comes while another is on its way is sent again if it is still wanted.
+    fn on_snapshot(&mut self, message: Box<Message>, incoming: String) {
+        if self.incoming.is_none() && self.install.is_none() && !self.core.is_installing() {
+            self.incoming = Some(incoming);
+            self.step(Input::Message(message));
+        } else if let Some(cluster) = &self.cluster {
+            cluster.snapshots.send(SnapshotEvent::Release { incoming_dir: incoming });
         }
     }
 

@@ -20,6 +20,7 @@ use crate::config::SharedConfig;
 use crate::consensus::mailbox::Mailbox;
 use crate::consensus::raft::driver::Event;
 use crate::consensus::raft::replica::Shared;
+use crate::consensus::raft::replica::spawn;
 use crate::consensus::raft::replica::stop_process;
 use crate::state::Membership;
 use crate::state::RowBatch;
@@ -101,7 +102,7 @@ pub struct Flusher {
 impl Flusher {
     /// Starts the thread.
     pub fn start(mut self) -> std::io::Result<JoinHandle<()>> {
-        std::thread::Builder::new().name("flusher".into()).spawn(move || {
+        spawn("flusher", move || {
             let mut jobs = Vec::new();
             loop {
                 self.mailbox.receive(&mut jobs, Duration::from_secs(1));
@@ -169,7 +170,7 @@ impl Flusher {
         let index = index.min(LogIndex(self.shared.keep_from().saturating_sub(1)));
         self.shared.reset_log_bytes();
         if index > self.purged {
-            self.shared.events.post(Event::Purged(index.0));
+            self.shared.events.send(Event::Purged(index.0));
             self.log.purge(self.group, index)?;
             self.purged = index;
         }
@@ -189,6 +190,14 @@ impl Flusher {
 
     /// DESIGN.md D3: the log first, with a marker; then the directories; then the marker goes.
     fn install(&mut self, job: &InstallJob) -> Result<State, StorageError> {
+        // Before anything is given up for it.
+        let rows = DataStore::open_at(&snapshot::incoming_path(&self.dir, &job.incoming), &self.caches)?;
+        let applied = State::applied_of(&rows)?;
+        drop(rows);
+        if applied != job.index {
+            let what = format!("a snapshot of index {} holds rows of {applied}", job.index);
+            return Err(StorageError::Corrupt { what });
+        }
         let mut batch = LogBatch::new();
         batch.clear_entries(self.group);
         batch.hard_state(self.group, job.hard_state);
@@ -204,10 +213,6 @@ impl Flusher {
         snapshot::finish_install(&self.dir, &self.log, self.group, &job.incoming)?;
         let data = DataStore::open(&self.dir, self.group, &self.caches)?;
         let state = State::load(&data)?;
-        if state.meta().applied != job.index {
-            let what = format!("a snapshot of index {} holds rows of {}", job.index, state.meta().applied);
-            return Err(StorageError::Corrupt { what });
-        }
         self.data = Some(data);
         self.watermark.advance(job.term, job.index)?;
         self.shared.counters.set_flushed(job.index);

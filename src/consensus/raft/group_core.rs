@@ -191,6 +191,8 @@ pub struct GroupCore {
     installing: Option<(u64, u64)>,
     /// This replica is no member any more; raft-rs would panic at its next commit.
     is_retired: bool,
+    /// This replica's log is not what the group believes: it must neither vote nor stand for election.
+    is_quarantined: bool,
     refused_messages: u64,
 }
 
@@ -232,6 +234,7 @@ impl GroupCore {
             lease: Lease::new(options.election_ticks, options.tick_nanos),
             installing: None,
             is_retired: false,
+            is_quarantined: false,
             refused_messages: 0,
         };
         core.fix_timeout();
@@ -379,6 +382,9 @@ impl GroupCore {
             }
             return;
         }
+        if self.is_quarantined && matches!(input, Input::Tick | Input::Message(_) | Input::Campaign) {
+            return;
+        }
         if let Some((token, index)) = self.installing {
             return self.step_while_installing(input, token, index, out);
         }
@@ -466,6 +472,7 @@ impl GroupCore {
             }
             Verdict::Quarantine(why) => {
                 self.refused_messages += 1;
+                self.is_quarantined = true;
                 out.push(Output::Quarantine(why));
                 return;
             }

@@ -45,6 +45,7 @@ use crate::state::NodeAddress;
 use crate::storage::LogBatch;
 use crate::storage::LogStore;
 use crate::types::GroupId;
+use crate::types::Millis;
 use crate::types::Monotonic;
 use crate::types::NodeId;
 use crate::types::codec::CodecError;
@@ -59,6 +60,8 @@ const FORMATION_LOOK: Duration = Duration::from_millis(200);
 const LOOKS_PER_LINE: u32 = 50;
 /// How many looks pass between two questions for a replica id.
 const LOOKS_PER_JOIN: u32 = 5;
+/// The longest name of a host, in bytes: it goes into the log beside the change of members.
+const HOST_MAX: usize = 255;
 /// Administrators' wishes that may wait for their answers at a time.
 const ADMIN_MAX: usize = 1_000;
 
@@ -95,6 +98,8 @@ pub struct Hub {
     statuses: Mutex<BTreeMap<NodeId, (NodeStatus, Monotonic)>>,
     admin: Mutex<(u64, BTreeMap<u64, AdminDone>)>,
     refused: Mutex<(u64, Option<Monotonic>)>,
+    /// The links that are up, with the election timeouts of the nodes there.
+    links: Mutex<BTreeMap<NodeId, Millis>>,
 }
 
 impl Hub {
@@ -120,6 +125,7 @@ impl Hub {
             statuses: Mutex::default(),
             admin: Mutex::default(),
             refused: Mutex::default(),
+            links: Mutex::default(),
         })
     }
 
@@ -274,6 +280,13 @@ impl Hub {
 
     // ---- what arrives -----------------------------------------------------------------------------
 
+    /// Tells the group of the links that were made before it stood.
+    pub fn post_links(&self) {
+        for (node, election_timeout) in self.links.lock().clone() {
+            self.post(Event::PeerUp { node, election_timeout });
+        }
+    }
+
     fn post(&self, event: Event) {
         if let Some(engine) = self.engine.get() {
             engine.post(event);
@@ -356,7 +369,7 @@ impl Hub {
         });
         match command {
             AdminCommand::TransferLeader { group: GROUP, to } => self.post(Event::Transfer { to, done }),
-            AdminCommand::Join { node, host, port, nonce } if node == from => {
+            AdminCommand::Join { node, host, port, nonce } if node == from && host.len() <= HOST_MAX => {
                 self.post(Event::Join { node, nonce, address: NodeAddress { node, host, port }, done });
             }
             _ => done(Err("not possible here".to_owned())),
@@ -388,12 +401,14 @@ impl Handler for Hub {
 
     fn on_up(&self, peer: &Hello) {
         self.form(&mut self.forming.lock(), formation::Input::PeerUp(peer.node));
-        self.post(Event::PeerUp(peer.node));
+        self.links.lock().insert(peer.node, peer.election_timeout);
+        self.post(Event::PeerUp { node: peer.node, election_timeout: peer.election_timeout });
         self.sweep();
     }
 
     fn on_down(&self, peer: NodeId) {
         self.form(&mut self.forming.lock(), formation::Input::PeerDown(peer));
+        self.links.lock().remove(&peer);
         self.post(Event::PeerDown(peer));
         self.sweep();
     }

@@ -11,6 +11,7 @@ use crate::consensus::mailbox::Mailbox;
 use crate::consensus::raft::group_core::Persist;
 use crate::consensus::raft::replica::Counters;
 use crate::consensus::raft::replica::kind_of;
+use crate::consensus::raft::replica::spawn;
 use crate::consensus::raft::replica::stop_process;
 use crate::storage::HardStateRecord;
 use crate::storage::LogBatch;
@@ -68,7 +69,7 @@ pub fn start(
     counters: Arc<Counters>,
     persisted: impl Fn(u64) + Send + 'static,
 ) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("log-writer".into()).spawn(move || {
+    spawn("log-writer", move || {
         let mut jobs = Vec::new();
         loop {
             mailbox.receive(&mut jobs, Duration::from_secs(3600));

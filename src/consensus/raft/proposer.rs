@@ -126,6 +126,15 @@ impl Proposer {
         cleared
     }
 
+    /// This replica leads anew, and its own entries begin at `index`: what was in flight there in an earlier term will
+    /// never take effect.
+    pub fn forget_from(&mut self, index: u64) {
+        while let Some(back) = self.in_flight.pop_back_if(|back| back.index >= index) {
+            self.in_flight_bytes -= back.bytes;
+            back.batches.iter().filter(|queued| queued.stamp.is_none()).for_each(not_done);
+        }
+    }
+
     /// A snapshot took the place of everything in flight: nobody here knows its fate.
     pub fn forget_in_flight(&mut self) {
         self.in_flight.clear();

@@ -10,6 +10,7 @@
 //! and the `raft` thread when time has passed. Who finds the lock taken leaves its event in the mailbox; whoever
 //! holds the lock looks there again after giving it back.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -209,6 +210,8 @@ pub struct Shared {
     /// Copies of the rows that can be sent, the newest last.
     snapshots: Mutex<Vec<(u64, PathBuf)>>,
     quarantine_warned: AtomicU64,
+    /// For each other node the session and the number that it was answered last.
+    answered: Mutex<BTreeMap<NodeId, (u64, u64)>>,
 }
 
 impl Shared {
@@ -240,6 +243,7 @@ impl Shared {
             is_status_due: AtomicBool::new(false),
             snapshots: Mutex::default(),
             quarantine_warned: AtomicU64::new(0),
+            answered: Mutex::default(),
         }
     }
 
@@ -407,6 +411,17 @@ impl Shared {
         self.snapshots.lock().last().map_or(0, |(index, _)| *index)
     }
 
+    /// A node was answered up to this number of its session.
+    pub fn set_answered(&self, node: NodeId, epoch: u64, seq: u64) {
+        self.answered.lock().insert(node, (epoch, seq));
+    }
+
+    /// The last number of its session that a node was answered; 0 when none was.
+    #[must_use]
+    pub fn answered(&self, node: NodeId, epoch: u64) -> u64 {
+        self.answered.lock().get(&node).filter(|(known, _)| *known == epoch).map_or(0, |(_, seq)| *seq)
+    }
+
     /// Says that this replica's log is not what the group believes; once a minute.
     pub fn warn_of_quarantine(&self, why: &str, now: Monotonic) {
         let last = self.quarantine_warned.load(Ordering::Acquire);
@@ -544,12 +559,24 @@ impl Engine {
     }
 }
 
+/// Starts a thread without which the replica cannot go on: if it panics the process ends (DESIGN.md D14).
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let guard = StopOnPanic;
+        run();
+        std::mem::forget(guard);
+    })
+}
+
 /// A core that panicked half way must not go on: other threads would find it half changed.
 struct StopOnPanic;
 
 impl Drop for StopOnPanic {
     fn drop(&mut self) {
-        stop_process("the consensus core panicked", &"see the lines above");
+        stop_process("a thread of the consensus panicked", &"see the lines above");
     }
 }
 
@@ -835,7 +862,7 @@ impl Replica {
             let (mailbox, backlog) = (Arc::clone(&apply_mailbox), Arc::clone(&shared.apply_backlog));
             let sweeper = Arc::clone(&engine);
             let run = move || applier.run(&mailbox, &backlog, &|| sweeper.sweep_events());
-            threads.push(std::thread::Builder::new().name("apply".into()).spawn(run)?);
+            threads.push(spawn("apply", run)?);
         }
         if let Some(peers) = parts.peers {
             let door = Box::new(SnapshotDoor(Arc::clone(&peers.hub)));
@@ -850,12 +877,10 @@ impl Replica {
             let own_status = Box::new(move || describe(status.group_status(group)));
             peers.hub.serve(Arc::clone(&engine), own_status);
             // Links that were made before this replica stood.
-            for link in peers.hub.network().peers().iter().filter(|link| link.is_connected) {
-                engine.post(Event::PeerUp(link.node));
-            }
+            peers.hub.post_links();
         }
         let runner = Arc::clone(&engine);
-        threads.push(std::thread::Builder::new().name("raft".into()).spawn(move || runner.run())?);
+        threads.push(spawn("raft", move || runner.run())?);
         let replicator: Arc<dyn Replicator> = engine;
         Ok(Replica { group: Group::new(replicator, state, clock), shared, hub, threads })
     }

@@ -109,9 +109,18 @@ pub struct Numbered {
 
 #[derive(Debug)]
 struct Pending {
+    /// What is sent: the batch, or a void one in its place.
     submission: Arc<Submission>,
+    /// The batch itself, once a void one stands in its place: a copy may still be on its way.
+    replaced: Option<Arc<Submission>>,
     bytes: usize,
     since: Monotonic,
+}
+
+impl Pending {
+    fn is_settled(&self) -> bool {
+        self.submission.is_settled() || self.replaced.as_ref().is_some_and(|batch| batch.is_settled())
+    }
 }
 
 /// The writes of this node's clients in one group.
@@ -219,7 +228,7 @@ impl Session {
             let (submission, since) = self.waiting.pop_front()?;
             let bytes = submission.batch.bytes();
             self.pending_bytes += bytes;
-            self.pending.push_back(Pending { submission, bytes, since });
+            self.pending.push_back(Pending { submission, replaced: None, bytes, since });
         }
         let submission = Arc::clone(&self.pending[self.given].submission);
         self.given += 1;
@@ -236,7 +245,7 @@ impl Session {
     /// Forgets what was answered, as far as nothing before it waits; gives the bytes that it took.
     pub fn settle(&mut self, now: Monotonic) -> usize {
         let mut settled = 0;
-        while let Some(pending) = self.pending.pop_front_if(|pending| pending.submission.is_settled()) {
+        while let Some(pending) = self.pending.pop_front_if(|pending| pending.is_settled()) {
             settled += pending.bytes;
             self.acked += 1;
             self.given = self.given.saturating_sub(1);
@@ -260,23 +269,28 @@ impl Session {
 
     /// Looks at the time. True when everything should be given again, because nothing was heard for long.
     pub fn on_time(&mut self, now: Monotonic, doubt: Millis) -> bool {
-        if self.nowhere_since.is_some_and(|since| now.since(since) >= doubt) {
-            while let Some((submission, _)) = self.waiting.pop_front() {
-                submission.answer(Err(ProposeError::NotLeader { leader: None }));
-            }
-        }
         let is_deaf = now.since(self.heard) >= doubt;
+        let is_nowhere = self.nowhere_since.is_some_and(|since| now.since(since) >= doubt);
+        // What was never sent is refused: there is no leader, or one that gets nothing done.
+        while let Some((submission, _)) =
+            self.waiting.pop_front_if(|(_, since)| is_nowhere || (is_deaf && now.since(*since) >= doubt))
+        {
+            submission.answer(Err(ProposeError::NotLeader { leader: None }));
+        }
         for pending in &mut self.pending {
             if !is_deaf || now.since(pending.since) < doubt {
                 break;
             }
-            if !pending.submission.batch.is_empty() {
+            if pending.replaced.is_none() {
                 pending.submission.answer(Err(ProposeError::OutcomeUnknown));
                 // The number stands for nothing now: what was not executed yet never will be.
-                pending.submission = Submission::new(Batch::new(b""), None);
+                let void = Submission::new(Batch::new(b""), None);
+                pending.replaced = Some(std::mem::replace(&mut pending.submission, void));
             }
         }
-        let oldest = self.pending.front().filter(|_| self.given > 0).map(|pending| pending.since);
+        // What is here is not lost.
+        let is_sent = matches!(self.target, Target::There(..)) && self.given > 0;
+        let oldest = self.pending.front().filter(|_| is_sent).map(|pending| pending.since);
         let is_silent = oldest.is_some_and(|since| {
             [since, self.heard, self.rewound].into_iter().all(|then| now.since(then) >= SILENCE)
         });

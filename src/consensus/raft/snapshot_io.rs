@@ -27,6 +27,7 @@ use bytes::Bytes;
 
 use crate::clock::Clock;
 use crate::consensus::mailbox::Mailbox;
+use crate::consensus::raft::replica::spawn;
 use crate::consensus::raft::transfer;
 use crate::consensus::raft::transfer::ChunkOutcome;
 use crate::consensus::raft::transfer::Incoming;
@@ -136,7 +137,7 @@ pub fn start(
         handed_over: BTreeSet::new(),
         next_transfer,
     };
-    std::thread::Builder::new().name("snapshot-io".into()).spawn(move || {
+    spawn("snapshot-io", move || {
         let mut events = Vec::new();
         let mut pause = IDLE;
         loop {
