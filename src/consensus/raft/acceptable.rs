@@ -8,6 +8,7 @@ use raft::Raft;
 use raft::StateRole;
 use raft::Storage;
 use raft::eraftpb::ConfState;
+use raft::eraftpb::EntryType;
 use raft::eraftpb::Message;
 use raft::eraftpb::MessageType;
 
@@ -30,6 +31,9 @@ pub enum Verdict {
 /// Judges a message for this replica.
 #[must_use]
 pub fn acceptable<S: Storage>(raft: &Raft<S>, message: &Message) -> Verdict {
+    if MessageType::from_i32(message.msg_type).is_none() {
+        return Verdict::Drop;
+    }
     let is_addressed = message.from != 0 && message.from != raft.id && message.to == raft.id;
     let is_bounded = message.term != 0
         && message.term <= raft.term.saturating_add(TERM_AHEAD_MAX)
@@ -56,9 +60,13 @@ pub fn acceptable<S: Storage>(raft: &Raft<S>, message: &Message) -> Verdict {
             drop_if(raft.state == StateRole::Leader && message.term >= raft.term && is_beyond)
         }
         MessageType::MsgTimeoutNow => drop_if(message.term != raft.term || message.from != raft.leader_id),
+        // Nobody can have answered yet: votes are asked for once everything before is written, and raft-rs panics when
+        // a leader's log is not.
+        MessageType::MsgRequestVoteResponse => {
+            drop_if(raft.state == StateRole::Candidate && raft.raft_log.persisted < last)
+        }
         MessageType::MsgHeartbeat
         | MessageType::MsgRequestVote
-        | MessageType::MsgRequestVoteResponse
         | MessageType::MsgRequestPreVote
         | MessageType::MsgRequestPreVoteResponse => Verdict::Take,
         // What replicas tell themselves, and what goes between nodes in other ways: proposals, read barriers,
@@ -75,7 +83,9 @@ fn drop_if(is_wrong: bool) -> Verdict {
 fn judge_append<S: Storage>(raft: &Raft<S>, message: &Message) -> Verdict {
     let mut term = message.log_term;
     for (at, entry) in (message.index + 1..).zip(&message.entries) {
-        if entry.index != at || entry.term < term || entry.term > message.term || entry.term == 0 {
+        let is_known = EntryType::from_i32(entry.entry_type).is_some();
+        if !is_known || entry.index != at || entry.term < term || entry.term > message.term || entry.term == 0
+        {
             return Verdict::Drop;
         }
         term = entry.term;

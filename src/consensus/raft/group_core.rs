@@ -18,8 +18,9 @@
 //! ```
 //!
 //! Three guards stand around raft-rs: [`acceptable`] in front of every message, because it panics on some that only a
-//! broken or hostile peer sends; the **vote guard** after a start, because a restarted replica forgets whom it
-//! promised not to depose (tikv#15035); and the **lease** ([`crate::consensus::raft::lease`]).
+//! broken or hostile peer sends; the **vote guard**, because raft-rs forgets whom a replica promised not to depose,
+//! when it starts again (tikv#15035) and when it hears of a higher term from anybody; and the **lease**
+//! ([`crate::consensus::raft::lease`]).
 
 use std::collections::VecDeque;
 
@@ -29,7 +30,10 @@ use raft::ProgressState;
 use raft::RawNode;
 use raft::SnapshotStatus;
 use raft::StateRole;
+use raft::Storage;
 use raft::eraftpb::ConfChange;
+use raft::eraftpb::ConfChangeSingle;
+use raft::eraftpb::ConfChangeTransition;
 use raft::eraftpb::ConfChangeType;
 use raft::eraftpb::ConfChangeV2;
 use raft::eraftpb::ConfState;
@@ -51,9 +55,6 @@ use crate::types::Boottime;
 /// The context of votes that a leader asked for: they go through the guards.
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
-/// The term that a fresh group of several begins in: its first index is as if a snapshot had brought it.
-pub const FIRST_TERM: u64 = 1;
-
 /// How a group elects and how much it moves at a time.
 #[derive(Debug, Clone, Copy)]
 pub struct CoreOptions {
@@ -63,6 +64,8 @@ pub struct CoreOptions {
     pub election_ticks: usize,
     /// Ticks between heartbeats; fewer than `election_ticks`.
     pub heartbeat_ticks: usize,
+    /// The term that the group began in: a replica that is still in it has promised nothing to anybody.
+    pub first_term: u64,
     /// Length of a tick in nanoseconds.
     pub tick_nanos: u64,
     /// Drives the choice of election timeouts, so that a run can be repeated exactly.
@@ -98,7 +101,7 @@ pub enum Input {
     Installed(u64),
     /// What [`Output::Fetch`] asked for; empty when it is not on disk any more.
     Fetched { fetch: Fetch, entries: Vec<Entry> },
-    /// Stand for election now.
+    /// Stand for election now, unless a leader was heard lately.
     Campaign,
     /// Forget from memory entries up to this index, as far as they are applied.
     Release(u64),
@@ -184,15 +187,16 @@ pub struct GroupCore {
     /// Messages that wait for their Ready's token to become durable.
     waiting: VecDeque<(u64, Vec<Message>)>,
     last_number: u64,
-    /// Until then no vote is given, unless the leader itself asked for the election.
+    /// Until then no vote is given, unless the leader itself asked for the election: an election timeout after the
+    /// start, and after every word from a leader.
     guard_until: Option<Boottime>,
+    election_nanos: u64,
     lease: Lease,
     /// The token and the index of the snapshot that is being put in place.
     installing: Option<(u64, u64)>,
     /// This replica is no member any more; raft-rs would panic at its next commit.
     is_retired: bool,
-    /// This replica's log is not what the group believes: it must neither vote nor stand for election.
-    is_quarantined: bool,
+
     refused_messages: u64,
 }
 
@@ -200,8 +204,13 @@ impl GroupCore {
     /// A replica that starts now with this log, of which everything up to `applied` is applied.
     ///
     /// # Errors
-    /// When the log's parts do not fit each other (raft-rs checks them).
+    /// When the log's parts do not fit each other: what is committed must be there, what is applied committed.
     pub fn new(options: &CoreOptions, log: LogCache, applied: u64, now: Boottime) -> raft::Result<GroupCore> {
+        let (commit, last) = (log.initial_state()?.hard_state.commit, log.last_index()?);
+        if applied > commit || commit > last {
+            let what = format!("{applied} is applied, {commit} committed, and the log ends at {last}");
+            return Err(raft::Error::ConfigInvalid(what));
+        }
         let config = Config {
             id: options.replica,
             election_tick: options.election_ticks,
@@ -223,7 +232,7 @@ impl GroupCore {
         let node = RawNode::new(&config, log, &logger)?;
         let election_nanos = options.election_ticks as u64 * options.tick_nanos;
         // A replica of a fresh group has promised nothing to anybody.
-        let guard_until = (node.raft.term > FIRST_TERM).then(|| Boottime(now.0 + election_nanos));
+        let guard_until = (node.raft.term > options.first_term).then(|| Boottime(now.0 + election_nanos));
         let mut core = GroupCore {
             node,
             seed: options.seed,
@@ -231,10 +240,11 @@ impl GroupCore {
             waiting: VecDeque::new(),
             last_number: 0,
             guard_until,
+            election_nanos,
             lease: Lease::new(options.election_ticks, options.tick_nanos),
             installing: None,
             is_retired: false,
-            is_quarantined: false,
+
             refused_messages: 0,
         };
         core.fix_timeout();
@@ -372,6 +382,12 @@ impl GroupCore {
         found
     }
 
+    /// What this replica promised is something else than it believes: a mistake that the simulation must find.
+    #[cfg(test)]
+    pub(super) fn set_promise(&mut self, until: Boottime) {
+        self.guard_until = Some(until);
+    }
+
     // ---- stepping ---------------------------------------------------------------------------------
 
     /// Takes one input. [`GroupCore::drain`] tells what follows from it.
@@ -382,9 +398,7 @@ impl GroupCore {
             }
             return;
         }
-        if self.is_quarantined && matches!(input, Input::Tick | Input::Message(_) | Input::Campaign) {
-            return;
-        }
+
         if let Some((token, index)) = self.installing {
             return self.step_while_installing(input, token, index, out);
         }
@@ -433,9 +447,12 @@ impl GroupCore {
                 self.node.mut_store().set_fetched(Vec::new());
             }
             Input::Campaign => {
-                // Refused only when there is nothing to stand for; the next tick tries again.
-                let _ = self.node.campaign();
-                self.fix_timeout();
+                // Who stands votes for himself.
+                if !self.has_promised(now) || self.is_only_voter() {
+                    // Refused only when there is nothing to stand for; the next tick tries again.
+                    let _ = self.node.campaign();
+                    self.fix_timeout();
+                }
             }
             Input::Release(index) => {
                 let applied = self.node.raft.raft_log.applied;
@@ -472,18 +489,20 @@ impl GroupCore {
             }
             Verdict::Quarantine(why) => {
                 self.refused_messages += 1;
-                self.is_quarantined = true;
+
                 out.push(Output::Quarantine(why));
                 return;
             }
         }
         let kind = message.get_msg_type();
         let is_vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
-        if is_vote
-            && message.context != CAMPAIGN_TRANSFER
-            && self.guard_until.is_some_and(|until| now < until)
-        {
+        if is_vote && message.context != CAMPAIGN_TRANSFER && self.has_promised(now) {
             return;
+        }
+        if is_from_leader(kind) && message.term >= self.node.raft.term {
+            // The leader counts on it. raft-rs keeps the promise only while it knows the leader, which it forgets
+            // with any word of a higher term, such as a late answer to an election of long ago.
+            self.guard_until = Some(Boottime(now.0 + self.election_nanos));
         }
         // Errors say that the message is stale or from a stranger: nothing to do.
         let _ = self.node.step(message);
@@ -493,6 +512,11 @@ impl GroupCore {
             // snapshot is in place, and were never written.
             self.drain(out);
         }
+    }
+
+    /// True while a leader may count on this replica to elect nobody else.
+    fn has_promised(&self, now: Boottime) -> bool {
+        self.guard_until.is_some_and(|until| now < until)
     }
 
     /// A follower must not propose: raft-rs would forward it, and nobody would know its position.
@@ -648,17 +672,27 @@ impl GroupCore {
     }
 }
 
-/// The change of members that an entry holds; `None` for other entries and for what cannot be read.
+fn is_from_leader(kind: MessageType) -> bool {
+    matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot)
+}
+
+/// The change of members that an entry holds; `None` for other entries and for what cannot be read. A peer may have
+/// sent it: raft-rs panics on kinds of change that it does not know.
 fn change_of(entry: &Entry) -> Option<ConfChangeV2> {
-    match entry.get_entry_type() {
-        EntryType::EntryNormal => None,
+    let change = match entry.get_entry_type() {
+        EntryType::EntryNormal => return None,
         // Without data: leave the joint configuration.
-        EntryType::EntryConfChangeV2 => ConfChangeV2::decode(entry.data.as_slice()).ok(),
+        EntryType::EntryConfChangeV2 => ConfChangeV2::decode(entry.data.as_slice()).ok()?,
         EntryType::EntryConfChange => {
             let single = ConfChange::decode(entry.data.as_slice()).ok()?;
-            Some(raft_proto::ConfChangeI::into_v2(single))
+            ConfChangeType::from_i32(single.change_type)?;
+            raft_proto::ConfChangeI::into_v2(single)
         }
-    }
+    };
+    let is_known = |single: &ConfChangeSingle| ConfChangeType::from_i32(single.change_type).is_some();
+    let is_sane =
+        ConfChangeTransition::from_i32(change.transition).is_some() && change.changes.iter().all(is_known);
+    is_sane.then_some(change)
 }
 
 #[cfg(test)]
@@ -671,8 +705,14 @@ mod tests {
     fn core(replica: u64, voters: &[u64]) -> GroupCore {
         let log =
             LogCache::new(HardState::default(), ConfState::from((voters.to_vec(), vec![])), 0, 0, Vec::new());
-        let options =
-            CoreOptions { replica, election_ticks: 10, heartbeat_ticks: 2, tick_nanos: TICK, seed: 7 };
+        let options = CoreOptions {
+            replica,
+            election_ticks: 10,
+            heartbeat_ticks: 2,
+            first_term: 0,
+            tick_nanos: TICK,
+            seed: 7,
+        };
         GroupCore::new(&options, log, 0, NOW).unwrap()
     }
 

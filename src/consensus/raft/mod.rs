@@ -25,3 +25,7 @@ pub mod transfer;
 
 #[cfg(test)]
 mod recovery_test;
+#[cfg(test)]
+mod sim_test;
+#[cfg(test)]
+mod traps_test;

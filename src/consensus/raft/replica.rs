@@ -50,7 +50,6 @@ use crate::consensus::raft::driver::DriverParts;
 use crate::consensus::raft::driver::Event;
 use crate::consensus::raft::flusher::Flusher;
 use crate::consensus::raft::group_core::CoreOptions;
-use crate::consensus::raft::group_core::FIRST_TERM;
 use crate::consensus::raft::group_core::GroupCore;
 use crate::consensus::raft::group_core::ReplicaProgress;
 use crate::consensus::raft::hub::Hub;
@@ -101,6 +100,8 @@ const OUTAGE_MAX: Millis = Millis(30 * 24 * 3600 * 1000);
 pub const META_REPLICA: &[u8] = b"m";
 /// Name of the record with the number of this node's starts.
 pub const META_BOOT: &[u8] = b"b";
+/// The term that a group of several begins in: its first index is as if a snapshot had brought it.
+const FIRST_TERM: u64 = 1;
 /// The only replica of a cluster of one.
 const FIRST_REPLICA: u64 = 1;
 /// Sessions' names: replica id, starts of the node, sessions of one start.
@@ -991,6 +992,7 @@ impl Boot {
             replica: self.replica,
             election_ticks: 10,
             heartbeat_ticks: heartbeat as usize,
+            first_term: if config.cluster_nodes.len() > 1 { FIRST_TERM } else { 0 },
             tick_nanos: tick_of(config).0 * 1_000_000,
             // Another one in every life: replicas that once chose alike must not do so for ever.
             seed: clock.wall().0,
