@@ -62,13 +62,13 @@ pub fn acceptable<S: Storage>(raft: &Raft<S>, message: &Message) -> Verdict {
         MessageType::MsgTimeoutNow => drop_if(message.term != raft.term || message.from != raft.leader_id),
         // Nobody can have answered yet: votes are asked for once everything before is written, and raft-rs panics when
         // a leader's log is not.
-        MessageType::MsgRequestVoteResponse => {
-            drop_if(raft.state == StateRole::Candidate && raft.raft_log.persisted < last)
+        MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse => {
+            let stands = matches!(raft.state, StateRole::Candidate | StateRole::PreCandidate);
+            drop_if(stands && raft.raft_log.persisted < last)
         }
-        MessageType::MsgHeartbeat
-        | MessageType::MsgRequestVote
-        | MessageType::MsgRequestPreVote
-        | MessageType::MsgRequestPreVoteResponse => Verdict::Take,
+        MessageType::MsgHeartbeat | MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+            Verdict::Take
+        }
         // What replicas tell themselves, and what goes between nodes in other ways: proposals, read barriers,
         // hand-overs.
         _ => Verdict::Drop,

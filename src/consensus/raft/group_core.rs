@@ -188,9 +188,9 @@ pub struct GroupCore {
     waiting: VecDeque<(u64, Vec<Message>)>,
     last_number: u64,
     /// Until then no vote is given, unless the leader itself asked for the election: an election timeout after the
-    /// start, and after every word from a leader.
+    /// start, a tick less after every word from a leader, so that who missed it longer than others finds voters.
     guard_until: Option<Boottime>,
-    election_nanos: u64,
+    promise_nanos: u64,
     lease: Lease,
     /// The token and the index of the snapshot that is being put in place.
     installing: Option<(u64, u64)>,
@@ -240,7 +240,7 @@ impl GroupCore {
             waiting: VecDeque::new(),
             last_number: 0,
             guard_until,
-            election_nanos,
+            promise_nanos: election_nanos - options.tick_nanos,
             lease: Lease::new(options.election_ticks, options.tick_nanos),
             installing: None,
             is_retired: false,
@@ -405,8 +405,10 @@ impl GroupCore {
         match input {
             Input::Tick => {
                 self.lease.tick(now, self.tick_nanos);
-                self.node.tick();
-                self.fix_timeout();
+                if self.may_stand() {
+                    self.node.tick();
+                    self.fix_timeout();
+                }
             }
             Input::Message(message) => self.receive(now, *message, out),
             Input::Propose(data) => {
@@ -448,7 +450,7 @@ impl GroupCore {
             }
             Input::Campaign => {
                 // Who stands votes for himself.
-                if !self.has_promised(now) || self.is_only_voter() {
+                if self.may_stand() && (!self.has_promised(now) || self.is_only_voter()) {
                     // Refused only when there is nothing to stand for; the next tick tries again.
                     let _ = self.node.campaign();
                     self.fix_timeout();
@@ -499,10 +501,13 @@ impl GroupCore {
         if is_vote && message.context != CAMPAIGN_TRANSFER && self.has_promised(now) {
             return;
         }
+        if kind == MessageType::MsgTimeoutNow && !self.may_stand() {
+            return;
+        }
         if is_from_leader(kind) && message.term >= self.node.raft.term {
             // The leader counts on it. raft-rs keeps the promise only while it knows the leader, which it forgets
             // with any word of a higher term, such as a late answer to an election of long ago.
-            self.guard_until = Some(Boottime(now.0 + self.election_nanos));
+            self.guard_until = self.guard_until.max(Some(Boottime(now.0 + self.promise_nanos)));
         }
         // Errors say that the message is stale or from a stranger: nothing to do.
         let _ = self.node.step(message);
@@ -512,6 +517,17 @@ impl GroupCore {
             // snapshot is in place, and were never written.
             self.drain(out);
         }
+    }
+
+    /// False while an election would be won at once, without anybody being asked, by a replica whose log is not written:
+    /// raft-rs panics then. It is the only voter, and somebody else led.
+    fn may_stand(&self) -> bool {
+        let raft = &self.node.raft;
+        if raft.state == StateRole::Leader || raft.raft_log.persisted == raft.raft_log.last_index() {
+            return true;
+        }
+        let conf = self.conf_state();
+        conf.voters != [raft.id] || conf.voters_outgoing.iter().any(|id| *id != raft.id)
     }
 
     /// True while a leader may count on this replica to elect nobody else.
