@@ -30,6 +30,8 @@ use crate::types::Millis;
 use crate::types::Term;
 use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
+use crate::types::planted::Bug;
+use crate::types::planted::is_planted;
 
 /// Replies of one batch, in the order of its items.
 pub type BatchReplies = Vec<Reply>;
@@ -126,6 +128,9 @@ impl OpenBatch<'_> {
                 let replies = self.execute(state, reader)?;
                 state.remember_replies(node, seq, Remembered::of(&replies, scratch));
                 return Ok(BatchOutcome::Done(replies));
+            }
+            Admission::Repeated(_) if is_planted(Bug::RepeatedExecuted) => {
+                return Ok(BatchOutcome::Done(self.execute(state, reader)?));
             }
             Admission::Repeated(replies) => BatchOutcome::Repeated(replies),
             Admission::Replayed => BatchOutcome::Replayed,

@@ -111,6 +111,28 @@ pub trait Handler: Send + Sync {
     fn on_down(&self, peer: NodeId);
 }
 
+/// A way to the other nodes: the [`Network`], or a simulated one.
+pub trait Links: Send + Sync {
+    /// Queues a payload for a peer. It arrives whole and in order among those of its channel, or not at all.
+    ///
+    /// # Errors
+    /// When there is no link, or its queue is full; nothing was queued then.
+    fn send(&self, to: NodeId, channel: Channel, payload: Vec<u8>) -> Result<(), SendError>;
+
+    /// True while there is a link to this node.
+    fn is_connected(&self, node: NodeId) -> bool;
+}
+
+impl Links for Network {
+    fn send(&self, to: NodeId, channel: Channel, payload: Vec<u8>) -> Result<(), SendError> {
+        Network::send(self, to, channel, payload)
+    }
+
+    fn is_connected(&self, node: NodeId) -> bool {
+        Network::is_connected(self, node)
+    }
+}
+
 /// Why a message was not sent. In both cases nothing was queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SendError {

@@ -19,8 +19,11 @@ use crate::state::keyspace::Row;
 use crate::state::queues::MessageId;
 use crate::state::rows;
 use crate::storage::DataBatch;
+use crate::storage::RowSink;
 use crate::types::LogIndex;
 use crate::types::NodeId;
+use crate::types::planted::Bug;
+use crate::types::planted::is_planted;
 
 /// The mark of a row that is listed by name.
 pub(super) const LISTED: u32 = u32::MAX;
@@ -221,6 +224,12 @@ impl RowBatch {
     #[must_use]
     pub fn into_batch(self) -> DataBatch {
         let mut batch = DataBatch::new();
+        self.write_to(&mut batch);
+        batch
+    }
+
+    /// Writes everything, which belongs together, the index last.
+    pub fn write_to(self, batch: &mut impl RowSink) {
         for db in self.flushed {
             batch.delete_prefix(&[rows::HEAD, db]);
         }
@@ -238,8 +247,9 @@ impl RowBatch {
                 None => batch.delete(key),
             }
         }
-        batch.put(rows::META, &self.meta);
-        batch
+        if !is_planted(Bug::RowsWithoutIndex) {
+            batch.put(rows::META, &self.meta);
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::state::sessions::Admission;
 use crate::state::sessions::Remembered;
 use crate::state::sessions::Session;
 use crate::state::sessions::Sessions;
-use crate::storage::DataStore;
+use crate::storage::Rows;
 use crate::storage::StorageError;
 use crate::types::ClusterTime;
 use crate::types::FencingToken;
@@ -39,6 +39,8 @@ use crate::types::WallMillis;
 use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
 use crate::types::codec::put_varint;
+use crate::types::planted::Bug;
+use crate::types::planted::is_planted;
 
 pub use changes::Pending;
 pub use changes::RowBatch;
@@ -369,6 +371,9 @@ impl State {
 
     /// Removes a key with everything that hangs on it. False when it was not there.
     pub fn remove(&mut self, db: DbIndex, key: &[u8]) -> bool {
+        if is_planted(Bug::TokenResetByDel) {
+            self.meta.last_token = FencingToken(0);
+        }
         let Some(row) = self.databases[usize::from(db)].remove(key) else { return false };
         self.changes.note_removed(db, &row);
         self.unindex_row(db, &row);
@@ -612,7 +617,7 @@ impl State {
     }
 
     /// The applied index that rows stand for; 0 for an empty store.
-    pub fn applied_of(store: &DataStore) -> Result<LogIndex, StorageError> {
+    pub fn applied_of(store: &dyn Rows) -> Result<LogIndex, StorageError> {
         let corrupt = |error: CodecError| StorageError::Corrupt { what: format!("a row of data/: {error}") };
         match store.get(rows::META)? {
             Some(value) => Ok(Meta::decode(&mut Reader::new(&value)).map_err(corrupt)?.applied),
@@ -621,7 +626,7 @@ impl State {
     }
 
     /// Reads a group's state from its rows. An empty store gives an empty state.
-    pub fn load(store: &DataStore) -> Result<State, StorageError> {
+    pub fn load(store: &dyn Rows) -> Result<State, StorageError> {
         let mut state = State::new(0);
         let corrupt = |error: CodecError| StorageError::Corrupt { what: format!("a row of data/: {error}") };
         if let Some(value) = store.get(rows::META)? {

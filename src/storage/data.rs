@@ -46,6 +46,57 @@ impl fmt::Debug for DataBatch {
     }
 }
 
+/// Rows that can be read: a group's on disk, or a simulated node's.
+pub trait Rows {
+    /// The value of a row.
+    ///
+    /// # Errors
+    /// When the storage fails.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError>;
+
+    /// Visits every row whose key starts with `prefix`, in key order.
+    ///
+    /// # Errors
+    /// When the storage fails or the visitor says so.
+    fn scan(&self, prefix: &[u8], f: &mut RowVisitor<'_>) -> Result<(), StorageError>;
+}
+
+/// Where changed rows are written to: a batch for the disk, or a simulated node's.
+pub trait RowSink {
+    /// Writes a row.
+    fn put(&mut self, key: &[u8], value: &[u8]);
+
+    /// Deletes a row.
+    fn delete(&mut self, key: &[u8]);
+
+    /// Deletes all rows whose key starts with `prefix`, as they are before the batch.
+    fn delete_prefix(&mut self, prefix: &[u8]);
+}
+
+impl RowSink for DataBatch {
+    fn put(&mut self, key: &[u8], value: &[u8]) {
+        DataBatch::put(self, key, value);
+    }
+
+    fn delete(&mut self, key: &[u8]) {
+        DataBatch::delete(self, key);
+    }
+
+    fn delete_prefix(&mut self, prefix: &[u8]) {
+        DataBatch::delete_prefix(self, prefix);
+    }
+}
+
+impl Rows for DataStore {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
+        DataStore::get(self, key)
+    }
+
+    fn scan(&self, prefix: &[u8], f: &mut RowVisitor<'_>) -> Result<(), StorageError> {
+        DataStore::scan(self, prefix, f)
+    }
+}
+
 impl DataBatch {
     /// An empty batch.
     #[must_use]

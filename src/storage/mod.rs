@@ -33,7 +33,9 @@ use crate::types::Term;
 
 pub use data::DataBatch;
 pub use data::DataStore;
+pub use data::RowSink;
 pub use data::RowVisitor;
+pub use data::Rows;
 pub use data::SharedCaches;
 pub use format::DirLock;
 pub use format::FORMAT_VERSION;

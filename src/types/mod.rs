@@ -5,6 +5,7 @@
 
 pub mod codec;
 pub mod glob;
+pub mod planted;
 
 use std::fmt;
 

@@ -12,7 +12,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -40,7 +39,7 @@ use crate::machine::apply::BatchOutcome;
 use crate::machine::apply::apply_entry;
 use crate::machine::apply::apply_membership;
 use crate::peer::Channel;
-use crate::peer::Network;
+use crate::peer::Links;
 use crate::resp::Reply;
 use crate::resp::reply_codec;
 use crate::state::Membership;
@@ -91,7 +90,7 @@ pub struct Applier {
     pub state: Arc<RwLock<State>>,
     pub shared: Arc<Shared>,
     /// Where outcomes for other nodes go; a lone node has none.
-    pub network: Option<Network>,
+    pub network: Option<Arc<dyn Links>>,
     pub flusher: Arc<Mailbox<FlushJob>>,
     pub flusher_busy: Arc<AtomicBool>,
     pub clock: Arc<dyn Clock>,
@@ -221,17 +220,14 @@ impl Applier {
     // ---- the thread -------------------------------------------------------------------------------
 
     /// Does what the mailbox brings until it is told to stop. `sweep` is called after what the driver should know.
-    pub fn run(mut self, mailbox: &Mailbox<ApplyMessage>, backlog: &AtomicU64, sweep: &dyn Fn()) {
+    pub fn run(mut self, mailbox: &Mailbox<ApplyMessage>, sweep: &dyn Fn()) {
         let mut messages = Vec::new();
         loop {
             mailbox.receive(&mut messages, FLUSH_LOOK);
             for message in messages.drain(..) {
                 match message {
                     ApplyMessage::Job(job) => {
-                        let bytes = job_bytes(&job.entries);
-                        self.apply(job);
-                        backlog.fetch_sub(bytes, Ordering::AcqRel);
-                        self.shared.events.post(Event::Applied(self.shared.applied()));
+                        self.apply_and_tell(job);
                         sweep();
                     }
                     ApplyMessage::Checkpoint => self.checkpoint(),
@@ -249,7 +245,16 @@ impl Applier {
         }
     }
 
-    fn checkpoint(&mut self) {
+    /// Applies entries that waited, and tells the driver.
+    pub fn apply_and_tell(&mut self, job: ApplyJob) {
+        let bytes = job_bytes(&job.entries);
+        self.apply(job);
+        self.shared.take_apply_backlog(bytes);
+        self.shared.events.post(Event::Applied(self.shared.applied()));
+    }
+
+    /// Asks the flusher for a copy of the rows as of now.
+    pub fn checkpoint(&mut self) {
         self.wait_for_flusher();
         self.flush(self.clock.monotonic());
         let state = self.state.read();
@@ -264,12 +269,22 @@ impl Applier {
     /// Steps (1) to (4) of DESIGN.md D3; the flusher owns the rows, so it does what concerns them.
     fn install(&mut self, token: u64, job: InstallJob) {
         self.wait_for_flusher();
-        drop(self.state.write().take_changes());
+        self.discard_changes();
         let (reply, installed) = mpsc::sync_channel(1);
         self.flusher.send(FlushJob::Install { job, reply });
         let Ok(state) = installed.recv() else {
             stop_process("installing a snapshot failed", &"the flusher has ended");
         };
+        self.installed(token, state);
+    }
+
+    /// What changed since the last flush belongs to a state that a snapshot takes the place of.
+    pub fn discard_changes(&mut self) {
+        drop(self.state.write().take_changes());
+    }
+
+    /// The snapshot is in place on disk, and this is its state.
+    pub fn installed(&mut self, token: u64, state: Box<State>) {
         let membership = state.membership().clone();
         self.flushed = state.meta().applied;
         let old = {
@@ -290,7 +305,8 @@ pub fn job_bytes(entries: &[Entry]) -> u64 {
     entries.iter().map(|entry| entry.data.len() as u64 + 100).sum()
 }
 
-fn apply_one(state: &mut State, entry: &Entry, change: Option<&Membership>) -> Applied {
+/// Applies one entry. `change`: the members after it, when it changes them.
+pub fn apply_one(state: &mut State, entry: &Entry, change: Option<&Membership>) -> Applied {
     let (index, term) = (LogIndex(entry.index), Term(entry.term));
     if entry.get_entry_type() != EntryType::EntryNormal {
         let known = state.membership();

@@ -15,6 +15,8 @@ use crate::consensus::ProposeError;
 use crate::types::Millis;
 use crate::types::Monotonic;
 use crate::types::NodeId;
+use crate::types::planted::Bug;
+use crate::types::planted::is_planted;
 
 /// Where a local reader wants to hear of it.
 pub type Done = oneshot::Sender<Result<(), ProposeError>>;
@@ -73,7 +75,7 @@ impl Barriers {
 
     /// Begins a round for all that wait, and gives its number.
     pub fn begin(&mut self, now: Monotonic) -> u64 {
-        self.context += 1;
+        self.context += u64::from(!is_planted(Bug::ReadIndexReuse));
         let readers = std::mem::take(&mut self.waiting);
         self.round = Some(Round { context: self.context, began: now, readers });
         self.context
@@ -97,6 +99,7 @@ impl Barriers {
         let mut answers = Vec::new();
         for (reader, since) in readers {
             match reader {
+                Reader::Local(done) if is_planted(Bug::BarrierNotAwaited) => self.ready.push((0, done, since)),
                 Reader::Local(done) => self.ready.push((index, done, since)),
                 Reader::Remote(node, id) => answers.push((node, id, Some(index))),
             }

@@ -48,7 +48,7 @@ use crate::consensus::raft::group_core::Output;
 use crate::consensus::raft::group_core::Persist;
 use crate::consensus::raft::group_core::ReplicaProgress;
 use crate::consensus::raft::log_cache::Fetch;
-use crate::consensus::raft::log_writer;
+use crate::consensus::raft::log_writer::DriverLog;
 use crate::consensus::raft::log_writer::WriterJob;
 use crate::consensus::raft::members::AdminDone;
 use crate::consensus::raft::members::Members;
@@ -59,7 +59,6 @@ use crate::consensus::raft::proposer::Queued;
 use crate::consensus::raft::proposer::ReplyTo;
 use crate::consensus::raft::replica::Shared;
 use crate::consensus::raft::replica::stop_process;
-use crate::consensus::raft::replica::to_entry;
 use crate::consensus::raft::requests;
 use crate::consensus::raft::requests::ControlMessage;
 use crate::consensus::raft::requests::Outcome;
@@ -76,13 +75,11 @@ use crate::machine::entry::Stamps;
 use crate::machine::entry::decode_stamps;
 use crate::machine::entry::encode_entry;
 use crate::peer::Channel;
-use crate::peer::Network;
+use crate::peer::Links;
 use crate::state::Membership;
 use crate::state::NodeAddress;
 use crate::state::Settings;
 use crate::storage::HardStateRecord;
-use crate::storage::LogBatch;
-use crate::storage::LogStore;
 use crate::types::Boottime;
 use crate::types::ClusterTime;
 use crate::types::GroupId;
@@ -91,11 +88,14 @@ use crate::types::Millis;
 use crate::types::Monotonic;
 use crate::types::NodeId;
 use crate::types::Term;
+use crate::types::planted::Bug;
+use crate::types::planted::is_planted;
+use crate::types::planted::scaled;
 
 /// The log cache lets applied entries go when they exceed this many bytes.
 const CACHE_BYTES: u64 = 8 << 20;
 /// Or this many entries.
-const CACHE_ENTRIES: usize = 4096;
+const CACHE_ENTRIES: u64 = 4096;
 /// For followers that are a little behind more is kept, up to this many bytes.
 const CACHE_BYTES_MAX: u64 = 64 << 20;
 /// Entries that stay on disk after they were flushed, for a follower that is a little behind a new leader: twice what
@@ -203,7 +203,7 @@ pub enum Event {
 /// What a node with peers has besides.
 pub struct Cluster {
     pub node: NodeId,
-    pub network: Network,
+    pub network: Arc<dyn Links>,
     pub session: Session,
     pub members: Members,
     pub snapshots: Arc<Mailbox<SnapshotEvent>>,
@@ -230,7 +230,7 @@ pub struct Driver {
     core: GroupCore,
     group: GroupId,
     shared: Arc<Shared>,
-    log: Arc<LogStore>,
+    log: Arc<dyn DriverLog>,
     writer: Arc<Mailbox<WriterJob>>,
     apply: ApplyBy,
     cluster: Option<Cluster>,
@@ -285,7 +285,7 @@ pub struct DriverParts {
     pub core: GroupCore,
     pub group: GroupId,
     pub shared: Arc<Shared>,
-    pub log: Arc<LogStore>,
+    pub log: Arc<dyn DriverLog>,
     pub writer: Arc<Mailbox<WriterJob>>,
     pub apply: ApplyBy,
     pub cluster: Option<Cluster>,
@@ -344,6 +344,12 @@ impl Driver {
             log_end_at_start,
             installing_dir: None,
         }
+    }
+
+    /// The core, to look at.
+    #[must_use]
+    pub fn core(&self) -> &GroupCore {
+        &self.core
     }
 
     fn is_alone(&self) -> bool {
@@ -675,7 +681,7 @@ impl Driver {
     /// From which index on the log on disk is still needed.
     fn keep_from(&mut self, progress: &[ReplicaProgress], now: Monotonic) -> u64 {
         let applied = self.shared.applied();
-        let tail = applied.saturating_sub(TAIL_ENTRIES) + 1;
+        let tail = applied.saturating_sub(scaled(TAIL_ENTRIES)) + 1;
         // Who is being sent a snapshot needs what follows it, and says nothing while it puts it in place.
         let is_done = |replica: &u64, (index, since): &mut (u64, Monotonic)| {
             let known = progress.iter().find(|known| known.replica == *replica);
@@ -684,7 +690,7 @@ impl Driver {
         self.sending.retain(|replica, sent| !is_done(replica, sent));
         let sending = self.sending.values().map(|(index, _)| index + 1);
         let near = progress.iter().filter(|known| {
-            known.is_active && !known.is_behind && applied.saturating_sub(known.matched) <= WAIT_FOR_ENTRIES
+            known.is_active && !known.is_behind && applied.saturating_sub(known.matched) <= scaled(WAIT_FOR_ENTRIES)
         });
         sending.chain(near.map(|known| known.matched + 1)).min().unwrap_or(tail).min(tail)
     }
@@ -920,23 +926,30 @@ impl Driver {
         }
     }
 
-    fn persist(&mut self, persist: Persist) {
+    fn persist(&mut self, mut persist: Persist) {
+        if is_planted(Bug::VoteNotWritten)
+            && let Some(hard_state) = &mut persist.hard_state
+        {
+            hard_state.vote = 0;
+        }
         let bytes: u64 = persist.entries.iter().map(|entry| entry.data.len() as u64 + 40).sum();
         self.shared.add_log_bytes(bytes);
         // Votes are always synced.
         let sync = persist.entries.is_empty() || self.config.get().appendfsync == AppendFsync::Always;
         if self.writer_owes.is_some() || (sync && !self.is_alone()) {
-            self.writer_owes = Some(persist.token);
+            let token = persist.token;
+            self.writer_owes = Some(token);
             self.writer.send(WriterJob::Persist(persist));
+            if is_planted(Bug::AckBeforePersist) {
+                self.step(Input::Persisted(token));
+            }
             return;
         }
-        let mut batch = LogBatch::new();
-        log_writer::add_to_batch(&mut batch, self.group, &persist);
-        if let Err(error) =
-            log_writer::write(&self.log, batch, sync, self.clock.as_ref(), &self.shared.counters)
-        {
+        let start = self.clock.monotonic();
+        if let Err(error) = self.log.persist(self.group, &persist, sync) {
             stop_process("writing the log failed", &error);
         }
+        self.shared.counters.log_written(self.clock.monotonic().micros_since(start), sync);
         if !sync {
             self.shared.counters.set_unsynced();
         }
@@ -980,13 +993,13 @@ impl Driver {
     /// Lets applied entries go from memory, but for those that followers which are up to date have not got yet.
     fn let_go_of_entries(&mut self, applied: u64) {
         let (entries, bytes) = (self.core.log().len(), self.core.log().bytes());
-        if entries <= CACHE_ENTRIES && bytes <= CACHE_BYTES {
+        if entries as u64 <= scaled(CACHE_ENTRIES) && bytes <= CACHE_BYTES {
             return;
         }
         let progress = self.progress(self.clock.monotonic());
         let needed = progress.iter().filter(|known| known.is_active && !known.is_behind);
         let matched = needed.map(|progress| progress.matched).min().unwrap_or(applied);
-        let up_to = if bytes > CACHE_BYTES_MAX { applied } else { applied.min(matched) };
+        let up_to = if bytes > scaled(CACHE_BYTES_MAX) { applied } else { applied.min(matched) };
         self.step(Input::Release(up_to));
     }
 
@@ -1121,12 +1134,8 @@ impl Driver {
 
     /// A follower needs entries that only the disk has. They were written lately, so they are in the system's memory.
     fn fetch(&mut self, fetch: Fetch) {
-        let found = self.log.entries(self.group, LogIndex(fetch.low), LogIndex(fetch.high), fetch.max_bytes);
-        match found {
-            Ok(records) => {
-                let entries = records.into_iter().map(to_entry).collect();
-                self.step(Input::Fetched { fetch, entries });
-            }
+        match self.log.fetch(self.group, &fetch) {
+            Ok(entries) => self.step(Input::Fetched { fetch, entries }),
             Err(error) => stop_process("reading the log failed", &error),
         }
     }
@@ -1207,7 +1216,10 @@ impl Driver {
     }
 
     /// One at a time: what comes while another is on its way is sent again if it is still wanted.
-    fn on_snapshot(&mut self, message: Box<Message>, incoming: String) {
+    fn on_snapshot(&mut self, mut message: Box<Message>, incoming: String) {
+        if is_planted(Bug::SnapshotMembersIgnored) && !self.core.conf_state().voters.is_empty() {
+            message.mut_snapshot().mut_metadata().set_conf_state(self.core.conf_state());
+        }
         if self.incoming.is_none() && self.install.is_none() && !self.core.is_installing() {
             self.incoming = Some(incoming);
             self.step(Input::Message(message));

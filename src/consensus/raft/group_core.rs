@@ -51,6 +51,8 @@ use crate::consensus::raft::log_cache::Fetch;
 use crate::consensus::raft::log_cache::LogCache;
 use crate::consensus::raft::log_cache::Replaced;
 use crate::types::Boottime;
+use crate::types::planted::Bug;
+use crate::types::planted::is_planted;
 
 /// The context of votes that a leader asked for: they go through the guards.
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
@@ -504,7 +506,7 @@ impl GroupCore {
         if kind == MessageType::MsgTimeoutNow && !self.may_stand() {
             return;
         }
-        if is_from_leader(kind) && message.term >= self.node.raft.term {
+        if is_from_leader(kind) && message.term >= self.node.raft.term && !is_planted(Bug::PromiseForgotten) {
             // The leader counts on it. raft-rs keeps the promise only while it knows the leader, which it forgets
             // with any word of a higher term, such as a late answer to an election of long ago.
             self.guard_until = self.guard_until.max(Some(Boottime(now.0 + self.promise_nanos)));
@@ -649,7 +651,11 @@ impl GroupCore {
     }
 
     /// Lets messages go; snapshots go another way.
-    fn send(&mut self, messages: Vec<Message>, out: &mut Vec<Output>) {
+    fn send(&mut self, mut messages: Vec<Message>, out: &mut Vec<Output>) {
+        if is_planted(Bug::CommitOffByOne) {
+            let is_ack = |message: &&mut Message| message.get_msg_type() == MessageType::MsgAppendResponse;
+            messages.iter_mut().filter(is_ack).for_each(|message| message.index += u64::from(!message.reject));
+        }
         let is_snapshot = |message: &Message| message.get_msg_type() == MessageType::MsgSnapshot;
         let is_handover = |message: &Message| message.get_msg_type() == MessageType::MsgTimeoutNow;
         if messages.iter().any(is_handover) {

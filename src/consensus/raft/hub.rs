@@ -75,6 +75,72 @@ pub struct Formed {
     pub members: Vec<NodeId>,
 }
 
+/// What a payload is.
+pub enum Arrived {
+    /// For the group's driver.
+    Event(Event),
+    /// A piece of a snapshot, for its thread.
+    Snapshot,
+    Formation(formation::Announcement),
+    Status(NodeStatus),
+    Admin {
+        id: u64,
+        command: AdminCommand,
+    },
+    AdminReply {
+        id: u64,
+        result: Result<Vec<u8>, String>,
+    },
+    /// Of a group that is not here, or from somebody it does not belong to.
+    Nothing,
+}
+
+/// Reads a payload that came from a peer.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn decode(from: NodeId, channel: Channel, payload: &Bytes) -> Result<Arrived, CodecError> {
+    Ok(match channel {
+        Channel::Raft => raft_messages(from, message_codec::decode_batch(payload)?),
+        Channel::Request => request(from, Request::decode(payload)?)?,
+        Channel::Snapshot => Arrived::Snapshot,
+        Channel::Control => match ControlMessage::decode(payload)? {
+            ControlMessage::Raft(batch) => raft_messages(from, message_codec::decode_batch(&batch)?),
+            ControlMessage::Formation(bytes) => {
+                Arrived::Formation(formation::Announcement::decode(&bytes)?)
+            }
+            ControlMessage::Status(status) if status.node == from => Arrived::Status(status),
+            ControlMessage::Status(_) | ControlMessage::Gone { .. } => Arrived::Nothing,
+        },
+    })
+}
+
+fn raft_messages(from: NodeId, batch: RaftBatch) -> Arrived {
+    let own = batch.messages.into_iter().filter(|(group, _)| *group == GROUP);
+    let messages: Vec<_> = own.map(|(_, message)| message).collect();
+    if messages.is_empty() {
+        return Arrived::Nothing;
+    }
+    Arrived::Event(Event::Messages { from, clock: batch.clock, messages })
+}
+
+fn request(from: NodeId, request: Request) -> Result<Arrived, CodecError> {
+    let event = match request {
+        Request::Propose { group: GROUP, epoch, first_seq, ack, batches } => {
+            let batches: Result<Vec<Batch>, CodecError> =
+                batches.iter().map(|bytes| Batch::from_bytes(bytes)).collect();
+            Event::Propose { from, epoch, first_seq, ack, batches: batches? }
+        }
+        Request::Outcomes { group: GROUP, epoch, outcomes } => Event::Outcomes { epoch, outcomes },
+        Request::ReadIndex { group: GROUP, id } => Event::ReadIndex { from, id },
+        Request::ReadIndexReply { group: GROUP, id, index } => Event::ReadIndexReply { id, index },
+        Request::Admin { id, command } => return Ok(Arrived::Admin { id, command }),
+        Request::AdminReply { id, result } => return Ok(Arrived::AdminReply { id, result }),
+        _ => return Ok(Arrived::Nothing),
+    };
+    Ok(Arrived::Event(event))
+}
+
 /// Says what this node's status is now.
 pub type OwnStatus = Box<dyn Fn() -> NodeStatus + Send + Sync>;
 
@@ -300,63 +366,26 @@ impl Hub {
     }
 
     fn take(&self, from: NodeId, channel: Channel, payload: &Bytes) -> Result<(), CodecError> {
-        match channel {
-            Channel::Raft => self.on_raft(from, message_codec::decode_batch(payload)?),
-            Channel::Request => self.on_request(from, Request::decode(payload)?)?,
-            Channel::Snapshot => {
+        match decode(from, channel, payload)? {
+            Arrived::Event(event) => self.post(event),
+            Arrived::Snapshot => {
                 self.snapshots.send(SnapshotEvent::Message { from, payload: payload.clone() });
             }
-            Channel::Control => match ControlMessage::decode(payload)? {
-                ControlMessage::Raft(batch) => self.on_raft(from, message_codec::decode_batch(&batch)?),
-                ControlMessage::Formation(bytes) => {
-                    let announcement = formation::Announcement::decode(&bytes)?;
-                    self.form(&mut self.forming.lock(), formation::Input::Message { from, announcement });
-                }
-                ControlMessage::Status(status) if status.node == from => {
-                    self.statuses.lock().insert(from, (status, self.clock.monotonic()));
-                }
-                ControlMessage::Status(_) | ControlMessage::Gone { .. } => {}
-            },
-        }
-        Ok(())
-    }
-
-    fn on_raft(&self, from: NodeId, batch: RaftBatch) {
-        let messages: Vec<_> = batch
-            .messages
-            .into_iter()
-            .filter(|(group, _)| *group == GROUP)
-            .map(|(_, message)| message)
-            .collect();
-        if !messages.is_empty() {
-            self.post(Event::Messages { from, clock: batch.clock, messages });
-        }
-    }
-
-    fn on_request(&self, from: NodeId, request: Request) -> Result<(), CodecError> {
-        match request {
-            Request::Propose { group: GROUP, epoch, first_seq, ack, batches } => {
-                let batches: Result<Vec<Batch>, CodecError> =
-                    batches.iter().map(|bytes| Batch::from_bytes(bytes)).collect();
-                self.post(Event::Propose { from, epoch, first_seq, ack, batches: batches? });
+            Arrived::Formation(announcement) => {
+                self.form(&mut self.forming.lock(), formation::Input::Message { from, announcement });
             }
-            Request::Outcomes { group: GROUP, epoch, outcomes } => {
-                self.post(Event::Outcomes { epoch, outcomes });
+            Arrived::Status(status) => {
+                self.statuses.lock().insert(from, (status, self.clock.monotonic()));
             }
-            Request::ReadIndex { group: GROUP, id } => self.post(Event::ReadIndex { from, id }),
-            Request::ReadIndexReply { group: GROUP, id, index } => {
-                self.post(Event::ReadIndexReply { id, index });
-            }
-            Request::Admin { id, command } => self.on_admin(from, id, command),
-            Request::AdminReply { id, result } => {
+            Arrived::Admin { id, command } => self.on_admin(from, id, command),
+            Arrived::AdminReply { id, result } => {
                 let done = self.admin.lock().1.remove(&id);
                 if let Some(done) = done {
                     self.joined(&result);
                     done(result);
                 }
             }
-            // Of a group that is not here.
-            _ => {}
+            Arrived::Nothing => {}
         }
         Ok(())
     }

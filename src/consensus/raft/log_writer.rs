@@ -6,18 +6,21 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use raft::eraftpb::Entry;
+
 use crate::clock::Clock;
 use crate::consensus::mailbox::Mailbox;
 use crate::consensus::raft::group_core::Persist;
+use crate::consensus::raft::log_cache::Fetch;
 use crate::consensus::raft::replica::Counters;
 use crate::consensus::raft::replica::kind_of;
 use crate::consensus::raft::replica::spawn;
 use crate::consensus::raft::replica::stop_process;
+use crate::consensus::raft::replica::to_entry;
 use crate::storage::HardStateRecord;
 use crate::storage::LogBatch;
 use crate::storage::LogStore;
 use crate::storage::StorageError;
-use crate::telemetry::metrics::RAFT_FSYNC_SECONDS;
 use crate::types::GroupId;
 use crate::types::LogIndex;
 
@@ -42,22 +45,32 @@ pub fn add_to_batch(batch: &mut LogBatch, group: GroupId, persist: &Persist) {
     }
 }
 
-/// Writes a batch and counts it.
-pub fn write(
-    log: &LogStore,
-    batch: LogBatch,
-    sync: bool,
-    clock: &dyn Clock,
-    counters: &Counters,
-) -> Result<(), StorageError> {
-    let start = clock.monotonic();
-    log.write(batch, sync)?;
-    let micros = clock.monotonic().micros_since(start);
-    counters.log_written(micros);
-    if sync {
-        metrics::histogram!(RAFT_FSYNC_SECONDS).record(micros as f64 / 1e6);
+/// The log as a driver uses it: what the writer does not do for it.
+pub trait DriverLog: Send + Sync {
+    /// Writes at once what a Ready wants durable.
+    ///
+    /// # Errors
+    /// When the storage fails; whether it was written is unknown then.
+    fn persist(&self, group: GroupId, persist: &Persist, sync: bool) -> Result<(), StorageError>;
+
+    /// The entries that a follower needs; none when they were purged.
+    ///
+    /// # Errors
+    /// When the storage fails.
+    fn fetch(&self, group: GroupId, fetch: &Fetch) -> Result<Vec<Entry>, StorageError>;
+}
+
+impl DriverLog for LogStore {
+    fn persist(&self, group: GroupId, persist: &Persist, sync: bool) -> Result<(), StorageError> {
+        let mut batch = LogBatch::new();
+        add_to_batch(&mut batch, group, persist);
+        self.write(batch, sync)
     }
-    Ok(())
+
+    fn fetch(&self, group: GroupId, fetch: &Fetch) -> Result<Vec<Entry>, StorageError> {
+        let records = self.entries(group, LogIndex(fetch.low), LogIndex(fetch.high), fetch.max_bytes)?;
+        Ok(records.into_iter().map(to_entry).collect())
+    }
 }
 
 /// Starts the writer. `persisted` is told the last token of each write, in order.
@@ -85,9 +98,11 @@ pub fn start(
                 }
             }
             if let Some(token) = last {
-                if let Err(error) = write(&log, batch, true, clock.as_ref(), &counters) {
+                let start = clock.monotonic();
+                if let Err(error) = log.write(batch, true) {
                     stop_process("writing the log failed", &error);
                 }
+                counters.log_written(clock.monotonic().micros_since(start), true);
                 persisted(token);
             }
             if stop {

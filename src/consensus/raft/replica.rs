@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -56,6 +57,7 @@ use crate::consensus::raft::hub::Hub;
 use crate::consensus::raft::hub::SnapshotDoor;
 use crate::consensus::raft::log_cache::LogCache;
 use crate::consensus::raft::log_writer;
+use crate::consensus::raft::log_writer::DriverLog;
 use crate::consensus::raft::members::AdminDone;
 use crate::consensus::raft::members::Members;
 use crate::consensus::raft::requests::AdminCommand;
@@ -67,17 +69,20 @@ use crate::consensus::raft::snapshot_io::SnapshotCounters;
 use crate::machine::entry::Batch;
 use crate::machine::entry::Stamps;
 use crate::machine::entry::decode_stamps;
+use crate::peer::Links;
 use crate::state::Membership;
 use crate::state::NodeAddress;
 use crate::state::Settings;
 use crate::state::State;
 use crate::storage::DataStore;
 use crate::storage::LogBatch;
+use crate::storage::LogContents;
 use crate::storage::LogEntryRecord;
 use crate::storage::LogStore;
 use crate::storage::SharedCaches;
 use crate::storage::StorageError;
 use crate::storage::Watermark;
+use crate::telemetry::metrics::RAFT_FSYNC_SECONDS;
 use crate::types::Boottime;
 use crate::types::ClusterTime;
 use crate::types::GroupId;
@@ -87,6 +92,8 @@ use crate::types::Monotonic;
 use crate::types::NodeId;
 use crate::types::Term;
 use crate::types::WallMillis;
+use crate::types::planted::Bug;
+use crate::types::planted::is_planted;
 
 /// An entry holds at most this much; one command may be nearly as large.
 const ENTRY_BYTES_MAX: usize = 768 << 20;
@@ -115,6 +122,15 @@ const SNAPSHOTS_KEPT: usize = 2;
 /// Ends the process with a last line that says why. For storage errors and broken invariants: what went
 /// on is unknown, and going on could answer wrongly (DESIGN.md D14).
 pub fn stop_process(what: &str, error: &dyn Display) -> ! {
+    // In a simulation a process is only a node of it.
+    #[cfg(feature = "sim")]
+    std::panic::panic_any(format!("{what}: {error}"));
+    #[cfg(not(feature = "sim"))]
+    stop_this_process(what, error)
+}
+
+#[cfg(not(feature = "sim"))]
+fn stop_this_process(what: &str, error: &dyn Display) -> ! {
     tracing::error!("{what}: {error}");
     eprintln!("holdfast: fatal: {what}: {error}. The node stops; what it had not answered yet is unknown.");
     std::process::exit(EXIT_FATAL);
@@ -145,10 +161,13 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// A write of the log took this long.
-    pub fn log_written(&self, micros: u64) {
+    /// A write of the log took this long, with its sync if it had one.
+    pub fn log_written(&self, micros: u64, sync: bool) {
         self.log_writes.fetch_add(1, Ordering::Relaxed);
         self.log_write_micros.fetch_add(micros, Ordering::Relaxed);
+        if sync {
+            metrics::histogram!(RAFT_FSYNC_SECONDS).record(micros as f64 / 1e6);
+        }
     }
 
     /// Something was written to the log without a sync.
@@ -201,7 +220,7 @@ pub struct Shared {
     lease_until: AtomicU64,
     stopping: AtomicBool,
     waiting_bytes: Arc<AtomicU64>,
-    apply_backlog: Arc<AtomicU64>,
+    apply_backlog: AtomicU64,
     /// The log on disk is needed from here on; `u64::MAX`: no further than it was flushed.
     keep_from: AtomicU64,
     epoch: AtomicU64,
@@ -216,7 +235,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    fn new(state: &State, counters: Arc<Counters>, replica: u64, epoch: u64, keep_from: u64) -> Shared {
+    /// What a replica shares that starts with this state. `epoch` is what the names of its sessions begin with;
+    /// `keep_from` as in [`Shared::set_keep_from`].
+    #[must_use]
+    pub fn new(state: &State, counters: Arc<Counters>, replica: u64, epoch: u64, keep_from: u64) -> Shared {
         Shared {
             events: Mailbox::default(),
             counters,
@@ -236,7 +258,7 @@ impl Shared {
             lease_until: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             waiting_bytes: Arc::default(),
-            apply_backlog: Arc::default(),
+            apply_backlog: AtomicU64::new(0),
             keep_from: AtomicU64::new(keep_from),
             epoch: AtomicU64::new(epoch),
             progress: Mutex::default(),
@@ -321,6 +343,20 @@ impl Shared {
         now.0 < self.lease_until.load(Ordering::SeqCst)
     }
 
+    /// True while this node may answer linearizable reads from its applied state, without a barrier.
+    #[must_use]
+    pub fn may_read(&self, clock: &dyn Clock) -> bool {
+        match self.lease_until.load(Ordering::SeqCst) {
+            0 => false,
+            u64::MAX => true,
+            // A follower may have applied, and shown, what is committed and not applied here.
+            until => {
+                (clock.boottime().0 < until || is_planted(Bug::LeaseUnchecked))
+                    && self.applied() >= self.commit.load(Ordering::SeqCst)
+            }
+        }
+    }
+
     /// Says how many entries are in flight.
     pub fn set_in_flight(&self, in_flight: usize) {
         self.in_flight.store(in_flight as u64, Ordering::Release);
@@ -356,6 +392,11 @@ impl Shared {
     /// Entries of these bytes wait for apply.
     pub fn add_apply_backlog(&self, bytes: u64) {
         self.apply_backlog.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// Entries of these bytes are applied.
+    pub fn take_apply_backlog(&self, bytes: u64) {
+        self.apply_backlog.fetch_sub(bytes, Ordering::AcqRel);
     }
 
     /// Bytes of entries that wait for apply.
@@ -605,15 +646,7 @@ impl Replicator for Engine {
     }
 
     fn may_read(&self) -> bool {
-        match self.shared.lease_until.load(Ordering::SeqCst) {
-            0 => false,
-            u64::MAX => true,
-            // A follower may have applied, and shown, what is committed and not applied here.
-            until => {
-                self.clock.boottime().0 < until
-                    && self.shared.applied() >= self.shared.commit.load(Ordering::SeqCst)
-            }
-        }
+        self.shared.may_read(self.clock.as_ref())
     }
 
     fn status(&self) -> Status {
@@ -743,6 +776,12 @@ pub struct PeerParts {
     pub describe: Box<dyn Fn(GroupStatus) -> crate::consensus::raft::requests::NodeStatus + Send + Sync>,
 }
 
+impl PeerParts {
+    fn links(&self) -> Arc<dyn Links> {
+        Arc::new(self.hub.network().clone())
+    }
+}
+
 /// A running replica. Dropping it does not stop it; [`Replica::stop`] does.
 pub struct Replica {
     shared: Arc<Shared>,
@@ -764,7 +803,7 @@ impl Replica {
         let applied = state.meta().applied;
         let membership = state.membership().clone();
         let (replica, boot) = (booted.replica, parts.peers.as_ref().map_or(0, |peers| peers.boot));
-        let epoch = replica << EPOCH_REPLICA_SHIFT | boot << EPOCH_BOOT_SHIFT;
+        let epoch = first_epoch(replica, boot);
         let keep_from = if parts.peers.is_some() { 0 } else { u64::MAX };
         let shared = Arc::new(Shared::new(&state, Arc::clone(&counters), replica, epoch, keep_from));
         let settings = Settings {
@@ -798,7 +837,7 @@ impl Replica {
             group: parts.group,
             state: Arc::clone(&state),
             shared: Arc::clone(&shared),
-            network: parts.peers.as_ref().map(|peers| peers.hub.network().clone()),
+            network: parts.peers.as_ref().map(|peers| peers.links()),
             flusher,
             flusher_busy: busy,
             clock: Arc::clone(&parts.clock),
@@ -813,7 +852,7 @@ impl Replica {
         };
         let cluster = parts.peers.as_ref().map(|peers| Cluster {
             node: peers.node,
-            network: peers.hub.network().clone(),
+            network: peers.links(),
             session: Session::new(epoch, parts.clock.monotonic()),
             members: Members::new(membership),
             snapshots: Arc::clone(&peers.hub.snapshots),
@@ -826,7 +865,7 @@ impl Replica {
             core,
             group: parts.group,
             shared: Arc::clone(&shared),
-            log: Arc::clone(&parts.log),
+            log: Arc::clone(&parts.log) as Arc<dyn DriverLog>,
             writer: Arc::clone(&writer),
             apply,
             cluster,
@@ -860,9 +899,8 @@ impl Replica {
             },
         )?);
         if let Some(applier) = apply_thread {
-            let (mailbox, backlog) = (Arc::clone(&apply_mailbox), Arc::clone(&shared.apply_backlog));
-            let sweeper = Arc::clone(&engine);
-            let run = move || applier.run(&mailbox, &backlog, &|| sweeper.sweep_events());
+            let (mailbox, sweeper) = (Arc::clone(&apply_mailbox), Arc::clone(&engine));
+            let run = move || applier.run(&mailbox, &|| sweeper.sweep_events());
             threads.push(spawn("apply", run)?);
         }
         if let Some(peers) = parts.peers {
@@ -917,22 +955,31 @@ impl Replica {
     }
 }
 
+/// What the names of a start's sessions begin with: no two starts of any replica have the same.
+#[must_use]
+pub fn first_epoch(replica: u64, boot: u64) -> u64 {
+    replica << EPOCH_REPLICA_SHIFT | boot << EPOCH_BOOT_SHIFT
+}
+
 /// Length of a tick: a tenth of the election timeout.
-fn tick_of(config: &crate::config::Config) -> Millis {
+#[must_use]
+pub fn tick_of(config: &crate::config::Config) -> Millis {
     Millis((config.election_timeout.0 / 10).max(1))
 }
 
 /// What was found on disk, repaired.
-struct Boot {
+pub struct Boot {
     dir: PathBuf,
-    replica: u64,
+    /// This replica's id.
+    pub replica: u64,
     membership: Membership,
     hard_state: HardState,
     entries: Vec<Entry>,
     applied: u64,
     applied_term: u64,
-    last_clock: ClusterTime,
-    last_wall: WallMillis,
+    /// The stamps that the log ends with.
+    pub last_clock: ClusterTime,
+    pub last_wall: WallMillis,
 }
 
 impl Boot {
@@ -942,17 +989,28 @@ impl Boot {
         let meta = parts.log.load(parts.group, LogIndex(u64::MAX))?.meta;
         let replica = remember_replica(parts, meta.get(META_REPLICA))?;
         if state.membership().is_empty() {
-            state.set_membership(first_members(parts, replica));
-            // The first members are in no entry, so a replica that comes later must be sent a snapshot, whatever the
-            // log still holds: the log of several begins behind an index that nobody can send.
-            if parts.peers.as_ref().is_some_and(|peers| !peers.members.is_empty()) {
-                state.begin_entry(LogIndex(1), Term(FIRST_TERM), ClusterTime(0), WallMillis(0));
-            }
+            let own = parts.config.get().node_id;
+            begin_group(state, own, replica, parts.peers.as_ref().map(|peers| peers.members.as_slice()));
         }
+        let contents = parts.log.load(parts.group, state.meta().applied.next())?;
+        let booted = Boot::repair(&parts.dir, replica, state, contents)?;
+        parts.watermark.check(booted.log_end())?;
+        Ok(booted)
+    }
+
+    /// Brings together what the log holds behind the state's applied index, and the state.
+    ///
+    /// # Errors
+    /// When they do not fit each other.
+    pub fn repair(
+        dir: &Path,
+        replica: u64,
+        state: &State,
+        contents: LogContents,
+    ) -> Result<Boot, BootError> {
         let (applied, applied_term) = (state.meta().applied, state.meta().applied_term);
-        let contents = parts.log.load(parts.group, applied.next())?;
         let membership = state.membership().clone();
-        let mismatch = |what: String| BootError::Mismatch { dir: parts.dir.clone(), what };
+        let mismatch = |what: String| BootError::Mismatch { dir: dir.to_path_buf(), what };
         if let Some(first) = contents.entries.first()
             && first.index != applied.0 + 1
         {
@@ -960,7 +1018,6 @@ impl Boot {
         }
         let entries: Vec<Entry> = contents.entries.into_iter().map(to_entry).collect();
         let last = entries.last().map_or((applied_term.0, applied.0), |entry| (entry.term, entry.index));
-        parts.watermark.check((Term(last.0), LogIndex(last.1)))?;
         let found = contents.hard_state.unwrap_or_default();
         let commit = found.commit.max(applied.0);
         if commit > last.1 {
@@ -972,9 +1029,8 @@ impl Boot {
         let last_clock = stamps.map_or(state.meta().clock, |stamps| stamps.clock.max(state.meta().clock));
         let last_wall = stamps.map_or(state.meta().wall, |stamps| stamps.wall.max(state.meta().wall));
         let (applied, applied_term) = (applied.0, applied_term.0);
-        let dir = parts.dir.clone();
         Ok(Boot {
-            dir,
+            dir: dir.to_path_buf(),
             replica,
             membership,
             hard_state,
@@ -986,7 +1042,19 @@ impl Boot {
         })
     }
 
-    fn core(self, config: &crate::config::Config, clock: &dyn Clock) -> Result<GroupCore, BootError> {
+    /// Term and index of the last entry.
+    #[must_use]
+    pub fn log_end(&self) -> (Term, LogIndex) {
+        let last = self.entries.last().map(|entry| (entry.term, entry.index));
+        let (term, index) = last.unwrap_or((self.applied_term, self.applied));
+        (Term(term), LogIndex(index))
+    }
+
+    /// The core of a replica that starts now.
+    ///
+    /// # Errors
+    /// When the log's parts do not fit each other.
+    pub fn core(self, config: &crate::config::Config, clock: &dyn Clock) -> Result<GroupCore, BootError> {
         let heartbeat = (config.heartbeat_interval.0 * 10 / config.election_timeout.0.max(1)).clamp(1, 9);
         let options = CoreOptions {
             replica: self.replica,
@@ -1005,7 +1073,8 @@ impl Boot {
     }
 
     /// How long nothing ran, by the wall clock; zero when that cannot be believed.
-    fn outage(&self, wall: WallMillis) -> Millis {
+    #[must_use]
+    pub fn outage(&self, wall: WallMillis) -> Millis {
         if self.last_wall == WallMillis(0) {
             return Millis(0);
         }
@@ -1041,16 +1110,25 @@ fn remember_replica(parts: &ReplicaParts, known: Option<&Vec<u8>>) -> Result<u64
     Ok(replica)
 }
 
-/// The members that a new group begins with; the same on each of them. Where they are the configuration says.
-fn first_members(parts: &ReplicaParts, replica: u64) -> Membership {
-    let own = parts.config.get().node_id;
+/// Sets the members that a new group begins with; the same on each of them. Where they are the configuration says.
+/// `peers`: `None` for a cluster of one, empty for a replica that joins later.
+pub fn begin_group(state: &mut State, own: NodeId, replica: u64, peers: Option<&[NodeId]>) {
     let of = |node: NodeId| NodeAddress { node, host: String::new(), port: 0 };
-    let members: Vec<(u64, NodeAddress)> = match &parts.peers {
+    let members: Vec<(u64, NodeAddress)> = match peers {
         None => vec![(replica, of(own))],
-        Some(peers) => peers.members.iter().map(|node| (node.0, of(*node))).collect(),
+        Some(peers) => peers.iter().map(|node| (node.0, of(*node))).collect(),
     };
     let voters = members.iter().map(|(replica, _)| *replica).collect();
-    Membership { voters, nodes: members.into_iter().collect(), ..Membership::default() }
+    state.set_membership(Membership {
+        voters,
+        nodes: members.into_iter().collect(),
+        ..Membership::default()
+    });
+    // The first members are in no entry, so a replica that comes later must be sent a snapshot, whatever the
+    // log still holds: the log of several begins behind an index that nobody can send.
+    if peers.is_some_and(|peers| !peers.is_empty()) {
+        state.begin_entry(LogIndex(1), Term(FIRST_TERM), ClusterTime(0), WallMillis(0));
+    }
 }
 
 /// A record of the log as raft-rs has it.

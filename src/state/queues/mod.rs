@@ -30,6 +30,8 @@ use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
 use crate::types::codec::put_bytes;
 use crate::types::codec::put_varint;
+use crate::types::planted::Bug;
+use crate::types::planted::is_planted;
 
 pub use rules::Event;
 pub use rules::Life;
@@ -136,7 +138,8 @@ impl Message {
     /// Appends the message to a row's value.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.push(FORMAT);
-        put_varint(out, u64::from(self.life.delivery));
+        let is_forgotten = is_planted(Bug::DeliveriesNotKept);
+        put_varint(out, if is_forgotten { 0 } else { u64::from(self.life.delivery) });
         put_varint(out, u64::from(self.life.attempt));
         match self.life.state {
             MessageState::Ready => out.push(STATE_READY),
