@@ -99,7 +99,9 @@ impl Barriers {
         let mut answers = Vec::new();
         for (reader, since) in readers {
             match reader {
-                Reader::Local(done) if is_planted(Bug::BarrierNotAwaited) => self.ready.push((0, done, since)),
+                Reader::Local(done) if is_planted(Bug::BarrierNotAwaited) => {
+                    self.ready.push((0, done, since))
+                }
                 Reader::Local(done) => self.ready.push((index, done, since)),
                 Reader::Remote(node, id) => answers.push((node, id, Some(index))),
             }

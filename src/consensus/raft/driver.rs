@@ -251,6 +251,8 @@ pub struct Driver {
     /// Since when nobody proposes: raft refused, until the next tick.
     is_held_back: bool,
     expire_pending: bool,
+    /// The node's own proposal is committed up to here and not applied yet.
+    expires_at: Option<u64>,
     start: LeaderStart,
     tick: Millis,
     next_tick: Monotonic,
@@ -326,6 +328,7 @@ impl Driver {
             serve_from: None,
             is_held_back: false,
             expire_pending: false,
+            expires_at: None,
             start: LeaderStart { outage: parts.outage, settings: parts.settings },
             tick: parts.tick,
             next_tick: now,
@@ -552,6 +555,9 @@ impl Driver {
     }
 
     fn on_applied(&mut self, applied: u64) {
+        if self.expires_at.take_if(|index| applied >= *index).is_some() {
+            self.expire_pending = false;
+        }
         self.step(Input::Applied(applied));
         if applied > self.log_end_at_start && !self.leading {
             // Another leader's entry: the outage, if there was one, is over and counted.
@@ -690,7 +696,9 @@ impl Driver {
         self.sending.retain(|replica, sent| !is_done(replica, sent));
         let sending = self.sending.values().map(|(index, _)| index + 1);
         let near = progress.iter().filter(|known| {
-            known.is_active && !known.is_behind && applied.saturating_sub(known.matched) <= scaled(WAIT_FOR_ENTRIES)
+            known.is_active
+                && !known.is_behind
+                && applied.saturating_sub(known.matched) <= scaled(WAIT_FOR_ENTRIES)
         });
         sending.chain(near.map(|known| known.matched + 1)).min().unwrap_or(tail).min(tail)
     }
@@ -960,7 +968,8 @@ impl Driver {
         let Committed { entries, changes } = committed;
         let batches: Vec<Vec<Queued>> = entries.iter().map(|entry| self.proposer.committed(entry)).collect();
         if batches.iter().flatten().any(|queued| queued.stamp.is_none()) {
-            self.expire_pending = false;
+            // Until it is applied what is due is still there, and must not be proposed again and again.
+            self.expires_at = entries.last().map(|entry| entry.index);
         }
         let mut members = BTreeMap::new();
         if let Some(cluster) = &mut self.cluster {

@@ -654,7 +654,10 @@ impl GroupCore {
     fn send(&mut self, mut messages: Vec<Message>, out: &mut Vec<Output>) {
         if is_planted(Bug::CommitOffByOne) {
             let is_ack = |message: &&mut Message| message.get_msg_type() == MessageType::MsgAppendResponse;
-            messages.iter_mut().filter(is_ack).for_each(|message| message.index += u64::from(!message.reject));
+            messages
+                .iter_mut()
+                .filter(is_ack)
+                .for_each(|message| message.index += u64::from(!message.reject));
         }
         let is_snapshot = |message: &Message| message.get_msg_type() == MessageType::MsgSnapshot;
         let is_handover = |message: &Message| message.get_msg_type() == MessageType::MsgTimeoutNow;

@@ -106,9 +106,7 @@ pub fn decode(from: NodeId, channel: Channel, payload: &Bytes) -> Result<Arrived
         Channel::Snapshot => Arrived::Snapshot,
         Channel::Control => match ControlMessage::decode(payload)? {
             ControlMessage::Raft(batch) => raft_messages(from, message_codec::decode_batch(&batch)?),
-            ControlMessage::Formation(bytes) => {
-                Arrived::Formation(formation::Announcement::decode(&bytes)?)
-            }
+            ControlMessage::Formation(bytes) => Arrived::Formation(formation::Announcement::decode(&bytes)?),
             ControlMessage::Status(status) if status.node == from => Arrived::Status(status),
             ControlMessage::Status(_) | ControlMessage::Gone { .. } => Arrived::Nothing,
         },

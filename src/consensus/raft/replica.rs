@@ -100,6 +100,7 @@ const ENTRY_BYTES_MAX: usize = 768 << 20;
 /// Bytes that may wait for their outcome before newcomers are refused.
 const WAITING_BYTES_MAX: usize = 1 << 30;
 /// Exit status after a storage error or a broken invariant (EX_SOFTWARE).
+#[cfg(not(feature = "sim"))]
 const EXIT_FATAL: i32 = 70;
 /// An outage longer than this is a wall clock that was set wrongly (COMMANDS.md 3.2, rule 7).
 const OUTAGE_MAX: Millis = Millis(30 * 24 * 3600 * 1000);
@@ -1002,12 +1003,7 @@ impl Boot {
     ///
     /// # Errors
     /// When they do not fit each other.
-    pub fn repair(
-        dir: &Path,
-        replica: u64,
-        state: &State,
-        contents: LogContents,
-    ) -> Result<Boot, BootError> {
+    pub fn repair(dir: &Path, replica: u64, state: &State, contents: LogContents) -> Result<Boot, BootError> {
         let (applied, applied_term) = (state.meta().applied, state.meta().applied_term);
         let membership = state.membership().clone();
         let mismatch = |what: String| BootError::Mismatch { dir: dir.to_path_buf(), what };

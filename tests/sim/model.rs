@@ -1,0 +1,1548 @@
+//! What the replicated state machine should do, written a second time: the yardstick of the log-replay check.
+//!
+//! It knows how entries are encoded and nothing else of Holdfast: no state, no commands, no apply. Their mistakes are
+//! what it is there to find, so it shares none of their code. Plain maps; where something is due it looks at everything.
+//!
+//! ```text
+//! entry (index, bytes)                     what the model does
+//! empty, or a change of members            only the index moves
+//! stamps                                   clock and wall time: the greater of what was and what is stamped
+//!   batch of a session (node, epoch, seq)  executed when it is the next one; else Repeated, Replayed, Gap or Ended
+//!   batch without one                      executed
+//!     command, transaction                 first ends what is due of the keys that are named, then does it
+//!     EXPIRE                               ends what is due, 1024 items at most
+//!     LEADER-START                         settings of a new log, key time goes on by the outage, leases get grace
+//! ```
+//! Strings live in key time (cluster time and all outages), locks and messages in cluster time.
+
+#![allow(dead_code, reason = "each test binary asks its own questions")]
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use holdfast::machine::entry::Item;
+use holdfast::machine::entry::LeaderStart;
+use holdfast::machine::entry::SessionStamp;
+use holdfast::machine::entry::decode_batch_head;
+use holdfast::machine::entry::decode_item;
+use holdfast::machine::entry::decode_stamps;
+use holdfast::machine::entry::skip_item;
+use holdfast::resp::Reply;
+use holdfast::state::Settings;
+use holdfast::types::NodeId;
+use holdfast::types::codec::CodecError;
+use holdfast::types::codec::Reader;
+
+/// At most this many items end in one EXPIRE, or of one queue before a command.
+const EXPIRE_AT_MOST: usize = 1024;
+/// Replies that take more bytes than this between nodes are not remembered.
+const REMEMBERED_BYTES_MAX: usize = 64 << 10;
+/// A session remembers this many bytes of replies, and 80 for each batch besides.
+const SESSION_BYTES_MAX: usize = 32 << 20;
+/// See [`SESSION_BYTES_MAX`].
+const SESSION_BYTES_EACH: usize = 80;
+/// The first replica id that ALLOCATE-REPLICA gives.
+const FIRST_REPLICA: u64 = 1_000;
+/// Longest string that APPEND makes.
+const STRING_BYTES_MAX: usize = 512 << 20;
+
+/// A key that begins like this, the only one of an EXISTS that stands first in a batch, names the batch's operation.
+pub const MARKER: &[u8] = b"#op:";
+
+const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
+const SYNTAX: &str = "ERR syntax error";
+const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
+const IS_A_LOCK: &str = "WRONGTYPE this key is a lock; use UNLOCK or wait for its lease to end";
+const IS_A_QUEUE: &str = "WRONGTYPE this key is a queue; use QPOP and QACK";
+
+/// A reply, or the error line.
+type Outcome = Result<Reply, Cow<'static, str>>;
+
+// ---- what applying gives ------------------------------------------------------------------------------
+
+/// What came of one batch of an entry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchResult {
+    /// The batch's user field.
+    pub user: Vec<u8>,
+    /// From the batch's first command, if that is a marker (see [`MARKER`]); only known of executed batches.
+    pub marker: Option<u64>,
+    /// Which batch of which node it was: (node, epoch, seq).
+    pub session: Option<(NodeId, u64, u64)>,
+    pub verdict: Verdict,
+}
+
+impl BatchResult {
+    /// The operation that the batch carries out: its marker's, or its user field's when that is a decimal number.
+    pub fn operation(&self) -> Option<u64> {
+        self.marker.or_else(|| u64::try_from(integer(&self.user)?).ok())
+    }
+}
+
+/// Whether a batch was executed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// Now, with these replies.
+    Executed(Vec<Reply>),
+    /// By an earlier entry; its replies are remembered.
+    Repeated,
+    /// By an earlier entry; its replies are not remembered.
+    Replayed,
+    /// Not: batches before it are missing.
+    Gap,
+    /// Not: its session is over.
+    Ended,
+}
+
+// ---- what can be asked --------------------------------------------------------------------------------
+
+/// A lock that is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    pub user: Vec<u8>,
+    pub owner: Vec<u8>,
+    pub token: u64,
+    /// Cluster time in milliseconds.
+    pub until: u64,
+    /// Where the owner last set `until`; grace is counted from here.
+    pub set_until: u64,
+    /// When the hold began.
+    pub since: u64,
+}
+
+/// Everything that ever happened in a queue, also before it was last empty.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub pushed: u64,
+    /// Hand-outs, repeated ones included.
+    pub delivered: u64,
+    /// Finished, by QACK or NOACK.
+    pub acked: u64,
+    /// Leases that ended by time.
+    pub expired_leases: u64,
+    /// Nothing does this in this version.
+    pub dead_lettered: u64,
+    /// Nothing does this in this version.
+    pub expired: u64,
+    /// Nothing does this in this version.
+    pub deleted: u64,
+}
+
+/// A message of a queue, named by the index of its entry and its place there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    pub payload: Bytes,
+    /// How often it was handed out.
+    pub delivery: u32,
+    /// In flight: until when, and where the hand-out set that.
+    pub lease: Option<(u64, u64)>,
+}
+
+type MessageId = (u64, u32);
+
+/// A queue. A message that is not in flight is in `ready`, one that is in `leases`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Queue {
+    pub messages: BTreeMap<MessageId, Message>,
+    ready: BTreeSet<MessageId>,
+    leases: BTreeSet<(u64, MessageId)>,
+}
+
+/// What is under a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Thing {
+    /// A string and its deadline in key time.
+    String(Bytes, Option<u64>),
+    Lock(Hold),
+    Queue(Queue),
+}
+
+#[derive(Debug, Clone)]
+struct Slot {
+    /// Index of the entry that changed it last.
+    changed: u64,
+    thing: Thing,
+}
+
+/// What a reading command can see of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// A string and its deadline in key time.
+    String(Bytes, Option<u64>),
+    Lock,
+    Queue {
+        ready: usize,
+        leased: usize,
+    },
+}
+
+/// A state as reading commands look at it: the present one, or that of an earlier index.
+pub trait View {
+    /// What is under a key.
+    fn look(&self, db: u8, key: &[u8]) -> Option<Seen>;
+    /// What deadlines of strings are compared with.
+    fn key_now(&self) -> u64;
+}
+
+/// The model at a moment.
+struct Present<'a> {
+    model: &'a Model,
+    now: u64,
+}
+
+impl View for Present<'_> {
+    fn look(&self, db: u8, key: &[u8]) -> Option<Seen> {
+        self.model.seen(db, key)
+    }
+
+    fn key_now(&self) -> u64 {
+        self.now.saturating_add(self.model.ahead)
+    }
+}
+
+/// What one node has had executed.
+#[derive(Debug, Clone, Default)]
+struct Session {
+    epoch: u64,
+    last: u64,
+    /// Bytes of the replies that are remembered, by number of the batch; `None`: they were too large.
+    replies: BTreeMap<u64, Option<usize>>,
+    bytes: usize,
+}
+
+/// The state machine.
+#[derive(Debug, Clone)]
+pub struct Model {
+    settings: Settings,
+    index: u64,
+    clock: u64,
+    wall: u64,
+    /// How far key time is ahead of cluster time.
+    ahead: u64,
+    last_token: u64,
+    pushed_in_entry: u32,
+    databases: BTreeMap<u8, BTreeMap<Vec<u8>, Slot>>,
+    totals: BTreeMap<u8, BTreeMap<Vec<u8>, Totals>>,
+    sessions: BTreeMap<u64, Session>,
+    next_replica: u64,
+    /// The last replica id of each node, with the nonce it was asked for.
+    replicas: BTreeMap<u64, (u64, u64)>,
+    touched: Vec<(u8, Vec<u8>)>,
+}
+
+/// A command that is to be carried out; the name is word 0.
+struct Call<'a> {
+    user: &'a [u8],
+    db: u8,
+    words: &'a [&'a [u8]],
+}
+
+// ---- entries ------------------------------------------------------------------------------------------
+
+impl Model {
+    /// A state in which nothing happened. With `databases` 0 the first LEADER-START brings the settings.
+    pub fn new(settings: Settings) -> Model {
+        Model {
+            settings,
+            index: 0,
+            clock: 0,
+            wall: 0,
+            ahead: 0,
+            last_token: 0,
+            pushed_in_entry: 0,
+            databases: BTreeMap::new(),
+            totals: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            next_replica: FIRST_REPLICA,
+            replicas: BTreeMap::new(),
+            touched: Vec::new(),
+        }
+    }
+
+    /// Applies the committed entry of this index. An entry that changes the members is given as an empty one. An error
+    /// means that the bytes are no entry, or that the model does not know a command; then it is of no use any more.
+    pub fn apply(&mut self, index: u64, entry: &[u8]) -> Result<Vec<BatchResult>, String> {
+        if index <= self.index {
+            return Err(format!("entry {index} after entry {}", self.index));
+        }
+        self.index = index;
+        self.touched.clear();
+        if entry.is_empty() {
+            return Ok(Vec::new());
+        }
+        let broken = |error: CodecError| format!("entry {index}: {error}");
+        let (stamps, mut reader) = decode_stamps(entry).map_err(broken)?;
+        let since_last = stamps.wall.0.saturating_sub(self.wall);
+        self.clock = self.clock.max(stamps.clock.0);
+        self.wall = self.wall.max(stamps.wall.0);
+        self.pushed_in_entry = 0;
+        let mut results = Vec::new();
+        while let Some((user, count, session)) = decode_batch_head(&mut reader).map_err(broken)? {
+            let mut marker = None;
+            let verdict = match session.map_or(Ok(()), |session| self.admit(&session)) {
+                Ok(()) => {
+                    marker = marker_of(reader, count);
+                    let replies = self.execute(user, count, since_last, &mut reader)?;
+                    if let Some(session) = session {
+                        self.remember(&session, &replies);
+                    }
+                    Verdict::Executed(replies)
+                }
+                Err(verdict) => {
+                    for _ in 0..count {
+                        skip_item(&mut reader).map_err(broken)?;
+                    }
+                    verdict
+                }
+            };
+            let session = session.map(|session| (session.node, session.epoch, session.seq));
+            results.push(BatchResult { user: user.to_vec(), marker, session, verdict });
+        }
+        Ok(results)
+    }
+
+    /// Ok when the batch is to be executed now.
+    fn admit(&mut self, stamp: &SessionStamp) -> Result<(), Verdict> {
+        let session = self.sessions.entry(stamp.node.0).or_default();
+        if stamp.epoch < session.epoch {
+            return Err(Verdict::Ended);
+        }
+        // Epoch 0 with nothing executed is a node that was never heard of.
+        let is_new = stamp.epoch > session.epoch || session.last == 0;
+        if is_new {
+            if stamp.seq != 1 {
+                return Err(Verdict::Gap);
+            }
+            *session = Session { epoch: stamp.epoch, last: 1, ..Session::default() };
+            return Ok(());
+        }
+        while session.replies.first_key_value().is_some_and(|(seq, _)| *seq <= stamp.ack) {
+            session.forget_oldest();
+        }
+        if stamp.seq <= session.last {
+            let is_remembered = session.replies.get(&stamp.seq).is_some_and(Option::is_some);
+            return Err(if is_remembered { Verdict::Repeated } else { Verdict::Replayed });
+        }
+        if stamp.seq != session.last + 1 {
+            return Err(Verdict::Gap);
+        }
+        session.last = stamp.seq;
+        Ok(())
+    }
+
+    fn remember(&mut self, stamp: &SessionStamp, replies: &[Reply]) {
+        let session = self.sessions.entry(stamp.node.0).or_default();
+        let is_all_ok = replies.len() <= 4096 && replies.iter().all(|reply| *reply == Reply::Ok);
+        let bytes = match varint_bytes(replies.len() as u64) + replies.iter().map(reply_bytes).sum::<usize>()
+        {
+            _ if is_all_ok => Some(0),
+            bytes if bytes > REMEMBERED_BYTES_MAX => None,
+            bytes => Some(bytes),
+        };
+        session.replies.insert(stamp.seq, bytes);
+        session.bytes += bytes.unwrap_or(0) + SESSION_BYTES_EACH;
+        while session.bytes > SESSION_BYTES_MAX {
+            session.forget_oldest();
+        }
+    }
+
+    /// A change of members took this node out of the cluster: its remembered replies are forgotten.
+    pub fn node_is_gone(&mut self, node: NodeId) {
+        if let Some(session) = self.sessions.get_mut(&node.0) {
+            session.replies.clear();
+            session.bytes = 0;
+        }
+    }
+
+    fn execute(
+        &mut self,
+        user: &[u8],
+        count: usize,
+        since_last: u64,
+        reader: &mut Reader<'_>,
+    ) -> Result<Vec<Reply>, String> {
+        let mut replies = Vec::new();
+        for _ in 0..count {
+            let item = decode_item(reader).map_err(|error| format!("entry {}: {error}", self.index))?;
+            replies.push(match item {
+                Item::Command { db, words } => self.command(&Call { user, db, words: &words })?,
+                Item::Transaction { watched, commands } => {
+                    for (db, key, _) in &watched {
+                        self.end_due(*db, key, EXPIRE_AT_MOST);
+                    }
+                    let is_unchanged = watched.iter().all(|(db, key, changed)| {
+                        self.slot(*db, key).map(|slot| slot.changed) == changed.map(|index| index.0)
+                    });
+                    if is_unchanged {
+                        let mut all = Vec::new();
+                        for (db, words) in commands {
+                            all.push(self.command(&Call { user, db, words: &words })?);
+                        }
+                        Reply::Array(all)
+                    } else {
+                        Reply::NullArray
+                    }
+                }
+                Item::Expire { keys } if keys.is_empty() => count_reply(self.end_whatever_is_due()),
+                Item::Expire { keys } => {
+                    count_reply(keys.iter().map(|(db, key)| self.end_due(*db, key, EXPIRE_AT_MOST)).sum())
+                }
+                Item::LeaderStart(start) => {
+                    self.start_leader(&start, since_last);
+                    Reply::Ok
+                }
+                Item::Verify => count_reply(self.index as usize),
+                Item::AllocateReplica { node, nonce } => count_reply(self.allocate_replica(node.0, nonce)),
+            });
+        }
+        Ok(replies)
+    }
+
+    fn start_leader(&mut self, start: &LeaderStart, since_last: u64) {
+        if self.settings.databases == 0 {
+            self.settings = start.settings;
+        }
+        self.ahead = self.ahead.saturating_add(start.outage.0.min(since_last));
+        let (now, grace) = (self.clock, self.settings.lease_failover_grace.0);
+        let with_grace = |until: u64, set_until: u64| {
+            let budget = set_until.saturating_add(grace).saturating_add(grace);
+            until.max(now.saturating_add(grace).min(budget))
+        };
+        for slot in self.databases.values_mut().flat_map(BTreeMap::values_mut) {
+            match &mut slot.thing {
+                Thing::String(..) => {}
+                Thing::Lock(hold) => {
+                    let until = with_grace(hold.until, hold.set_until);
+                    if until != hold.until {
+                        hold.until = until;
+                        slot.changed = self.index;
+                    }
+                }
+                Thing::Queue(queue) => {
+                    for (until, id) in queue.leases.clone() {
+                        let message = queue.messages.get_mut(&id).expect("a lease is one of a message");
+                        let set_until = message.lease.map_or(until, |(_, set_until)| set_until);
+                        let graced = with_grace(until, set_until);
+                        if graced != until {
+                            message.lease = Some((graced, set_until));
+                            queue.leases.remove(&(until, id));
+                            queue.leases.insert((graced, id));
+                            slot.changed = self.index;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ids that ALLOCATE-REPLICA gives. Of the members only this is known here: a change of members that names ids of
+    /// 1000 and more by itself would make a difference.
+    fn allocate_replica(&mut self, node: u64, nonce: u64) -> usize {
+        match self.replicas.get(&node) {
+            Some((known, replica)) if *known == nonce => *replica as usize,
+            _ => {
+                let replica = self.next_replica;
+                self.next_replica += 1;
+                self.replicas.insert(node, (nonce, replica));
+                replica as usize
+            }
+        }
+    }
+
+    // ---- slots and deadlines --------------------------------------------------------------------------
+
+    fn slot(&self, db: u8, key: &[u8]) -> Option<&Slot> {
+        self.databases.get(&db)?.get(key)
+    }
+
+    /// A slot that is about to change.
+    fn slot_mut(&mut self, db: u8, key: &[u8]) -> Option<&mut Slot> {
+        let slot = self.databases.get_mut(&db)?.get_mut(key)?;
+        slot.changed = self.index;
+        self.touched.push((db, key.to_vec()));
+        Some(slot)
+    }
+
+    fn put(&mut self, db: u8, key: &[u8], thing: Thing) {
+        let slot = Slot { changed: self.index, thing };
+        self.databases.entry(db).or_default().insert(key.to_vec(), slot);
+        self.touched.push((db, key.to_vec()));
+    }
+
+    fn remove(&mut self, db: u8, key: &[u8]) -> bool {
+        let is_there = self.databases.get_mut(&db).is_some_and(|slots| slots.remove(key).is_some());
+        if is_there {
+            self.touched.push((db, key.to_vec()));
+        }
+        is_there
+    }
+
+    fn key_clock(&self) -> u64 {
+        self.clock.saturating_add(self.ahead)
+    }
+
+    /// Ends what is due of one key and says how many items: the string, the hold, or leases of messages.
+    fn end_due(&mut self, db: u8, key: &[u8], at_most: usize) -> usize {
+        let (now, key_now) = (self.clock, self.key_clock());
+        let Some(slot) = self.slot(db, key) else { return 0 };
+        match &slot.thing {
+            Thing::String(_, deadline) if deadline.is_some_and(|at| at <= key_now) => {
+                self.remove(db, key);
+                1
+            }
+            Thing::Lock(hold) if hold.until <= now => {
+                self.remove(db, key);
+                1
+            }
+            Thing::Queue(queue) => {
+                let due: Vec<MessageId> =
+                    queue.leases.iter().take_while(|(until, _)| *until <= now).map(|(_, id)| *id).collect();
+                let ended = due.len().min(at_most);
+                for id in &due[..ended] {
+                    self.end_lease(db, key, *id);
+                }
+                ended
+            }
+            Thing::String(..) | Thing::Lock(_) => 0,
+        }
+    }
+
+    /// The lease of this message ends: it is ready again, at its old place.
+    fn end_lease(&mut self, db: u8, key: &[u8], id: MessageId) {
+        let Some(Thing::Queue(queue)) = self.slot_mut(db, key).map(|slot| &mut slot.thing) else { return };
+        let Some((until, _)) = queue.messages.get_mut(&id).and_then(|message| message.lease.take()) else {
+            return;
+        };
+        queue.leases.remove(&(until, id));
+        queue.ready.insert(id);
+        self.totals_mut(db, key).expired_leases += 1;
+    }
+
+    /// An EXPIRE that names nothing: strings by deadline, then leases by deadline, and with the first lease of a queue
+    /// all that are due of it.
+    fn end_whatever_is_due(&mut self) -> usize {
+        let (now, key_now) = (self.clock, self.key_clock());
+        let mut due = Vec::new();
+        for (db, slots) in &self.databases {
+            for (key, slot) in slots {
+                let place = match &slot.thing {
+                    Thing::String(_, Some(deadline)) if *deadline <= key_now => (0, *deadline, 0),
+                    Thing::Lock(hold) if hold.until <= now => (1, hold.until, 0),
+                    Thing::Queue(queue) if queue.earliest() <= now => (1, queue.earliest(), 1),
+                    Thing::String(..) | Thing::Lock(_) | Thing::Queue(_) => continue,
+                };
+                due.push((place, *db, key.clone()));
+            }
+        }
+        due.sort_unstable();
+        let mut ended = 0;
+        for (_, db, key) in due {
+            ended += self.end_due(db, &key, EXPIRE_AT_MOST - ended);
+            if ended == EXPIRE_AT_MOST {
+                break;
+            }
+        }
+        ended
+    }
+
+    fn totals_mut(&mut self, db: u8, key: &[u8]) -> &mut Totals {
+        let totals = self.totals.entry(db).or_default();
+        if !totals.contains_key(key) {
+            totals.insert(key.to_vec(), Totals::default());
+        }
+        totals.get_mut(key).expect("it was put there just now")
+    }
+
+    // ---- questions ------------------------------------------------------------------------------------
+
+    /// The last entry that was applied.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// Cluster time, in milliseconds, of the last entry.
+    pub fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    /// How far key time is ahead of cluster time.
+    pub fn ahead(&self) -> u64 {
+        self.ahead
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The last fencing token that was given out.
+    pub fn last_token(&self) -> u64 {
+        self.last_token
+    }
+
+    /// What is under a key, due or not.
+    pub fn thing(&self, db: u8, key: &[u8]) -> Option<&Thing> {
+        self.slot(db, key).map(|slot| &slot.thing)
+    }
+
+    /// Everything there is, by database and key.
+    pub fn things(&self) -> impl Iterator<Item = (u8, &[u8], &Thing)> {
+        self.databases
+            .iter()
+            .flat_map(|(db, slots)| slots.iter().map(|(key, slot)| (*db, key.as_slice(), &slot.thing)))
+    }
+
+    /// The index of the entry that changed a key last.
+    pub fn changed(&self, db: u8, key: &[u8]) -> Option<u64> {
+        self.slot(db, key).map(|slot| slot.changed)
+    }
+
+    /// The string under a key, as of the last entry.
+    pub fn value(&self, db: u8, key: &[u8]) -> Option<&[u8]> {
+        match self.thing(db, key)? {
+            Thing::String(value, _) => Some(value),
+            Thing::Lock(_) | Thing::Queue(_) => None,
+        }
+    }
+
+    /// Who holds a lock, as of the last entry: one at most.
+    pub fn hold(&self, db: u8, key: &[u8]) -> Option<&Hold> {
+        match self.thing(db, key)? {
+            Thing::Lock(hold) => Some(hold),
+            Thing::String(..) | Thing::Queue(_) => None,
+        }
+    }
+
+    /// Messages of a queue that are ready and that are in flight, as of the last entry.
+    pub fn queue_counts(&self, db: u8, key: &[u8]) -> (usize, usize) {
+        match self.thing(db, key) {
+            Some(Thing::Queue(queue)) => (queue.ready.len(), queue.leases.len()),
+            Some(Thing::String(..) | Thing::Lock(_)) | None => (0, 0),
+        }
+    }
+
+    /// What ever happened in a queue. `pushed` is `acked` and what is in the queue now.
+    pub fn totals(&self, db: u8, key: &[u8]) -> Totals {
+        self.totals.get(&db).and_then(|totals| totals.get(key)).copied().unwrap_or_default()
+    }
+
+    /// What a node has had executed: its epoch, the last batch of it, and of how many batches the replies are
+    /// remembered.
+    pub fn session(&self, node: NodeId) -> Option<(u64, u64, usize)> {
+        let session = self.sessions.get(&node.0).filter(|session| session.last > 0)?;
+        Some((session.epoch, session.last, session.replies.len()))
+    }
+
+    /// Every key that ever was a queue.
+    pub fn queues(&self) -> impl Iterator<Item = (u8, &[u8], Totals)> {
+        self.totals
+            .iter()
+            .flat_map(|(db, totals)| totals.iter().map(|(key, totals)| (*db, key.as_slice(), *totals)))
+    }
+
+    /// The keys that the last entry changed, perhaps more than once.
+    pub fn touched(&self) -> &[(u8, Vec<u8>)] {
+        &self.touched
+    }
+
+    /// What reading commands see of a key.
+    pub fn seen(&self, db: u8, key: &[u8]) -> Option<Seen> {
+        Some(match self.thing(db, key)? {
+            Thing::String(value, deadline) => Seen::String(value.clone(), *deadline),
+            Thing::Lock(_) => Seen::Lock,
+            Thing::Queue(queue) => Seen::Queue { ready: queue.ready.len(), leased: queue.leases.len() },
+        })
+    }
+
+    /// What a reading command replies on this state at a cluster time in milliseconds. `None`: no reading command that
+    /// the model knows.
+    pub fn read(&self, db: u8, words: &[&[u8]], now: u64) -> Option<Reply> {
+        read(&Present { model: self, now }, db, words)
+    }
+}
+
+/// What a reading command replies on a state; nothing ends by it. `None`: no reading command that the model knows.
+pub fn read(view: &dyn View, db: u8, words: &[&[u8]]) -> Option<Reply> {
+    let (arity, _, run) = verb(words.first()?)?;
+    let Run::Read(run) = run else { return None };
+    if !has_arity(arity, words.len()) {
+        return None;
+    }
+    Some(reply_of(run(view, &Call { user: b"", db, words })))
+}
+
+/// Which words of a command are keys. Empty for what the model does not know.
+pub fn keys_of<'a>(words: &[&'a [u8]]) -> Vec<&'a [u8]> {
+    let Some((_, keys, _)) = words.first().and_then(|name| verb(name)) else { return Vec::new() };
+    keys.of(words)
+}
+
+impl Session {
+    fn forget_oldest(&mut self) {
+        if let Some((_, bytes)) = self.replies.pop_first() {
+            self.bytes -= bytes.unwrap_or(0) + SESSION_BYTES_EACH;
+        }
+    }
+}
+
+impl Queue {
+    /// When the next lease ends.
+    fn earliest(&self) -> u64 {
+        self.leases.first().map_or(u64::MAX, |(until, _)| *until)
+    }
+
+    /// Messages that are ready, oldest first.
+    pub fn ready(&self) -> impl Iterator<Item = MessageId> {
+        self.ready.iter().copied()
+    }
+
+    /// Ends of leases and their messages, earliest first.
+    pub fn leases(&self) -> impl Iterator<Item = (u64, MessageId)> {
+        self.leases.iter().copied()
+    }
+}
+
+/// Bytes of a reply between nodes.
+fn reply_bytes(reply: &Reply) -> usize {
+    let text = |bytes: usize| 1 + varint_bytes(bytes as u64) + bytes;
+    let all = |replies: &[Reply]| {
+        1 + varint_bytes(replies.len() as u64) + replies.iter().map(reply_bytes).sum::<usize>()
+    };
+    match reply {
+        Reply::Ok | Reply::Null | Reply::NullArray | Reply::Boolean(_) => 1,
+        Reply::Simple(line) | Reply::Error(line) => text(line.len()),
+        Reply::Integer(number) => 1 + varint_bytes(number.unsigned_abs().saturating_mul(2)),
+        Reply::Double(_) => 9,
+        Reply::Bulk(bytes) => text(bytes.len()),
+        Reply::Verbatim(_, line) => 1 + text(line.len()),
+        Reply::Array(replies) | Reply::Set(replies) | Reply::Push(replies) => all(replies),
+        Reply::Map(pairs) => {
+            let pair = |(key, value): &(Reply, Reply)| reply_bytes(key) + reply_bytes(value);
+            1 + varint_bytes(pairs.len() as u64) + pairs.iter().map(pair).sum::<usize>()
+        }
+    }
+}
+
+fn varint_bytes(number: u64) -> usize {
+    (64 - (number | 1).leading_zeros() as usize).div_ceil(7)
+}
+
+/// The operation that the first item of a batch names, if it is a marker.
+fn marker_of(mut reader: Reader<'_>, count: usize) -> Option<u64> {
+    if count == 0 {
+        return None;
+    }
+    match decode_item(&mut reader).ok()? {
+        Item::Command { words, .. } => match &words[..] {
+            [name, key] if name.eq_ignore_ascii_case(b"EXISTS") => {
+                u64::try_from(integer(key.strip_prefix(MARKER)?)?).ok()
+            }
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+// ---- commands -----------------------------------------------------------------------------------------
+
+/// Which words are keys.
+#[derive(Debug, Clone, Copy)]
+enum Keys {
+    First,
+    All,
+    EverySecond,
+    /// All words after the first FROM.
+    AfterFrom,
+    /// As many as the word after the first KEYS says; KEYS is looked for behind the milliseconds.
+    AfterKeys,
+}
+
+impl Keys {
+    fn of<'a>(self, words: &[&'a [u8]]) -> Vec<&'a [u8]> {
+        let rest = words.get(1..).unwrap_or_default();
+        match self {
+            Keys::First => rest.iter().take(1).copied().collect(),
+            Keys::All => rest.to_vec(),
+            Keys::EverySecond => rest.iter().step_by(2).copied().collect(),
+            Keys::AfterFrom => rest.iter().skip_while(|word| !is(word, "FROM")).skip(1).copied().collect(),
+            Keys::AfterKeys => {
+                let mut words = words.iter().skip(3).skip_while(|word| !is(word, "KEYS")).skip(1);
+                let count = words.next().and_then(|word| integer(word)).unwrap_or(0);
+                words.take(usize::try_from(count).unwrap_or(0)).copied().collect()
+            }
+        }
+    }
+}
+
+enum Run {
+    Read(fn(&dyn View, &Call<'_>) -> Outcome),
+    Write(fn(&mut Model, &Call<'_>) -> Outcome),
+}
+
+/// How many words a command has (negative: at least), which of them are keys, and what it does.
+fn verb(name: &[u8]) -> Option<(i32, Keys, Run)> {
+    let name = name.to_ascii_uppercase();
+    Some(match name.as_slice() {
+        b"GET" => (2, Keys::First, Run::Read(get)),
+        b"MGET" => (-2, Keys::All, Run::Read(mget)),
+        b"STRLEN" => (2, Keys::First, Run::Read(strlen)),
+        b"EXISTS" => (-2, Keys::All, Run::Read(exists)),
+        b"TYPE" => (2, Keys::First, Run::Read(type_of)),
+        b"PTTL" => (2, Keys::First, Run::Read(pttl)),
+        b"QLEN" => (-2, Keys::First, Run::Read(qlen)),
+        b"SET" => (-3, Keys::First, Run::Write(Model::set)),
+        b"SETNX" => (3, Keys::First, Run::Write(Model::setnx)),
+        b"GETSET" => (3, Keys::First, Run::Write(Model::getset)),
+        b"GETDEL" => (2, Keys::First, Run::Write(Model::getdel)),
+        b"DEL" | b"UNLINK" => (-2, Keys::All, Run::Write(Model::del)),
+        b"INCR" => (2, Keys::First, Run::Write(|model, call| model.add(call, 1))),
+        b"DECR" => (2, Keys::First, Run::Write(|model, call| model.add(call, -1))),
+        b"INCRBY" => (3, Keys::First, Run::Write(Model::incrby)),
+        b"APPEND" => (3, Keys::First, Run::Write(Model::append)),
+        b"MSET" => (-3, Keys::EverySecond, Run::Write(Model::mset)),
+        b"PEXPIRE" => (-3, Keys::First, Run::Write(Model::pexpire)),
+        b"PERSIST" => (2, Keys::First, Run::Write(Model::persist)),
+        b"LOCK" => (-3, Keys::First, Run::Write(Model::lock)),
+        b"UNLOCK" => (-3, Keys::First, Run::Write(Model::unlock)),
+        b"LOCKEXTEND" => (-3, Keys::AfterKeys, Run::Write(Model::lockextend)),
+        b"QPUSH" => (-3, Keys::First, Run::Write(Model::qpush)),
+        b"QPOP" => (-3, Keys::AfterFrom, Run::Write(Model::qpop)),
+        b"QACK" => (-3, Keys::First, Run::Write(Model::qack)),
+        _ => return None,
+    })
+}
+
+fn has_arity(arity: i32, words: usize) -> bool {
+    let wanted = arity.unsigned_abs() as usize;
+    if arity < 0 { words >= wanted } else { words == wanted }
+}
+
+fn reply_of(outcome: Outcome) -> Reply {
+    outcome.unwrap_or_else(Reply::Error)
+}
+
+fn count_reply(count: usize) -> Reply {
+    Reply::Integer(i64::try_from(count).unwrap_or(i64::MAX))
+}
+
+fn is(word: &[u8], name: &str) -> bool {
+    word.eq_ignore_ascii_case(name.as_bytes())
+}
+
+/// A number as Redis reads it: digits without leading zeros, perhaps a minus before them.
+fn integer(word: &[u8]) -> Option<i64> {
+    let text = std::str::from_utf8(word).ok()?;
+    let number: i64 = text.parse().ok()?;
+    // Only the one way to write it counts: no plus, no zeros before it, no minus zero.
+    let mut plain = itoa::Buffer::new();
+    (plain.format(number) == text).then_some(number)
+}
+
+fn integer_or_error(word: &[u8]) -> Result<i64, Cow<'static, str>> {
+    integer(word).ok_or(Cow::Borrowed(NOT_AN_INTEGER))
+}
+
+fn bulk_or_null(value: Option<&Bytes>) -> Reply {
+    value.map_or(Reply::Null, |value| Reply::Bulk(value.clone()))
+}
+
+impl Model {
+    fn command(&mut self, call: &Call<'_>) -> Result<Reply, String> {
+        let Some((arity, keys, run)) = call.words.first().and_then(|name| verb(name)) else {
+            let name = call.words.first().map_or(String::new(), |name| name.escape_ascii().to_string());
+            return Err(format!("entry {}: the model does not know {name:?}", self.index));
+        };
+        if call.db >= self.settings.databases {
+            return Ok(Reply::error("ERR a database out of range in the log"));
+        }
+        if !has_arity(arity, call.words.len()) {
+            return Ok(Reply::error("ERR malformed command in the log"));
+        }
+        for key in keys.of(call.words) {
+            self.end_due(call.db, key, EXPIRE_AT_MOST);
+        }
+        Ok(reply_of(match run {
+            Run::Read(run) => run(&Present { model: self, now: self.clock }, call),
+            Run::Write(run) => run(self, call),
+        }))
+    }
+
+    // ---- strings ----------------------------------------------------------------------------------------
+
+    /// The string under a key with its deadline; an error when it is a lock or a queue.
+    fn string(&self, db: u8, key: &[u8]) -> Result<Option<(Bytes, Option<u64>)>, Cow<'static, str>> {
+        match self.thing(db, key) {
+            None => Ok(None),
+            Some(Thing::String(value, deadline)) => Ok(Some((value.clone(), *deadline))),
+            Some(Thing::Lock(_) | Thing::Queue(_)) => Err(WRONG_TYPE.into()),
+        }
+    }
+
+    /// Locks and queues are changed by their own verbs only.
+    fn refuse_lock_or_queue(&self, db: u8, key: &[u8]) -> Result<(), Cow<'static, str>> {
+        match self.thing(db, key) {
+            None | Some(Thing::String(..)) => Ok(()),
+            Some(Thing::Lock(_)) => Err(IS_A_LOCK.into()),
+            Some(Thing::Queue(_)) => Err(IS_A_QUEUE.into()),
+        }
+    }
+
+    fn put_string(&mut self, db: u8, key: &[u8], value: &[u8], deadline: Option<u64>) {
+        self.put(db, key, Thing::String(Bytes::copy_from_slice(value), deadline));
+    }
+
+    fn set(&mut self, call: &Call<'_>) -> Outcome {
+        let (db, key, value) = (call.db, call.words[1], call.words[2]);
+        let options = SetOptions::parse(&call.words[3..])?;
+        let left = options.lifetime.map(|(unit, word)| self.time_left(unit, word)).transpose()?;
+        self.refuse_lock_or_queue(db, key)?;
+        let (old, old_deadline) = self.string(db, key)?.unzip();
+        let is_wanted = match options.condition {
+            None => true,
+            Some(Condition::Absent) => old.is_none(),
+            Some(Condition::Present) => old.is_some(),
+            Some(Condition::Equal(wanted)) => old.as_deref() == Some(wanted),
+            Some(Condition::NotEqual(unwanted)) => old.as_deref() != Some(unwanted),
+        };
+        if is_wanted {
+            match left {
+                // An absolute time that is over already.
+                Some(left) if left <= 0 => {
+                    self.remove(db, key);
+                }
+                Some(left) => self.put_string(db, key, value, Some(self.deadline_in(left))),
+                None if options.keep => self.put_string(db, key, value, old_deadline.flatten()),
+                None => self.put_string(db, key, value, None),
+            }
+        }
+        Ok(match (options.get, is_wanted) {
+            (true, _) => bulk_or_null(old.as_ref()),
+            (false, true) => Reply::Ok,
+            (false, false) => Reply::Null,
+        })
+    }
+
+    /// Milliseconds that SET's time to live gives.
+    fn time_left(&self, unit: Unit, word: &[u8]) -> Result<i64, Cow<'static, str>> {
+        let given = integer_or_error(word)?;
+        let invalid = Cow::Borrowed("ERR invalid expire time in 'set' command");
+        let (factor, is_unix) = match unit {
+            Unit::Seconds => (1000, false),
+            Unit::Milliseconds => (1, false),
+            Unit::UnixSeconds => (1000, true),
+            Unit::UnixMilliseconds => (1, true),
+        };
+        let (given, wall) = (i128::from(given) * factor, i128::from(self.wall));
+        // The moment must be one that a wall clock can show.
+        let moment = if is_unix { given } else { given + wall };
+        if given <= 0 || moment > i128::from(i64::MAX) {
+            return Err(invalid);
+        }
+        i64::try_from(moment - wall).map_err(|_| invalid)
+    }
+
+    fn deadline_in(&self, left: i64) -> u64 {
+        self.key_clock().saturating_add(u64::try_from(left).unwrap_or(0))
+    }
+
+    fn setnx(&mut self, call: &Call<'_>) -> Outcome {
+        self.refuse_lock_or_queue(call.db, call.words[1])?;
+        if self.slot(call.db, call.words[1]).is_some() {
+            return Ok(Reply::Integer(0));
+        }
+        self.put_string(call.db, call.words[1], call.words[2], None);
+        Ok(Reply::Integer(1))
+    }
+
+    fn getset(&mut self, call: &Call<'_>) -> Outcome {
+        let old = self.string(call.db, call.words[1])?;
+        self.put_string(call.db, call.words[1], call.words[2], None);
+        Ok(bulk_or_null(old.as_ref().map(|(value, _)| value)))
+    }
+
+    fn getdel(&mut self, call: &Call<'_>) -> Outcome {
+        let old = self.string(call.db, call.words[1])?;
+        self.remove(call.db, call.words[1]);
+        Ok(bulk_or_null(old.as_ref().map(|(value, _)| value)))
+    }
+
+    fn del(&mut self, call: &Call<'_>) -> Outcome {
+        for key in &call.words[1..] {
+            self.refuse_lock_or_queue(call.db, key)?;
+        }
+        let mut removed = 0;
+        for key in &call.words[1..] {
+            removed += usize::from(self.remove(call.db, key));
+        }
+        Ok(count_reply(removed))
+    }
+
+    fn incrby(&mut self, call: &Call<'_>) -> Outcome {
+        self.add(call, integer_or_error(call.words[2])?)
+    }
+
+    fn add(&mut self, call: &Call<'_>, by: i64) -> Outcome {
+        let (old, deadline) = self.string(call.db, call.words[1])?.unzip();
+        let old = old.map_or(Ok(0), |value| integer_or_error(&value))?;
+        let sum = old.checked_add(by).ok_or("ERR increment or decrement would overflow")?;
+        self.put_string(call.db, call.words[1], sum.to_string().as_bytes(), deadline.flatten());
+        Ok(Reply::Integer(sum))
+    }
+
+    fn append(&mut self, call: &Call<'_>) -> Outcome {
+        let (old, deadline) = self.string(call.db, call.words[1])?.unzip();
+        let whole = [&old.clone().unwrap_or_default(), call.words[2]].concat();
+        if old.is_some() && whole.len() > STRING_BYTES_MAX {
+            return Err("ERR string exceeds maximum allowed size (proto-max-bulk-len)".into());
+        }
+        self.put_string(call.db, call.words[1], &whole, deadline.flatten());
+        Ok(count_reply(whole.len()))
+    }
+
+    fn mset(&mut self, call: &Call<'_>) -> Outcome {
+        let pairs = &call.words[1..];
+        if pairs.len() % 2 == 1 {
+            return Err("ERR wrong number of arguments for 'mset' command".into());
+        }
+        for pair in pairs.chunks(2) {
+            self.refuse_lock_or_queue(call.db, pair[0])?;
+        }
+        for pair in pairs.chunks(2) {
+            self.put_string(call.db, pair[0], pair[1], None);
+        }
+        Ok(Reply::Ok)
+    }
+
+    fn pexpire(&mut self, call: &Call<'_>) -> Outcome {
+        let mut flags = [false; 4];
+        for word in &call.words[3..] {
+            let at = ["NX", "XX", "GT", "LT"].iter().position(|name| is(word, name));
+            let unknown = || format!("ERR Unsupported option {}", String::from_utf8_lossy(word));
+            flags[at.ok_or_else(unknown)?] = true;
+        }
+        let [nx, xx, gt, lt] = flags;
+        if nx && (xx || gt || lt) {
+            return Err("ERR NX and XX, GT or LT options at the same time are not compatible".into());
+        }
+        if gt && lt {
+            return Err("ERR GT and LT options at the same time are not compatible".into());
+        }
+        let left = integer_or_error(call.words[2])?;
+        if i128::from(left) + i128::from(self.wall) > i128::from(i64::MAX) {
+            return Err("ERR invalid expire time in 'pexpire' command".into());
+        }
+        self.refuse_lock_or_queue(call.db, call.words[1])?;
+        let Some((value, deadline)) = self.string(call.db, call.words[1])? else {
+            return Ok(Reply::Integer(0));
+        };
+        // What has no deadline lives longest.
+        let now_left = deadline.map(|at| i128::from(at) - i128::from(self.key_clock()));
+        let wanted = i128::from(left);
+        let is_refused = (nx && deadline.is_some())
+            || (xx && deadline.is_none())
+            || (gt && now_left.is_none_or(|now_left| wanted <= now_left))
+            || (lt && now_left.is_some_and(|now_left| wanted >= now_left));
+        if is_refused {
+            return Ok(Reply::Integer(0));
+        }
+        if left <= 0 {
+            self.remove(call.db, call.words[1]);
+        } else {
+            self.put_string(call.db, call.words[1], &value, Some(self.deadline_in(left)));
+        }
+        Ok(Reply::Integer(1))
+    }
+
+    fn persist(&mut self, call: &Call<'_>) -> Outcome {
+        self.refuse_lock_or_queue(call.db, call.words[1])?;
+        match self.string(call.db, call.words[1])? {
+            Some((value, Some(_))) => {
+                self.put_string(call.db, call.words[1], &value, None);
+                Ok(Reply::Integer(1))
+            }
+            Some((_, None)) | None => Ok(Reply::Integer(0)),
+        }
+    }
+
+    // ---- locks ------------------------------------------------------------------------------------------
+
+    fn hold_or_error(&self, db: u8, key: &[u8]) -> Result<Option<&Hold>, Cow<'static, str>> {
+        match self.thing(db, key) {
+            None => Ok(None),
+            Some(Thing::Lock(hold)) => Ok(Some(hold)),
+            Some(Thing::String(..) | Thing::Queue(_)) => Err(WRONG_TYPE.into()),
+        }
+    }
+
+    fn lock(&mut self, call: &Call<'_>) -> Outcome {
+        let (db, key, owner) = (call.db, call.words[1], owner(call.words[2])?);
+        let mut lease = None;
+        let mut words = call.words[3..].iter();
+        while let Some(word) = words.next() {
+            refuse_later_option("LOCK", &["SHARED", "LIMIT", "BLOCK", "GRACE", "DATA"], word)?;
+            let factor = match () {
+                () if is(word, "EX") => 1000,
+                () if is(word, "PX") => 1,
+                () => return Err(SYNTAX.into()),
+            };
+            let given = lease_ms(words.next().ok_or(SYNTAX)?, factor)?;
+            if lease.replace(given).is_some() {
+                return Err(SYNTAX.into());
+            }
+        }
+        let now = self.clock;
+        let until = now.saturating_add(lease.unwrap_or(self.settings.lock_default_ttl.0));
+        let hold = match self.hold_or_error(db, key)? {
+            Some(hold) if hold.user != call.user || hold.owner != owner => return Ok(Reply::Null),
+            Some(hold) => Hold { until, set_until: until, ..hold.clone() },
+            None => {
+                self.last_token += 1;
+                Hold {
+                    user: call.user.to_vec(),
+                    owner: owner.to_vec(),
+                    token: self.last_token,
+                    until,
+                    set_until: until,
+                    since: now,
+                }
+            }
+        };
+        let token = hold.token;
+        self.put(db, key, Thing::Lock(hold));
+        Ok(count_reply(token as usize))
+    }
+
+    fn unlock(&mut self, call: &Call<'_>) -> Outcome {
+        let (db, key, owner) = (call.db, call.words[1], owner(call.words[2])?);
+        let token = match &call.words[3..] {
+            [] => None,
+            [word, token] if is(word, "TOKEN") => {
+                let token = integer_or_error(token)?;
+                if !(1..1 << 53).contains(&token) {
+                    return Err(NOT_AN_INTEGER.into());
+                }
+                Some(token as u64)
+            }
+            _ => return Err(SYNTAX.into()),
+        };
+        let is_meant = self.hold_or_error(db, key)?.is_some_and(|hold| {
+            hold.user == call.user && hold.owner == owner && token.is_none_or(|token| token == hold.token)
+        });
+        if is_meant {
+            self.remove(db, key);
+        }
+        Ok(Reply::Integer(i64::from(is_meant)))
+    }
+
+    fn lockextend(&mut self, call: &Call<'_>) -> Outcome {
+        let (db, owner) = (call.db, owner(call.words[1])?);
+        let lease = lease_ms(call.words[2], 1)?;
+        let named = match &call.words[3..] {
+            [] => None,
+            [word, count, keys @ ..] if is(word, "KEYS") => {
+                let count = integer_or_error(count)?;
+                if count < 1 {
+                    return Err("ERR numkeys should be greater than 0".into());
+                }
+                if usize::try_from(count) != Ok(keys.len()) {
+                    return Err("ERR LOCKEXTEND numkeys does not match the number of keys".into());
+                }
+                Some(keys)
+            }
+            _ => return Err(SYNTAX.into()),
+        };
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        match named {
+            None => {
+                let is_own = |slot: &Slot| match &slot.thing {
+                    Thing::Lock(hold) => hold.user == call.user && hold.owner == owner,
+                    Thing::String(..) | Thing::Queue(_) => false,
+                };
+                let slots = self.databases.get(&db).into_iter().flatten();
+                keys.extend(slots.filter(|(_, slot)| is_own(slot)).map(|(key, _)| key.clone()));
+                for key in &keys {
+                    self.end_due(db, key, EXPIRE_AT_MOST);
+                }
+            }
+            Some(named) => {
+                for key in named {
+                    self.hold_or_error(db, key)?;
+                    if !keys.iter().any(|known| known == key) {
+                        keys.push(key.to_vec());
+                    }
+                }
+            }
+        }
+        let (mut extended, mut lost) = (0, Vec::new());
+        let until = self.clock.saturating_add(lease);
+        for key in keys {
+            match self.hold_or_error(db, &key)? {
+                Some(hold) if hold.user == call.user && hold.owner == owner => {
+                    let hold = Hold { until, set_until: until, ..hold.clone() };
+                    self.put(db, &key, Thing::Lock(hold));
+                    extended += 1;
+                }
+                Some(_) | None if named.is_some() => lost.push(Reply::bulk(&key)),
+                Some(_) | None => {}
+            }
+        }
+        Ok(Reply::Map(vec![
+            (Reply::bulk("extended"), count_reply(extended)),
+            (Reply::bulk("lost"), Reply::Array(lost)),
+        ]))
+    }
+
+    // ---- queues -----------------------------------------------------------------------------------------
+
+    /// The queue under a key; an error when it is something else.
+    fn queue(&self, db: u8, key: &[u8]) -> Result<Option<&Queue>, Cow<'static, str>> {
+        match self.thing(db, key) {
+            None => Ok(None),
+            Some(Thing::Queue(queue)) => Ok(Some(queue)),
+            Some(Thing::String(..) | Thing::Lock(_)) => Err(WRONG_TYPE.into()),
+        }
+    }
+
+    /// A queue that is there and about to change.
+    fn queue_mut(&mut self, db: u8, key: &[u8]) -> &mut Queue {
+        match self.slot_mut(db, key).map(|slot| &mut slot.thing) {
+            Some(Thing::Queue(queue)) => queue,
+            _ => unreachable!("it was looked at before"),
+        }
+    }
+
+    fn remove_if_empty(&mut self, db: u8, key: &[u8]) {
+        if matches!(self.thing(db, key), Some(Thing::Queue(queue)) if queue.messages.is_empty()) {
+            self.remove(db, key);
+        }
+    }
+
+    fn qpush(&mut self, call: &Call<'_>) -> Outcome {
+        const LATER: &[&str] = &["ID", "PRIORITY", "DELAY", "EX", "PX", "GROUP", "MAXLEN", "XX"];
+        let (db, key) = (call.db, call.words[1]);
+        if let Some(word) = call.words.get(3) {
+            refuse_later_option("QPUSH", LATER, word)?;
+            return Err(SYNTAX.into());
+        }
+        if self.queue(db, key)?.is_none() {
+            self.put(db, key, Thing::Queue(Queue::default()));
+        }
+        let id = (self.index, self.pushed_in_entry);
+        self.pushed_in_entry += 1;
+        let payload = Bytes::copy_from_slice(call.words[2]);
+        let queue = self.queue_mut(db, key);
+        queue.messages.insert(id, Message { payload, delivery: 0, lease: None });
+        queue.ready.insert(id);
+        self.totals_mut(db, key).pushed += 1;
+        Ok(Reply::text(format!("{}-{}", id.0, id.1)))
+    }
+
+    fn qpop(&mut self, call: &Call<'_>) -> Outcome {
+        let pop = Pop::parse(&call.words[1..])?;
+        for key in pop.queues {
+            self.queue(call.db, key)?;
+        }
+        let mut replies = Vec::new();
+        for key in pop.queues {
+            while replies.len() < pop.count {
+                let Some(reply) = self.pop_one(call.db, key, pop.lease) else { break };
+                replies.push(reply);
+            }
+            self.remove_if_empty(call.db, key);
+        }
+        Ok(if replies.is_empty() { Reply::NullArray } else { Reply::Array(replies) })
+    }
+
+    /// Hands out the oldest message that is ready; without a lease it is gone then.
+    fn pop_one(&mut self, db: u8, key: &[u8], lease: Option<u64>) -> Option<Reply> {
+        let id = *self.queue(db, key).ok()??.ready.first()?;
+        let until = lease.map(|lease| self.clock.saturating_add(lease));
+        let queue = self.queue_mut(db, key);
+        queue.ready.remove(&id);
+        let message = queue.messages.get_mut(&id)?;
+        message.delivery = message.delivery.saturating_add(1);
+        message.lease = until.map(|until| (until, until));
+        let (payload, delivery) = (message.payload.clone(), message.delivery);
+        match until {
+            Some(until) => {
+                queue.leases.insert((until, id));
+            }
+            None => {
+                queue.messages.remove(&id);
+            }
+        }
+        let totals = self.totals_mut(db, key);
+        totals.delivered += 1;
+        totals.acked += u64::from(until.is_none());
+        Some(Reply::Array(vec![
+            Reply::bulk(key),
+            Reply::text(format!("{}-{}:{delivery}", id.0, id.1)),
+            Reply::Bulk(payload),
+            Reply::Integer(i64::from(delivery)),
+        ]))
+    }
+
+    fn qack(&mut self, call: &Call<'_>) -> Outcome {
+        let (db, key) = (call.db, call.words[1]);
+        let mut receipts = Vec::new();
+        for word in &call.words[2..] {
+            receipts.push(receipt(word).ok_or_else(|| {
+                let shown = word[..word.len().min(64)].escape_ascii();
+                format!("ERR invalid receipt '{shown}': want <id>:<delivery>")
+            })?);
+        }
+        let mut finished = 0;
+        for (id, delivery) in receipts {
+            let Some(message) = self.queue(db, key)?.and_then(|queue| queue.messages.get(&id)) else {
+                continue;
+            };
+            match message.lease {
+                // Of more than EXPIRE_AT_MOST that are due some are still there.
+                Some((until, _)) if until <= self.clock => self.end_lease(db, key, id),
+                Some((until, _)) if message.delivery == delivery => {
+                    let queue = self.queue_mut(db, key);
+                    queue.messages.remove(&id);
+                    queue.leases.remove(&(until, id));
+                    self.totals_mut(db, key).acked += 1;
+                    finished += 1;
+                }
+                Some(_) | None => {}
+            }
+        }
+        self.queue(db, key)?;
+        self.remove_if_empty(db, key);
+        Ok(count_reply(finished))
+    }
+}
+
+// ---- commands that read -------------------------------------------------------------------------------
+
+fn string_seen(view: &dyn View, call: &Call<'_>) -> Result<Option<(Bytes, Option<u64>)>, Cow<'static, str>> {
+    match view.look(call.db, call.words[1]) {
+        None => Ok(None),
+        Some(Seen::String(value, deadline)) => Ok(Some((value, deadline))),
+        Some(Seen::Lock | Seen::Queue { .. }) => Err(WRONG_TYPE.into()),
+    }
+}
+
+fn get(view: &dyn View, call: &Call<'_>) -> Outcome {
+    Ok(string_seen(view, call)?.map_or(Reply::Null, |(value, _)| Reply::Bulk(value)))
+}
+
+fn mget(view: &dyn View, call: &Call<'_>) -> Outcome {
+    let value = |key: &&[u8]| match view.look(call.db, key) {
+        Some(Seen::String(value, _)) => Reply::Bulk(value),
+        Some(Seen::Lock | Seen::Queue { .. }) | None => Reply::Null,
+    };
+    Ok(Reply::Array(call.words[1..].iter().map(value).collect()))
+}
+
+fn strlen(view: &dyn View, call: &Call<'_>) -> Outcome {
+    Ok(count_reply(string_seen(view, call)?.map_or(0, |(value, _)| value.len())))
+}
+
+fn exists(view: &dyn View, call: &Call<'_>) -> Outcome {
+    Ok(count_reply(call.words[1..].iter().filter(|key| view.look(call.db, key).is_some()).count()))
+}
+
+fn type_of(view: &dyn View, call: &Call<'_>) -> Outcome {
+    Ok(Reply::simple(match view.look(call.db, call.words[1]) {
+        None => "none",
+        Some(Seen::String(..)) => "string",
+        Some(Seen::Lock) => "lock",
+        Some(Seen::Queue { .. }) => "queue",
+    }))
+}
+
+fn pttl(view: &dyn View, call: &Call<'_>) -> Outcome {
+    Ok(Reply::Integer(match view.look(call.db, call.words[1]) {
+        None => -2,
+        Some(Seen::String(_, Some(deadline))) => {
+            i64::try_from(deadline.saturating_sub(view.key_now())).unwrap_or(i64::MAX)
+        }
+        Some(Seen::String(_, None) | Seen::Lock | Seen::Queue { .. }) => -1,
+    }))
+}
+
+fn qlen(view: &dyn View, call: &Call<'_>) -> Outcome {
+    let state = match &call.words[2..] {
+        [] => "READY",
+        [word] => {
+            let states = ["READY", "LEASED", "ALL", "DELAYED", "DEAD"];
+            states.into_iter().find(|state| is(word, state)).ok_or(SYNTAX)?
+        }
+        _ => return Err(SYNTAX.into()),
+    };
+    let (ready, leased) = match view.look(call.db, call.words[1]) {
+        None => (0, 0),
+        Some(Seen::Queue { ready, leased }) => (ready, leased),
+        Some(Seen::String(..) | Seen::Lock) => return Err(WRONG_TYPE.into()),
+    };
+    Ok(count_reply(match state {
+        "READY" => ready,
+        "LEASED" => leased,
+        "ALL" => ready + leased,
+        _ => 0,
+    }))
+}
+
+// ---- options ------------------------------------------------------------------------------------------
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Seconds,
+    Milliseconds,
+    UnixSeconds,
+    UnixMilliseconds,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Condition<'a> {
+    Absent,
+    Present,
+    Equal(&'a [u8]),
+    NotEqual(&'a [u8]),
+}
+
+#[derive(Debug, Default)]
+struct SetOptions<'a> {
+    condition: Option<Condition<'a>>,
+    lifetime: Option<(Unit, &'a [u8])>,
+    keep: bool,
+    get: bool,
+}
+
+impl<'a> SetOptions<'a> {
+    fn parse(words: &[&'a [u8]]) -> Result<SetOptions<'a>, Cow<'static, str>> {
+        const UNITS: [(&str, Unit); 4] = [
+            ("EX", Unit::Seconds),
+            ("PX", Unit::Milliseconds),
+            ("EXAT", Unit::UnixSeconds),
+            ("PXAT", Unit::UnixMilliseconds),
+        ];
+        let mut options = SetOptions::default();
+        let mut at = 0;
+        while at < words.len() {
+            let word = words[at];
+            let unit = UNITS.iter().find(|(name, _)| is(word, name)).map(|(_, unit)| *unit);
+            let has_operand = unit.is_some() || is(word, "IFEQ") || is(word, "IFNE");
+            let operand: &[u8] = match words.get(at + 1) {
+                Some(operand) => operand,
+                None if has_operand => return Err(SYNTAX.into()),
+                None => b"",
+            };
+            at += if has_operand { 2 } else { 1 };
+            if let Some(unit) = unit {
+                // The same unit may come again, and the last one counts.
+                if options.keep || options.lifetime.is_some_and(|(before, _)| before != unit) {
+                    return Err(SYNTAX.into());
+                }
+                options.lifetime = Some((unit, operand));
+            } else if is(word, "KEEPTTL") && options.lifetime.is_none() {
+                options.keep = true;
+            } else if is(word, "GET") {
+                options.get = true;
+            } else if is(word, "FENCE") {
+                return Err("ERR SET option FENCE is not supported by this version".into());
+            } else {
+                let condition = match () {
+                    () if is(word, "NX") => Condition::Absent,
+                    () if is(word, "XX") => Condition::Present,
+                    () if is(word, "IFEQ") => Condition::Equal(operand),
+                    () if is(word, "IFNE") => Condition::NotEqual(operand),
+                    () => return Err(SYNTAX.into()),
+                };
+                let may_repeat = matches!(condition, Condition::Absent | Condition::Present);
+                match options.condition {
+                    None => options.condition = Some(condition),
+                    Some(before) if before == condition && may_repeat => {}
+                    Some(_) => return Err(SYNTAX.into()),
+                }
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// What QPOP asks for; without a lease messages are gone when they are handed out.
+struct Pop<'a> {
+    count: usize,
+    lease: Option<u64>,
+    queues: &'a [&'a [u8]],
+}
+
+impl<'a> Pop<'a> {
+    fn parse(words: &'a [&'a [u8]]) -> Result<Pop<'a>, Cow<'static, str>> {
+        let (mut count, mut lease, mut no_ack) = (None, None, false);
+        let mut at = 0;
+        loop {
+            let Some(word) = words.get(at) else { return Err(SYNTAX.into()) };
+            at += 1;
+            if is(word, "FROM") {
+                break;
+            } else if is(word, "COUNT") || is(word, "LEASE") {
+                let (name, min, max, place) = match is(word, "COUNT") {
+                    true => ("COUNT", 1, 1_000, &mut count),
+                    false => ("LEASE", 100, 86_400_000, &mut lease),
+                };
+                let number = integer_or_error(words.get(at).ok_or(SYNTAX)?)?;
+                at += 1;
+                if !(min..=max).contains(&number) {
+                    return Err(format!("ERR QPOP {name} must be between {min} and {max}").into());
+                }
+                if place.replace(number as u64).is_some() {
+                    return Err(SYNTAX.into());
+                }
+            } else if is(word, "NOACK") && !no_ack {
+                no_ack = true;
+            } else {
+                refuse_later_option("QPOP", &["BLOCK", "CONSUMER", "WITHMETA"], word)?;
+                return Err(SYNTAX.into());
+            }
+        }
+        let queues = &words[at..];
+        if queues.is_empty() || (no_ack && lease.is_some()) {
+            return Err(SYNTAX.into());
+        }
+        let lease = if no_ack { None } else { Some(lease.unwrap_or(30_000)) };
+        Ok(Pop { count: count.unwrap_or(1) as usize, lease, queues })
+    }
+}
+
+fn refuse_later_option(verb: &str, later: &[&str], word: &[u8]) -> Result<(), Cow<'static, str>> {
+    match later.iter().find(|option| is(word, option)) {
+        Some(option) => Err(format!("ERR {verb} option {option} is not supported by this version").into()),
+        None => Ok(()),
+    }
+}
+
+fn owner(word: &[u8]) -> Result<&[u8], Cow<'static, str>> {
+    if (1..=256).contains(&word.len()) {
+        Ok(word)
+    } else {
+        Err("ERR lock owner must be 1 to 256 bytes long".into())
+    }
+}
+
+/// A lease in units of `factor` milliseconds: 100 ms to a day.
+fn lease_ms(word: &[u8], factor: i64) -> Result<u64, Cow<'static, str>> {
+    let lease = i128::from(integer_or_error(word)?) * i128::from(factor);
+    if (100..=86_400_000).contains(&lease) {
+        Ok(lease as u64)
+    } else {
+        Err("ERR lock lease must be between 100 milliseconds and 24 hours".into())
+    }
+}
+
+/// `<index>-<n>:<delivery>`, numbers in plain digits.
+fn receipt(word: &[u8]) -> Option<(MessageId, u32)> {
+    let text = std::str::from_utf8(word).ok()?;
+    let (id, delivery) = text.split_once(':')?;
+    let (index, n) = id.split_once('-')?;
+    let receipt = ((index.parse().ok()?, n.parse().ok()?), delivery.parse().ok()?);
+    let ((index, n), delivery) = receipt;
+    // Plus signs and zeros in front read as the same numbers, but are no receipts.
+    (format!("{index}-{n}:{delivery}") == text).then_some(((index, n), delivery))
+}
