@@ -4,8 +4,9 @@
 //! sim [--seeds N] [--from N] [--seconds N] [--threads N]    N seeds; the last line counts what they did
 //! sim --seed N [--seconds N]                                repeats one
 //! sim --twice N                                             N seeds twice: their traces must be equal
-//! sim --mutations [N]                                       plants each known bug, and must find it within N seeds
+//! sim --mutations [N] [--only BUG]                          plants each known bug, and must find it within N seeds
 //! ```
+//! SIM_STORY=1 with `--seed` tells what happened.
 //! The status is 1 when something that must hold did not.
 
 #[path = "sim/chance.rs"]
@@ -61,14 +62,27 @@ struct Options {
     seed: Option<u64>,
     twice: Option<u64>,
     mutations: Option<u64>,
+    only: Option<String>,
 }
 
 fn options() -> Result<Options, String> {
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
-    let mut options =
-        Options { seeds: 0, from: 1, seconds: SECONDS, threads, seed: None, twice: None, mutations: None };
+    let mut options = Options {
+        seeds: 0,
+        from: 1,
+        seconds: SECONDS,
+        threads,
+        seed: None,
+        twice: None,
+        mutations: None,
+        only: None,
+    };
     let mut args = std::env::args().skip(1).peekable();
     while let Some(arg) = args.next() {
+        if arg == "--only" {
+            options.only = args.next();
+            continue;
+        }
         let number = args.next_if(|next| !next.starts_with("--"));
         let number = match &number {
             Some(text) => Some(text.parse::<u64>().map_err(|_| format!("{arg} {text}: want a number"))?),
@@ -219,7 +233,9 @@ fn twice(count: u64, options: &Options) -> bool {
 
 fn mutations(count: u64, options: &Options) -> bool {
     let mut found = 0;
-    for bug in Bug::ALL {
+    let is_wanted = |bug: &Bug| options.only.as_ref().is_none_or(|only| *only == format!("{bug:?}"));
+    let bugs: Vec<Bug> = Bug::ALL.into_iter().filter(is_wanted).collect();
+    for bug in bugs.iter().copied() {
         let seeds: Vec<u64> = (options.from..options.from + count).collect();
         let result = Mutex::new((0, None));
         on_threads(&seeds, options, Some(bug), &|seed, outcome| {
@@ -240,6 +256,6 @@ fn mutations(count: u64, options: &Options) -> bool {
             None => println!("{bug:?}: NOT found in {runs} seeds"),
         }
     }
-    println!("{found} of {} mutations found", Bug::ALL.len());
-    found == Bug::ALL.len()
+    println!("{found} of {} mutations found", bugs.len());
+    found == bugs.len()
 }

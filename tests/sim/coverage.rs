@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Everything that a thousand seeds must have seen.
-pub const SOMETIMES: [&str; 40] = [
+pub const SOMETIMES: [&str; 41] = [
     "a leader crashes",
     "a crash loses what was being written",
     "a crash loses rows that were being written",
@@ -44,6 +44,7 @@ pub const SOMETIMES: [&str; 40] = [
     "a new voter takes the place of an old one",
     "two nodes believe that they lead",
     "a log is purged",
+    "words about an election come late",
 ];
 
 /// How often each of them was seen.

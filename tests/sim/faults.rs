@@ -11,6 +11,21 @@ use crate::plan::SECOND;
 use crate::world::Event;
 use crate::world::NOBODY;
 use crate::world::World;
+use bytes::Bytes;
+use holdfast::consensus::raft::hub::Arrived;
+use holdfast::consensus::raft::hub::decode;
+use holdfast::peer::Channel;
+use raft::eraftpb::Message;
+use raft::eraftpb::MessageType;
+
+/// What a rival of the leader says about its election is heard late.
+#[derive(Debug, Clone, Copy)]
+pub struct Snare {
+    leader: usize,
+    rival: usize,
+    until: u64,
+    release: Option<u64>,
+}
 
 impl World {
     /// One fault, drawn; and what is over ends.
@@ -55,6 +70,7 @@ impl World {
             "lost disk" => self.lose_one(n),
             "lost end of the log" => self.lose_end(n),
             "wall clock jump" => self.jump_wall(n),
+            "late words" => self.delay_words(),
             _ => self.hand_over(n),
         }
         self.push(look, NOBODY, Event::Chaos);
@@ -224,6 +240,57 @@ impl World {
             self.journal.lost_replica(self.nodes[n].disk.replica);
         }
         self.push(100 * MILLI, n, Event::Boot);
+    }
+
+    /// Two followers miss their leader, and one of them stands; then the other hears the leader again, and what was
+    /// said about the election arrives late. raft-rs forgets with it whom it promised not to depose.
+    fn delay_words(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        let others: Vec<usize> = (0..self.nodes.len()).filter(|n| *n != leader).collect();
+        let rival = self.chance.of(&others);
+        let length = self.plan.election_ms * MILLI * 6;
+        for other in &others {
+            self.block(leader, *other, length, false);
+            self.block(*other, leader, length, false);
+        }
+        self.snare = Some(Snare { leader, rival, until: self.now + length, release: None });
+    }
+
+    /// How much later than others these words come.
+    pub fn catch(&mut self, from: usize, to: usize, channel: Channel, payload: &Bytes) -> u64 {
+        let Some(snare) = self.snare.filter(|snare| snare.until > self.now && !self.is_calm) else {
+            return 0;
+        };
+        if channel != Channel::Control || from != snare.rival || to == snare.leader {
+            return 0;
+        }
+        let is_vote = |message: &Message| message.get_msg_type() == MessageType::MsgRequestVote;
+        let stands = match decode(self.nodes[from].id, channel, payload) {
+            Ok(Arrived::Event(DriverEvent::Messages { messages, .. })) => messages.iter().any(is_vote),
+            _ => false,
+        };
+        let release = match snare.release {
+            None if !stands => return 0,
+            Some(release) => release,
+            None => {
+                // The leader is heard again by all but its rival, after they stood too, or not.
+                self.coverage.saw("words about an election come late");
+                let timeout = self.plan.election_ms * MILLI;
+                let heard = self.chance.below(timeout);
+                for other in (0..self.nodes.len()).filter(|n| *n != snare.leader && *n != snare.rival) {
+                    for way in [(snare.leader, other), (other, snare.leader)] {
+                        if let Some(block) = self.blocked.get_mut(&way) {
+                            block.until = self.now + heard;
+                        }
+                    }
+                }
+                self.push(heard, NOBODY, Event::EndCuts);
+                let release = self.now + heard + self.chance.between(timeout / 2, 3 * timeout);
+                self.snare = Some(Snare { release: Some(release), ..snare });
+                release
+            }
+        };
+        release.saturating_sub(self.now)
     }
 
     fn jump_wall(&mut self, n: usize) {

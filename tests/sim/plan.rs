@@ -8,7 +8,7 @@ pub const MILLI: u64 = 1_000_000;
 pub const SECOND: u64 = 1_000_000_000;
 
 /// Kinds of fault, by their place in [`Plan::weights`].
-pub const FAULTS: [&str; 16] = [
+pub const FAULTS: [&str; 17] = [
     "crash",
     "crash of several",
     "pause",
@@ -25,6 +25,7 @@ pub const FAULTS: [&str; 16] = [
     "lost end of the log",
     "wall clock jump",
     "hand-over",
+    "late words",
 ];
 
 #[derive(Debug)]

@@ -59,6 +59,7 @@ use crate::clients::Operation;
 use crate::coverage::Coverage;
 use crate::disk::Disk;
 use crate::disk::RowMap;
+use crate::faults::Snare;
 use crate::invariants;
 use crate::invariants::Fact;
 use crate::invariants::Invariant;
@@ -101,6 +102,9 @@ pub enum Event {
     Boot,
     LinkUp(usize),
     LinkDown(usize),
+    /// Nothing came through for long.
+    LinkSilent(usize),
+    EndCuts,
     SnapshotArrives {
         from: usize,
         from_life: u64,
@@ -171,7 +175,6 @@ pub struct Figures {
 
 /// A cluster and everything around it.
 pub struct World {
-    pub seed: u64,
     pub plan: Plan,
     pub chance: Chance,
     pub now: u64,
@@ -179,6 +182,7 @@ pub struct World {
     queue: BinaryHeap<Reverse<Item>>,
     pub nodes: Vec<Node>,
     pub blocked: BTreeMap<(usize, usize), Block>,
+    pub snare: Option<Snare>,
     pub clients: Vec<Client>,
     pub operations: Vec<Operation>,
     pub journal: Journal,
@@ -243,13 +247,13 @@ impl World {
         let plan = Plan::draw(&mut chance);
         let members: Vec<NodeId> = (1..=plan.nodes as u64).map(NodeId).collect();
         let mut world = World {
-            seed,
             chance,
             now: 0,
             seq: 0,
             queue: BinaryHeap::new(),
             nodes: Vec::new(),
             blocked: BTreeMap::new(),
+            snare: None,
             clients: Vec::new(),
             operations: Vec::new(),
             journal: Journal::new(&members),
@@ -366,6 +370,9 @@ impl World {
             Event::Boot => self.boot(n),
             Event::LinkUp(other) => self.set_link(n, other, true),
             Event::LinkDown(other) => self.set_link(n, other, false),
+            Event::LinkSilent(other) if self.is_cut(n, other) => self.set_link(n, other, false),
+            Event::LinkSilent(_) => {}
+            Event::EndCuts => self.end_cuts(),
             Event::SnapshotArrives { from, from_life, to_replica, message, rows } => {
                 self.on_snapshot_arrives(n, from, from_life, to_replica, &message, *rows);
             }
@@ -824,7 +831,6 @@ impl World {
         running.installing = None;
         running.is_applying = false;
         running.applier.installed(token, Box::new(state));
-        self.tell(&Fact::Installed(n));
         self.tell(&Fact::Applied(n));
         self.work(n);
         self.sweep(n);
@@ -911,6 +917,7 @@ impl World {
                 continue;
             }
             let payload = Bytes::from(payload);
+            delay += self.catch(n, to, channel, &payload);
             if self.chance.is(self.plan.twice) {
                 let later = delay + self.chance.tail(20 * self.plan.delay);
                 self.push(later, to, Event::Deliver { from: n, channel, payload: payload.clone() });
@@ -966,8 +973,8 @@ impl World {
         }
         self.blocked.insert((from, to), Block { until, holds });
         if until - self.now > LINK_NOTICES {
-            self.push(LINK_NOTICES, from, Event::LinkDown(to));
-            self.push(LINK_NOTICES, to, Event::LinkDown(from));
+            self.push(LINK_NOTICES, from, Event::LinkSilent(to));
+            self.push(LINK_NOTICES, to, Event::LinkSilent(from));
         }
     }
 

@@ -38,8 +38,6 @@ pub enum Fact<'a> {
     },
     /// The node has applied some.
     Applied(usize),
-    /// A snapshot took the place of the node's state.
-    Installed(usize),
     /// A client was told.
     Answered {
         op: u64,
