@@ -33,6 +33,9 @@ mod node;
 mod plan;
 #[path = "sim/seeds.rs"]
 mod seeds;
+#[path = "support/wgl.rs"]
+#[allow(dead_code, reason = "each test binary has use for some of it")]
+mod wgl;
 #[path = "sim/world.rs"]
 mod world;
 
@@ -46,6 +49,9 @@ use holdfast::types::planted::Bug;
 use crate::coverage::Coverage;
 use crate::world::Figures;
 use crate::world::Outcome;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Simulated seconds of a seed, without the healing.
 const SECONDS: u64 = 600;

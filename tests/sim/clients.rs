@@ -40,6 +40,8 @@ pub struct Operation {
     pub known: Known,
     /// The index at which it was executed, or that was read.
     pub index: Option<u64>,
+    /// When it was executed first.
+    pub executed: Option<u64>,
 }
 
 /// A client.

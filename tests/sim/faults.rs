@@ -285,12 +285,31 @@ impl World {
                     }
                 }
                 self.push(heard, NOBODY, Event::EndCuts);
-                let release = self.now + heard + self.chance.between(timeout / 2, 3 * timeout);
+                // Then what was said arrives, and the leader is not heard for a moment.
+                let beat = self.plan.heartbeat_ms * MILLI;
+                let release = self.now + heard + self.chance.between(beat, 3 * beat);
+                let until = release + self.chance.between(beat, 3 * beat);
+                for other in (0..self.nodes.len()).filter(|n| *n != snare.leader && *n != snare.rival) {
+                    let wait = release - self.now;
+                    self.push(wait, snare.leader, Event::Cut { to: other, until, holds: false });
+                    self.push(wait, other, Event::Cut { to: snare.leader, until, holds: false });
+                }
+                self.say(|| {
+                    let ms = |at: u64| (at - self.now) / MILLI;
+                    let (leader, rival) = (snare.leader + 1, snare.rival + 1);
+                    format!(
+                        "node {rival} stands; {leader} is heard in {} ms, its words in {} ms",
+                        heard / MILLI,
+                        ms(release)
+                    )
+                });
                 self.snare = Some(Snare { release: Some(release), ..snare });
                 release
             }
         };
-        release.saturating_sub(self.now)
+        // The request itself comes last: who hears it first still keeps the promise.
+        let later = if stands { self.chance.between(2 * MILLI, 8 * MILLI) } else { 0 };
+        release.saturating_sub(self.now) + later
     }
 
     fn jump_wall(&mut self, n: usize) {

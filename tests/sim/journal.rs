@@ -216,7 +216,7 @@ impl Journal {
                     if now < operation.invoked {
                         return Err(format!("operation {id} is executed before it was asked for"));
                     }
-                    operation.index = Some(index);
+                    (operation.index, operation.executed) = (Some(index), Some(now));
                     self.by_index.entry(index).or_default().push(id);
                 }
                 BatchOutcome::Repeated(_) | BatchOutcome::Replayed => {

@@ -84,7 +84,7 @@ impl Plan {
             flush_ms: chance.of(&[20, 100, 500, 2_000]),
             drift: if chance.is(300_000) { 50_000 } else { chance.below(2_000) },
             clients: chance.between(3, 8) as usize,
-            client_gap: chance.between(60 * MILLI, 250 * MILLI),
+            client_gap: chance.between(80 * MILLI, 400 * MILLI),
             keys: chance.between(1, 4),
             chaos_gap: chance.between(500 * MILLI, 8 * SECOND),
             weights,

@@ -96,7 +96,7 @@ pub enum Event {
     FlushDone,
     InstallDone {
         token: u64,
-        job: InstallJob,
+        job: Box<InstallJob>,
     },
     EverySecond,
     Boot,
@@ -710,7 +710,7 @@ impl World {
                 running.installing = Some(job.incoming.clone());
                 running.is_applying = true;
                 let delay = self.chance.tail(20 * MILLI);
-                self.push(delay, n, Event::InstallDone { token, job });
+                self.push(delay, n, Event::InstallDone { token, job: Box::new(job) });
             }
             Some(ApplyMessage::Stop) | None => {}
         }
@@ -1028,6 +1028,7 @@ impl World {
             returned: None,
             known: Known::Nothing,
             index: None,
+            executed: None,
         });
         self.clients[c].current = Some((op, n));
         self.push(PATIENCE, NOBODY, Event::GiveUp(c, op));

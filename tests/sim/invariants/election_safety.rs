@@ -9,6 +9,8 @@ use crate::world::World;
 #[derive(Default)]
 pub struct ElectionSafety {
     leaders: BTreeMap<u64, u64>,
+    /// Term and leader of each node, as they were told last.
+    told: BTreeMap<usize, (u64, u64)>,
 }
 
 impl Invariant for ElectionSafety {
@@ -20,6 +22,12 @@ impl Invariant for ElectionSafety {
         let Fact::Swept(n) = fact else { return Ok(()) };
         let Some(running) = &world.nodes[*n].running else { return Ok(()) };
         let core = running.driver.core();
+        if world.is_told {
+            let now = (core.term(), core.leader());
+            if self.told.insert(*n, now) != Some(now) {
+                world.say(|| format!("node {} is in term {}, leader {}", n + 1, now.0, now.1));
+            }
+        }
         if !core.is_leader() {
             return Ok(());
         }

@@ -1,11 +1,15 @@
 //! The members that the Raft core counts with are those that the state holds, once what is committed is applied.
 
+use std::collections::BTreeMap;
+
 use crate::invariants::Fact;
 use crate::invariants::Invariant;
 use crate::world::World;
 
 #[derive(Default)]
 pub struct MembersAgree {
+    /// What was looked at last: by replica, its life and what it had applied.
+    checked: BTreeMap<u64, (u64, u64)>,
     voters: Vec<u64>,
 }
 
@@ -19,6 +23,10 @@ impl Invariant for MembersAgree {
         let Some(running) = &world.nodes[*n].running else { return Ok(()) };
         let core = running.driver.core();
         if core.is_installing() || running.applied() != core.commit_index() || core.is_retired() {
+            return Ok(());
+        }
+        let at = (world.nodes[*n].life, running.applied());
+        if self.checked.insert(running.replica, at) == Some(at) {
             return Ok(());
         }
         let sorted = |ids: &[u64]| {

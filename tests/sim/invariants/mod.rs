@@ -6,6 +6,8 @@ mod election_safety;
 mod exclusive_holder;
 mod indices;
 mod leader_completeness;
+mod lease;
+mod linearizable;
 mod log_matching;
 mod members_agree;
 mod messages_conserved;
@@ -62,6 +64,7 @@ pub trait Invariant {
 pub fn all() -> Vec<Box<dyn Invariant>> {
     vec![
         Box::<election_safety::ElectionSafety>::default(),
+        Box::<lease::Lease>::default(),
         Box::<log_matching::LogMatching>::default(),
         Box::<leader_completeness::LeaderCompleteness>::default(),
         Box::<committed_on_quorum::CommittedOnQuorum>::default(),
@@ -73,5 +76,6 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<messages_conserved::MessagesConserved>::default(),
         Box::<no_stale_read::NoStaleRead>::default(),
         Box::<acknowledged::Acknowledged>::default(),
+        Box::<linearizable::Linearizable>::default(),
     ]
 }
