@@ -120,13 +120,13 @@ pub fn info_all() -> Reply {
     Reply::Array(table::all().map(info).collect())
 }
 
-/// COMMAND INFO with names ("get", "config|get"): a null array for those that do not exist.
+/// COMMAND INFO with names ("get", "config|get"): null for those that do not exist.
 #[must_use]
 pub fn info_named_commands(names: Args<'_>) -> Reply {
     if names.is_empty() {
         return info_all();
     }
-    let one = |name: &&[u8]| lookup(name).map_or(Reply::NullArray, |(name, spec)| info_named(&name, spec));
+    let one = |name: &&[u8]| lookup(name).map_or(Reply::Null, |(name, spec)| info_named(&name, spec));
     Reply::Array(names.iter().map(one).collect())
 }
 
@@ -531,7 +531,7 @@ mod tests {
         assert_eq!(show(&info_named_commands(&words("GET"))), format!("[{get}]"));
         let mset = show(&info_named_commands(&words("mset")));
         assert!(mset.contains(" :1 :-1 :2 ") && mset.contains("lastkey: :-1, keystep: :2"), "{mset}");
-        assert_eq!(show(&info_named_commands(&words("nope get|x"))), "[null-array null-array]");
+        assert_eq!(show(&info_named_commands(&words("nope get|x"))), "[null null]");
         let config = show(&info_named_commands(&words("CONFIG|GET")));
         assert!(config.starts_with("[[config|get :-3 "), "{config}");
         assert!(config.contains("+@admin +@dangerous +@slow"), "{config}");

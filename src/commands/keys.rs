@@ -5,6 +5,8 @@
 //! it runs here, and a due key that it names was expired; only commands that walk over keys must pass by
 //! those that are due themselves.
 
+use smallvec::SmallVec;
+
 use crate::commands::error::CommandError;
 use crate::commands::spec::Args;
 use crate::commands::spec::Categories;
@@ -24,6 +26,7 @@ use crate::resp::Reply;
 use crate::resp::arguments::eq_ignore_case;
 use crate::resp::arguments::parse_i64;
 use crate::state::DbIndex;
+use crate::state::Keyspace;
 use crate::state::Object;
 use crate::state::PARTS;
 use crate::state::Row;
@@ -108,10 +111,22 @@ fn dbsize(ctx: &ReadContext<'_>, _args: Args<'_>) -> CommandResult {
     Ok(integer(ctx.state.database(ctx.db).len()))
 }
 
+/// Rows of one part of a database in the order of their keys.
+///
+/// A hash table's own order depends on what it held before, so it differs between replicas of which one was restarted.
+/// In a transaction these commands run inside apply, and what they answer is remembered in the session: part of what
+/// replicas must agree on.
+fn rows_of_part(space: &Keyspace, part: usize, wanted: impl Fn(&Row) -> bool) -> SmallVec<[&Row; 16]> {
+    let mut rows: SmallVec<[&Row; 16]> = space.part(part).filter(|row| wanted(row)).collect();
+    rows.sort_unstable_by(|a, b| a.key().cmp(b.key()));
+    rows
+}
+
 fn keys(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
     let key_now = ctx.state.key_now(ctx.now);
-    let wanted = |row: &&Row| row.deadline().is_none_or(|at| at > key_now) && matches(args[1], row.key());
-    let rows = ctx.state.database(ctx.db).iter().filter(wanted);
+    let wanted = |row: &Row| row.deadline().is_none_or(|at| at > key_now) && matches(args[1], row.key());
+    let space = ctx.state.database(ctx.db);
+    let rows = (0..PARTS).flat_map(|part| rows_of_part(space, part, wanted));
     Ok(Reply::Array(rows.map(|row| Reply::bulk(row.key())).collect()))
 }
 
@@ -122,7 +137,7 @@ const RANDOM_LOOKS: u32 = 100;
 
 fn randomkey(ctx: &ReadContext<'_>, _args: Args<'_>) -> CommandResult {
     let key_now = ctx.state.key_now(ctx.now);
-    let is_alive = |row: &&Row| row.deadline().is_none_or(|at| at > key_now);
+    let is_alive = |row: &Row| row.deadline().is_none_or(|at| at > key_now);
     let space = ctx.state.database(ctx.db);
     let mut seed = ctx.seed;
     let mut below = |bound: usize| {
@@ -130,19 +145,22 @@ fn randomkey(ctx: &ReadContext<'_>, _args: Args<'_>) -> CommandResult {
         mixed(seed) as usize % bound
     };
     let key = if space.len() < COUNTED_KEYS_MAX {
-        let count = space.iter().filter(is_alive).count();
-        (count > 0).then(|| space.iter().filter(is_alive).nth(below(count))).flatten()
+        let count = space.iter().filter(|row| is_alive(row)).count();
+        let all = || (0..PARTS).flat_map(|part| rows_of_part(space, part, is_alive));
+        (count > 0).then(|| all().nth(below(count))).flatten()
     } else {
         // Parts are not equally full. A look takes the row at a random place of a random part, and nothing where the
         // part ends before: so every row is as likely as any other. Hardly a part has more rows than places.
         let mean = space.len() as f64 / PARTS as f64;
         let places = (mean + 5.0 * mean.sqrt()) as usize + 4;
-        (0..RANDOM_LOOKS).find_map(|_| space.part(below(PARTS)).nth(below(places)).filter(is_alive)).or_else(
-            || {
-                let start = below(PARTS);
-                (start..PARTS).chain(0..start).find_map(|part| space.part(part).find(is_alive))
-            },
-        )
+        let look = |part: usize, place: usize| rows_of_part(space, part, |_| true).get(place).copied();
+        let looked =
+            (0..RANDOM_LOOKS).find_map(|_| look(below(PARTS), below(places)).filter(|row| is_alive(row)));
+        looked.or_else(|| {
+            let start = below(PARTS);
+            let mut parts = (start..PARTS).chain(0..start);
+            parts.find_map(|part| rows_of_part(space, part, is_alive).first().copied())
+        })
     };
     Ok(key.map_or(Reply::Null, |row| Reply::bulk(row.key())))
 }
@@ -213,12 +231,8 @@ fn scan(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
     };
     let (mut found, mut seen, mut part) = (Vec::new(), 0, scan.cursor);
     while part < PARTS && seen < scan.count {
-        for row in space.part(part) {
-            seen += 1;
-            if wanted(row) {
-                found.push(Reply::bulk(row.key()));
-            }
-        }
+        seen += space.part(part).count();
+        found.extend(rows_of_part(space, part, wanted).iter().map(|row| Reply::bulk(row.key())));
         part += 1;
     }
     let next = if part < PARTS { part } else { 0 };
@@ -563,7 +577,13 @@ fn memory_usage(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
         }
     }
     let Some(row) = ctx.state.row(ctx.db, args[2]) else { return Ok(Reply::Null) };
-    Ok(integer(row.memory_bytes() + TABLE_BYTES_PER_KEY))
+    // The room behind a string is left out: it depends on how the string came to be, and replicas must agree on what
+    // a transaction answers.
+    let bytes = match row.as_string() {
+        Some(value) => size_of::<Row>() + row.key().len() + value.len(),
+        None => row.memory_bytes(),
+    };
+    Ok(integer(bytes + TABLE_BYTES_PER_KEY))
 }
 
 /// Redis's pattern language; a bare `*` matches the empty key too, which the pattern alone would not.
@@ -581,7 +601,8 @@ fn memory_stats(state: &State) -> Reply {
         if space.is_empty() {
             continue;
         }
-        let bytes = space.table_bytes();
+        // Not the tables' own size, which depends on what they held before.
+        let bytes = space.len() * TABLE_BYTES_PER_KEY;
         keys += space.len();
         overhead += bytes;
         let tables = vec![(Reply::simple("overhead.hashtable.main"), integer(bytes))];

@@ -52,7 +52,7 @@ impl LongDouble {
 
     /// The sum, rounded to the nearest number, ties to even. `None` for infinity minus infinity.
     #[must_use]
-    pub fn add(self, other: LongDouble) -> Option<LongDouble> {
+    pub fn plus(self, other: LongDouble) -> Option<LongDouble> {
         match (self, other) {
             (LongDouble::Infinite { negative: a }, LongDouble::Infinite { negative: b }) => {
                 (a == b).then_some(self)
@@ -314,7 +314,7 @@ mod tests {
     use super::*;
 
     fn sum(a: &str, b: &str) -> Option<String> {
-        LongDouble::parse(a.as_bytes())?.add(LongDouble::parse(b.as_bytes())?)?.format()
+        LongDouble::parse(a.as_bytes())?.plus(LongDouble::parse(b.as_bytes())?)?.format()
     }
 
     #[test]
@@ -353,10 +353,10 @@ mod tests {
     fn infinity_is_read_and_spreads() {
         let infinite = LongDouble::parse(b"-INF").expect("a number");
         assert_eq!(infinite, LongDouble::Infinite { negative: true });
-        assert_eq!(infinite.add(LongDouble::ZERO), Some(infinite));
-        assert_eq!(infinite.add(LongDouble::Infinite { negative: false }), None);
+        assert_eq!(infinite.plus(LongDouble::ZERO), Some(infinite));
+        assert_eq!(infinite.plus(LongDouble::Infinite { negative: false }), None);
         let largest = LongDouble::parse(b"1.18e4932").expect("a number");
-        assert_eq!(largest.add(largest), Some(LongDouble::Infinite { negative: false }));
+        assert_eq!(largest.plus(largest), Some(LongDouble::Infinite { negative: false }));
     }
 
     #[test]

@@ -4,7 +4,7 @@ pub mod command_docs;
 pub mod error;
 pub mod keys;
 pub mod locks;
-mod long_double;
+pub mod long_double;
 pub mod queues;
 pub mod session;
 pub mod spec;

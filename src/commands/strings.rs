@@ -467,7 +467,7 @@ fn incrbyfloat(ctx: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
     let present = old.is_some();
     let number = old.map_or(Some(LongDouble::ZERO), LongDouble::parse).ok_or(CommandError::NotAFloat)?;
     let by = LongDouble::parse(args[2]).ok_or(CommandError::NotAFloat)?;
-    let text = number.add(by).and_then(LongDouble::format);
+    let text = number.plus(by).and_then(LongDouble::format);
     let text = text.ok_or(CommandError::other("ERR increment would produce NaN or Infinity"))?;
     store_number(ctx, args[1], text.as_bytes(), present);
     Ok(Reply::text(text))

@@ -329,7 +329,18 @@ pub fn quote(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::any;
+
     use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn any_words_read_back_as_themselves(words in vec(any::<String>(), 0..5)) {
+            let quoted: Vec<String> = words.iter().map(|word| quote(word)).collect();
+            proptest::prop_assert_eq!(split_words(&quoted.join(" ")), Ok(words));
+        }
+    }
 
     fn words(words: &[&str]) -> Vec<String> {
         words.iter().map(|&word| word.to_owned()).collect()

@@ -132,6 +132,12 @@ fn write_synced(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::ProptestConfig;
+    use proptest::prelude::Strategy;
+    use proptest::prop_oneof;
+    use proptest::sample::select;
+
     use super::super::Config;
     use super::super::SharedConfig;
     use super::super::load::tests::Scratch;
@@ -148,6 +154,62 @@ mod tests {
         assert_eq!(format!("{again:?}"), format!("{:?}", config.get()));
         assert_eq!(again.requirepass, config.get().requirepass);
         fs::read_to_string(file).unwrap()
+    }
+
+    const VALUES: &[&str] = &[
+        "yes",
+        "no",
+        "0",
+        "1",
+        "64mb",
+        "1gb",
+        "100",
+        "3600",
+        "always",
+        "everysec",
+        "",
+        "notice",
+        "debug",
+        "127.0.0.1",
+        "normal 1mb 0 0 pubsub 2mb 1mb 60",
+        "replica 1 2 3",
+        "900 1 300 10",
+        "60 1",
+        "# no comment",
+        "a b",
+        "\"'\\",
+    ];
+
+    fn some_value() -> impl Strategy<Value = String> {
+        prop_oneof![
+            select(VALUES).prop_map(str::to_owned),
+            (0..100_000_u32).prop_map(|number| number.to_string()),
+            "[ -~\u{e9}\t\n]{0,12}",
+        ]
+    }
+
+    proptest::proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn whatever_was_set_is_what_the_rewritten_file_says(
+            before in vec((0..DIRECTIVES.len(), some_value()), 0..20),
+            after_rewrite in vec((0..DIRECTIVES.len(), some_value()), 0..20),
+        ) {
+            let scratch = Scratch::new("rewrite-anything");
+            let file = scratch.file("holdfast.conf", "# A comment\nport 7000\nsave 900 1\nsave 300 10\n");
+            let loaded = Config::load(std::slice::from_ref(&file)).unwrap();
+            let config = SharedConfig::new(loaded.config, loaded.file);
+            for pairs in [before, after_rewrite] {
+                for (row, value) in &pairs {
+                    // What is refused changes nothing.
+                    let _ = config.config_set(&[(DIRECTIVES[*row].name, value.as_str())]);
+                }
+                config.config_rewrite().unwrap();
+                let again = Config::load(std::slice::from_ref(&file)).unwrap().config;
+                assert_eq!(format!("{again:?}"), format!("{:?}", config.get()));
+                assert_eq!(again.requirepass, config.get().requirepass);
+            }
+        }
     }
 
     #[test]

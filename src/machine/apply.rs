@@ -260,6 +260,7 @@ mod tests {
 
     use super::*;
     use crate::machine::entry::Batch;
+    use crate::machine::entry::Queued;
     use crate::machine::entry::encode_entry;
     use crate::resp::reply_codec::encode_replies;
     use crate::state::membership::FIRST_ALLOCATED;
@@ -588,6 +589,147 @@ mod tests {
                 BatchOutcome::Gap => assert!(epoch > open || seq > last + 1, "{stamp:?}"),
                 BatchOutcome::Ended => assert!(epoch < open, "{stamp:?}"),
             }
+        }
+    }
+
+    /// Keys that share a part of the keyspace: the order in which one walks over them is that of a hash table.
+    fn keys_of_one_part(count: usize) -> Vec<String> {
+        let part = |key: &str| {
+            let mut state = State::new(16);
+            state.put_string(0, key.as_bytes(), b"", None);
+            (0..crate::state::PARTS).find(|part| state.database(0).part(*part).next().is_some())
+        };
+        let first = part("k0");
+        let alike = (0..).map(|n| format!("k{n}")).filter(|key| xxh3_part(key) == first.unwrap());
+        let keys: Vec<String> = alike.take(count).collect();
+        assert!(keys.iter().all(|key| part(key) == first), "the test knows how parts are chosen");
+        keys
+    }
+
+    fn xxh3_part(key: &str) -> usize {
+        (xxhash_rust::xxh3::xxh3_64(key.as_bytes()) >> 24) as usize % crate::state::PARTS
+    }
+
+    /// A command of any family; K is a key, T a time, R a receipt.
+    fn line(draw: u64, keys: &[String], receipts: &[String]) -> Vec<Bytes> {
+        const LINES: &[&str] = &[
+            "SET K 7",
+            "SET K value PX T",
+            "SET K v NX GET",
+            "APPEND K more",
+            "SETRANGE K 5 v",
+            "INCR K",
+            "GETDEL K",
+            "GETEX K PX T",
+            "DEL K K",
+            "PEXPIRE K T",
+            "PERSIST K",
+            "RENAME K K",
+            "COPY K K DB 1 REPLACE",
+            "MOVE K 1",
+            "MSETNX K 1 K 2",
+            "FLUSHDB",
+            "LOCK K me PX T",
+            "LOCK K you PX T",
+            "UNLOCK K me",
+            "LOCKEXTEND me T",
+            "QPUSH K payload",
+            "QPUSH K payload",
+            "QPOP COUNT 2 LEASE T FROM K K",
+            "QPOP NOACK FROM K",
+            "QACK K R R",
+            "QLEN K ALL",
+            "GET K",
+            "PTTL K",
+            "DBSIZE",
+            "TYPE K",
+            "KEYS *",
+            "SCAN 0 COUNT 100000",
+            "RANDOMKEY",
+            "MEMORY USAGE K",
+            "MEMORY STATS",
+        ];
+        let mut rest = draw / LINES.len() as u64;
+        let mut pick = |pool: usize| {
+            let choice = rest % pool as u64;
+            rest /= pool as u64;
+            choice as usize
+        };
+        let words = LINES[(draw % LINES.len() as u64) as usize].split(' ');
+        let word = |word: &str| match word {
+            "K" => keys[pick(keys.len())].clone(),
+            "T" => ["100", "500", "5000", "60000"][pick(4)].to_owned(),
+            // Mostly of those that were handed out last.
+            "R" => receipts[receipts.len() - 1 - pick(receipts.len().min(8))].clone(),
+            word => word.to_owned(),
+        };
+        words.map(word).map(Bytes::from).collect()
+    }
+
+    /// Receipts stand in replies as `index-n:count`.
+    fn receipts_in(text: &str) -> Vec<String> {
+        let is_of_one = |character: char| character.is_ascii_digit() || "-:".contains(character);
+        let words = text.split(|character| !is_of_one(character));
+        words.filter(|word| word.contains('-') && word.contains(':')).map(str::to_owned).collect()
+    }
+
+    /// Commands alone, as a transaction, or with what a leader adds.
+    fn batch_of(draw: u64, clock: u64, lines: &[Vec<Bytes>]) -> Batch {
+        let mut batch = Batch::new(b"default");
+        match (draw >> 16) % 8 {
+            0 => batch.push_leader_start(&LeaderStart {
+                outage: Millis(clock % 50),
+                settings: crate::state::Settings::default(),
+            }),
+            1 => batch.push_expire(0, std::iter::empty()),
+            2 => batch.push_allocate_replica(NodeId(draw >> 40 & 3), draw >> 48 & 3),
+            _ => {}
+        }
+        if (draw >> 20).is_multiple_of(2) {
+            let queued = |args: &Vec<Bytes>| Queued { db: 0, args: args.clone() };
+            batch.push_transaction(&[], &lines.iter().map(queued).collect::<Vec<_>>());
+        } else {
+            lines.iter().for_each(|line| {
+                batch.push_command(0, line.iter().map(Bytes::as_ref).collect::<Vec<_>>().into_iter());
+            });
+        }
+        batch
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn a_replica_that_restarts_or_takes_a_snapshot_goes_on_as_one_that_replays_the_whole_log(
+            draws in proptest::collection::vec(proptest::collection::vec(any::<u64>(), 2..6), 1..120),
+        ) {
+            let store = TestStore::new();
+            let keys = keys_of_one_part(6);
+            let (mut whole, mut restarted) = (State::new(16), State::new(16));
+            let (mut clock, mut receipts) = (0, vec!["1-0:1".to_owned()]);
+            for (index, draw) in (1..).zip(&draws) {
+                clock += [0, 1, 300, 4_000][(draw[0] >> 8) as usize % 4];
+                let lines: Vec<Vec<Bytes>> =
+                    draw[1..].iter().map(|draw| line(*draw, &keys, &receipts)).collect();
+                let batch = batch_of(draw[0], clock, &lines);
+                // What was answered is part of the state until its origin has it.
+                let ack = (index as u64).saturating_sub(3);
+                let entry = encode_entry(&stamps(clock), [(session(index as u64, ack), &batch)].into_iter());
+                let apply = |state: &mut State| apply_entry(state, LogIndex(index as u64), Term(1), &entry);
+                let (applied, again) = (apply(&mut whole).unwrap(), apply(&mut restarted).unwrap());
+                assert_eq!(applied, again, "{lines:?}");
+                receipts.extend(receipts_in(&format!("{applied:?}")));
+                assert_eq!(whole.digest(), restarted.digest(), "{lines:?}");
+                match draw[0] % 8 {
+                    0 | 1 => store.reopen(&mut restarted),
+                    2 => store.write(&mut restarted),
+                    _ => {}
+                }
+            }
+            store.reopen(&mut restarted);
+            assert_eq!(whole.digest(), restarted.digest());
+            assert_eq!(whole.earliest_deadline(), restarted.earliest_deadline());
+            assert_eq!(whole.locks_held(), restarted.locks_held());
+            assert_eq!(whole.queues().count(), restarted.queues().count());
         }
     }
 

@@ -11,10 +11,10 @@
 //! The port is neither encrypted nor authenticated yet, hence protected mode: loopback only, until it is
 //! switched off.
 
-mod handshake;
+pub mod handshake;
 mod link;
 mod network;
-mod wire;
+pub mod wire;
 
 use bytes::Bytes;
 use thiserror::Error;

@@ -121,7 +121,94 @@ fn is_same(left: u8, right: u8, nocase: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::Just;
+    use proptest::prelude::Strategy;
+    use proptest::prelude::any;
+    use proptest::prop_oneof;
+    use proptest::sample::select;
+
     use super::*;
+
+    /// What a pattern is made of, as one means it.
+    #[derive(Debug, Clone)]
+    enum Part {
+        Star,
+        One,
+        Literal(u8),
+        Class { is_negated: bool, ranges: Vec<(u8, u8)> },
+    }
+
+    fn some_part() -> impl Strategy<Value = Part> {
+        let byte = || select(&b"abcA*]\\-^"[..]);
+        let class = (any::<bool>(), vec((byte(), byte()), 1..4))
+            .prop_map(|(is_negated, ranges)| Part::Class { is_negated, ranges });
+        prop_oneof![Just(Part::Star), Just(Part::One), byte().prop_map(Part::Literal), class]
+    }
+
+    /// The pattern as a careful person writes it: what could mean something else is escaped.
+    fn written(parts: &[Part]) -> Vec<u8> {
+        let part = |part: &Part| match part {
+            Part::Star => b"*".to_vec(),
+            Part::One => b"?".to_vec(),
+            Part::Literal(byte) if b"*]\\".contains(byte) => vec![b'\\', *byte],
+            Part::Literal(byte) => vec![*byte],
+            Part::Class { is_negated, ranges } => {
+                let mut text = if *is_negated { b"[^".to_vec() } else { b"[".to_vec() };
+                for (from, to) in ranges {
+                    // The ends of a range cannot be escaped, a single byte can.
+                    if from == to
+                        || b"]\\".contains(from)
+                        || b"]\\".contains(to)
+                        || (text.len() == 1 && *from == b'^')
+                    {
+                        text.extend([b'\\', *from]);
+                    } else {
+                        text.extend([*from, b'-', *to]);
+                    }
+                }
+                text.push(b']');
+                text
+            }
+        };
+        parts.iter().flat_map(part).collect()
+    }
+
+    /// Tries every way.
+    fn naive(parts: &[Part], text: &[u8]) -> bool {
+        let Some((part, rest)) = parts.split_first() else { return text.is_empty() };
+        if let Part::Star = part {
+            return (0..=text.len()).any(|taken| naive(rest, &text[taken..]));
+        }
+        let Some((byte, after)) = text.split_first() else { return false };
+        let is_match = match part {
+            Part::Star | Part::One => true,
+            Part::Literal(literal) => literal == byte,
+            Part::Class { is_negated, ranges } => {
+                let is_in = |(at, (from, to)): (usize, &(u8, u8))| {
+                    let is_first = at == 0 && !is_negated && *from == b'^';
+                    if from == to || b"]\\".contains(from) || b"]\\".contains(to) || is_first {
+                        return from == byte;
+                    }
+                    (*from.min(to)..=*from.max(to)).contains(byte)
+                };
+                ranges.iter().enumerate().any(is_in) != *is_negated
+            }
+        };
+        is_match && naive(rest, after)
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_pattern_matches_what_trying_every_way_finds(
+            parts in vec(some_part(), 0..8),
+            text in vec(select(&b"abcA*]\\-^"[..]), 1..9),
+        ) {
+            // An empty text is Redis's oddity: no star matches it.
+            let pattern = written(&parts);
+            proptest::prop_assert_eq!(matches(&pattern, &text, false), naive(&parts, &text), "{:?}", pattern);
+        }
+    }
 
     #[test]
     fn patterns_match_as_in_redis() {

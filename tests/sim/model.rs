@@ -754,9 +754,9 @@ enum Keys {
     All,
     EverySecond,
     /// All words after the first FROM.
-    AfterFrom,
+    BehindFrom,
     /// As many as the word after the first KEYS says; KEYS is looked for behind the milliseconds.
-    AfterKeys,
+    Numbered,
 }
 
 impl Keys {
@@ -766,8 +766,8 @@ impl Keys {
             Keys::First => rest.iter().take(1).copied().collect(),
             Keys::All => rest.to_vec(),
             Keys::EverySecond => rest.iter().step_by(2).copied().collect(),
-            Keys::AfterFrom => rest.iter().skip_while(|word| !is(word, "FROM")).skip(1).copied().collect(),
-            Keys::AfterKeys => {
+            Keys::BehindFrom => rest.iter().skip_while(|word| !is(word, "FROM")).skip(1).copied().collect(),
+            Keys::Numbered => {
                 let mut words = words.iter().skip(3).skip_while(|word| !is(word, "KEYS")).skip(1);
                 let count = words.next().and_then(|word| integer(word)).unwrap_or(0);
                 words.take(usize::try_from(count).unwrap_or(0)).copied().collect()
@@ -806,9 +806,9 @@ fn verb(name: &[u8]) -> Option<(i32, Keys, Run)> {
         b"PERSIST" => (2, Keys::First, Run::Write(Model::persist)),
         b"LOCK" => (-3, Keys::First, Run::Write(Model::lock)),
         b"UNLOCK" => (-3, Keys::First, Run::Write(Model::unlock)),
-        b"LOCKEXTEND" => (-3, Keys::AfterKeys, Run::Write(Model::lockextend)),
+        b"LOCKEXTEND" => (-3, Keys::Numbered, Run::Write(Model::lockextend)),
         b"QPUSH" => (-3, Keys::First, Run::Write(Model::qpush)),
-        b"QPOP" => (-3, Keys::AfterFrom, Run::Write(Model::qpop)),
+        b"QPOP" => (-3, Keys::BehindFrom, Run::Write(Model::qpop)),
         b"QACK" => (-3, Keys::First, Run::Write(Model::qack)),
         _ => return None,
     })

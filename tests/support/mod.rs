@@ -5,8 +5,10 @@
 
 pub mod client;
 pub mod cluster;
+pub mod history;
 pub mod linearizability;
 pub mod node;
+pub mod wgl;
 
 use std::thread;
 use std::time::Duration;

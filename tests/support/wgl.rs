@@ -15,6 +15,9 @@
 //! tried where no other can go on, and then in the shortest chain that lets one: so an unknown write costs little until
 //! somebody reads it. One that was tried with fewer of them used up, in vain, is not tried with more.
 //!
+//! Two things more keep the search short: what changes nothing and fits is placed at once, and a state that is still
+//! to be read, and that nothing could bring back, is not left (the model says what needs and makes which state).
+//!
 //! The time is exponential at worst, so there is a budget; [`Verdict::Unknown`] is not a pass. [`settle`] takes the
 //! unknown outcomes out that the log can tell.
 
