@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("holdfast: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(node::exit_status(&error))
         }
     }
 }

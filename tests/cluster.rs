@@ -21,6 +21,8 @@ mod support;
 mod cluster {
     mod checker;
     mod clocks;
+    mod damage;
+    mod disk;
     mod failover;
     mod garbage;
     mod harness;

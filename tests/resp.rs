@@ -9,6 +9,7 @@ mod support;
 
 mod resp {
     mod connection;
+    mod disk;
     mod keys;
     mod locks;
     mod operations;

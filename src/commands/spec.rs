@@ -259,6 +259,15 @@ impl CommandSpec {
         if self.arity < 0 { words >= wanted } else { words == wanted }
     }
 
+    /// True for a write that takes data away, or that is needed to do so: a message is acknowledged by the receipt that
+    /// QPOP gave. These run on a full disk.
+    #[must_use]
+    pub fn is_deletion(&self) -> bool {
+        const NAMES: [&str; 9] =
+            ["del", "unlink", "delex", "getdel", "flushdb", "flushall", "unlock", "qpop", "qack"];
+        NAMES.contains(&self.name)
+    }
+
     /// True when the command goes through the log.
     #[must_use]
     pub fn is_write(&self) -> bool {

@@ -64,6 +64,12 @@ pub struct Config {
     pub log_max_bytes: u64,
     /// How often changed rows go to the data files.
     pub flush_interval: Millis,
+    /// Free room on the disk of `dir` below which no more data is taken.
+    pub disk_free_soft: DiskSize,
+    /// Free room below which nothing is written but deletions.
+    pub disk_free_hard: DiskSize,
+    /// Room that is kept by a file, to be given back when the disk is full.
+    pub disk_ballast: DiskSize,
     /// Clients connected at the same time, at least 1.
     pub max_clients: usize,
     /// Bytes of memory above which commands that need more are refused; 0 is no bound.
@@ -131,6 +137,18 @@ pub enum AppendFsync {
     EverySec,
     /// When the operating system does.
     No,
+}
+
+/// A size on disk (`disk-free-soft`, `disk-free-hard`, `disk-ballast`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskSize {
+    /// By the size of the file system.
+    #[default]
+    Auto,
+    /// None.
+    Off,
+    /// So many bytes.
+    Bytes(u64),
 }
 
 /// The least important lines that are logged (`loglevel`), from most to fewest lines.
@@ -308,6 +326,14 @@ impl Values {
         }
     }
 
+    fn disk_size(&self, name: &str) -> DiskSize {
+        match *self.of(name) {
+            Value::Choice("no") => DiskSize::Off,
+            Value::Integer(bytes @ 1..) => DiskSize::Bytes(bytes.unsigned_abs()),
+            _ => DiskSize::Auto,
+        }
+    }
+
     fn log_level(&self) -> LogLevel {
         match self.of("loglevel") {
             Value::Choice("debug") => LogLevel::Debug,
@@ -355,6 +381,9 @@ impl Config {
             appendfsync: values.appendfsync(),
             log_max_bytes: values.number("log-max-bytes"),
             flush_interval: values.millis("flush-interval"),
+            disk_free_soft: values.disk_size("disk-free-soft"),
+            disk_free_hard: values.disk_size("disk-free-hard"),
+            disk_ballast: values.disk_size("disk-ballast"),
             max_clients: values.number("maxclients"),
             max_memory: values.number("maxmemory"),
             proto_max_bulk_len: values.number("proto-max-bulk-len"),

@@ -41,6 +41,8 @@ pub enum Kind {
     Integer { min: i64, max: i64 },
     /// Bytes, or a number with a unit: `1k` is 1000, `1kb` is 1024, likewise m, mb, g, gb.
     Memory { min: i64, max: i64 },
+    /// As `Memory`, or one of these words.
+    MemoryOr(&'static [&'static str]),
     /// A length of time in milliseconds.
     Millis { min: i64, max: i64 },
     /// A length of time in seconds.
@@ -140,6 +142,7 @@ impl Kind {
             Kind::Memory { min, .. } => {
                 format!("a size such as 64mb, at least {}", super::parse::format_memory(min))
             }
+            Kind::MemoryOr(words) => format!("a size such as 64mb, or one of {}", words.join(", ")),
             Kind::Enum(choices) => format!("one of {}", choices.join(", ")),
             Kind::Text => "a text".to_owned(),
             Kind::Words => "words separated by blanks".to_owned(),
@@ -158,7 +161,7 @@ impl Directive {
         doc: &'static str,
     ) -> Directive {
         let unit = match kind {
-            Kind::Memory { .. } => "bytes",
+            Kind::Memory { .. } | Kind::MemoryOr(_) => "bytes",
             Kind::Millis { .. } => "ms",
             Kind::Seconds { .. } => "s",
             _ => "",
@@ -302,6 +305,8 @@ fn cluster_nodes(value: &Value) -> Result<(), String> {
 
 /// Lines of `cluster-node`.
 const CLUSTER_NODES_MAX: usize = 9;
+/// What may stand in the place of a size on disk.
+const DISK_SIZE_WORDS: &[&str] = &["auto", "no"];
 const COUNT_MAX: i64 = i32::MAX as i64;
 const MIB: i64 = 1 << 20;
 const DAY_MS: i64 = 86_400_000;
@@ -410,6 +415,33 @@ pub static DIRECTIVES: &[Directive] = &[
         "1000",
         "How often changed rows go to the data files in the background. The log keeps every write meanwhile.",
     ),
+    Directive::new(
+        "disk-free-soft",
+        Group::Durability,
+        Kind::MemoryOr(DISK_SIZE_WORDS),
+        "auto",
+        "With less room than this on the disk of dir, commands that add data are refused with MISCONF. auto, or 0, is 5% of \
+         the file system and at least 1gb, but no more than 10%; no is no limit.",
+    )
+    .settable(),
+    Directive::new(
+        "disk-free-hard",
+        Group::Durability,
+        Kind::MemoryOr(DISK_SIZE_WORDS),
+        "auto",
+        "With less room than this, all writes but deletions are refused, and the node does not lead if another can. \
+         auto, or 0, is 1% of the file system and at least 256mb, but no more than 3%; no is no limit.",
+    )
+    .settable(),
+    Directive::new(
+        "disk-ballast",
+        Group::Durability,
+        Kind::MemoryOr(DISK_SIZE_WORDS),
+        "auto",
+        "Size of a file in dir that is deleted when less than disk-free-hard is free, so that there is room to delete \
+         and to start. auto, or 0, is 256mb; never more than 2% of the file system; no is none.",
+    )
+    .settable(),
     Directive::new(
         "maxclients",
         Group::Limits,

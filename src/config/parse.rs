@@ -14,9 +14,9 @@ use super::options::Kind;
 pub enum Value {
     /// Of `Kind::Bool`.
     Bool(bool),
-    /// Of `Kind::Integer`, `Memory` (bytes), `Millis` and `Seconds`.
+    /// Of `Kind::Integer`, `Memory` and `MemoryOr` (bytes), `Millis` and `Seconds`.
     Integer(i64),
-    /// Of `Kind::Enum`: the word as its row spells it.
+    /// Of `Kind::Enum` and `MemoryOr`: the word as its row spells it.
     Choice(&'static str),
     /// Of `Kind::Text`.
     Text(String),
@@ -49,7 +49,9 @@ impl Value {
     pub fn file_lines(&self, kind: Kind) -> Vec<String> {
         let quoted = |words: &Vec<String>| words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ");
         match self {
-            Value::Integer(number) if matches!(kind, Kind::Memory { .. }) => vec![format_memory(*number)],
+            Value::Integer(number) if matches!(kind, Kind::Memory { .. } | Kind::MemoryOr(_)) => {
+                vec![format_memory(*number)]
+            }
             Value::Bool(_) | Value::Integer(_) | Value::Choice(_) => vec![self.text()],
             Value::Text(text) => vec![quote(text)],
             Value::Words(words) if !words.is_empty() => vec![quoted(words)],
@@ -81,6 +83,13 @@ impl Kind {
             Kind::Memory { min, max } => {
                 let number = parse_memory(one(words)?).ok_or("argument must be a memory value")?;
                 bounded(number, *min, *max)
+            }
+            Kind::MemoryOr(choices) => {
+                let word = one(words)?;
+                let choice = choices.iter().find(|choice| choice.eq_ignore_ascii_case(word));
+                let size = || parse_memory(word).map(Value::Integer);
+                let why = || format!("argument must be a memory value or one of {}", choices.join(", "));
+                choice.map(|choice| Value::Choice(choice)).or_else(size).ok_or_else(why)
             }
             Kind::Enum(choices) => {
                 let word = one(words)?;
@@ -213,7 +222,9 @@ pub fn split_words(line: &str) -> Result<Vec<String>, String> {
     let mut rest = line.as_bytes();
     let mut words = Vec::new();
     loop {
-        rest = rest.trim_ascii_start();
+        // The same blanks that end a word: one that ended it and is not passed over would be found for ever.
+        let blanks = rest.iter().take_while(|byte| is_blank(**byte)).count();
+        rest = &rest[blanks..];
         if rest.is_empty() {
             return Ok(words);
         }

@@ -161,6 +161,8 @@ pub struct Formation {
     /// The nodes whose links are up, and the latest that each said on this link.
     peers: BTreeMap<NodeId, Option<Announcement>>,
     rejoining: Option<(Invitation, NodeId)>,
+    /// It belonged to a cluster once, and gave up what it had.
+    only_rejoins: bool,
     is_formed_told: bool,
     warned: BTreeMap<NodeId, String>,
 }
@@ -223,9 +225,17 @@ impl Formation {
             random,
             peers: BTreeMap::new(),
             rejoining: None,
+            only_rejoins: false,
             is_formed_told: false,
             warned: BTreeMap::new(),
         }
+    }
+
+    /// For a node that gave up data of a cluster: it promises nothing and begins nothing, and waits until a node that is
+    /// Formed can be asked. Otherwise nodes that gave up their data together would form an empty cluster.
+    #[must_use]
+    pub fn only_to_rejoin(self) -> Formation {
+        Formation { only_rejoins: true, ..self }
     }
 
     /// Takes one input. The outputs are to be carried out in their order; a crash between any two is fine.
@@ -291,6 +301,11 @@ impl Formation {
         if let Some((invitation, through)) = &self.rejoining {
             return format!("asking node {through} to be taken into the cluster {:032x}", invitation.cluster);
         }
+        if self.only_rejoins {
+            return "waiting for a node that still belongs to the cluster, to be taken in again. If none is left, start \
+                    the nodes on a backup; if there never was a cluster, remove REJOIN from this node's data directory"
+                .to_owned();
+        }
         let silent: Vec<NodeId> = self.others().filter(|node| self.said(*node).is_none()).collect();
         if silent.is_empty() {
             return "the cluster is forming".to_owned();
@@ -351,6 +366,9 @@ impl Formation {
         let heard = self.formed_peers().find_map(|(node, disk, formed)| self.on_formed(node, disk, formed));
         if let Some(decision) = heard {
             return decision;
+        }
+        if self.only_rejoins {
+            return Decision::Stay;
         }
         let next = self.form().or_else(|| self.join()).or_else(|| self.draw());
         next.map_or(Decision::Stay, Decision::Become)

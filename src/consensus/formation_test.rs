@@ -636,3 +636,28 @@ fn the_simulation_notices_a_node_that_votes_under_its_old_name() {
         (0..2_000).filter_map(|seed| run(seed, 3, 300, faults).err()).find(|why| why.contains("and was"));
     assert!(found.is_some());
 }
+
+#[test]
+fn a_node_that_gave_up_its_data_begins_no_cluster_and_joins_none_that_begins() {
+    let listed = [1, 2, 3];
+    for own in [1, 2] {
+        let new_disk = 1_000 + u128::from(own);
+        let disk = |node: u64, own_disk| (node, if node == own { own_disk } else { u128::from(node) * 11 });
+        let all = |own_disk| invitation(1, 9, &[disk(1, own_disk), disk(2, own_disk), disk(3, own_disk)]);
+        let mut node = Formation::new(None, NodeId(own), &nodes(&listed), new_disk).only_to_rejoin();
+        for other in [1, 2, 3].into_iter().filter(|other| *other != own) {
+            let standing = if other == 1 { Standing::Joined(all(new_disk)) } else { Standing::Fresh };
+            let outputs = node.step(say(other, announced(&listed, u128::from(other) * 11, standing)));
+            assert_eq!(persisted(&outputs), [], "node {own}");
+        }
+        assert!(node.describe().contains("waiting for a node that still belongs"), "{}", node.describe());
+        let formed = Standing::Formed(all(u128::from(own) * 11));
+        let outputs = node.step(say(3, announced(&listed, 33, formed)));
+        assert!(outputs.contains(&Output::Rejoin { cluster: 9, through: NodeId(3) }), "{outputs:?}");
+        let outputs = node.joined_as(1_000);
+        assert!(
+            outputs.contains(&Output::Formed { cluster: 9, replica: 1_000, initial: false }),
+            "{outputs:?}"
+        );
+    }
+}

@@ -23,6 +23,7 @@ use crate::machine::apply::BatchReplies;
 use crate::machine::entry::Batch;
 use crate::resp::Reply;
 use crate::state::State;
+use crate::storage::disk::DiskState;
 use crate::types::ClusterTime;
 use crate::types::LogIndex;
 use crate::types::Millis;
@@ -131,6 +132,8 @@ pub struct MemberInfo {
     /// Its port for clients.
     pub port: u16,
     pub disk_free: u64,
+    /// What that means for writes.
+    pub disk: DiskState,
     pub verified: Option<(u64, u128)>,
     /// The figures of this node's links to it; `None` for this node itself.
     pub link: Option<LinkFigures>,

@@ -3,7 +3,6 @@
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -28,7 +27,8 @@ use crate::state::NodeAddress;
 use crate::storage::LogBatch;
 use crate::storage::LogStore;
 use crate::storage::StorageError;
-use crate::telemetry::process;
+use crate::storage::disk::DiskGauge;
+use crate::storage::rejoin;
 use crate::types::GroupId;
 use crate::types::LogIndex;
 use crate::types::NodeId;
@@ -73,6 +73,7 @@ pub fn join(
     log: &Arc<LogStore>,
     clock: &Arc<dyn Clock>,
     listeners: Vec<TcpListener>,
+    disk: &Arc<DiskGauge>,
 ) -> anyhow::Result<PeerParts> {
     let config = config.get();
     let contents = log.load(GROUP, LogIndex(u64::MAX))?;
@@ -87,6 +88,8 @@ pub fn join(
     let replica = record.as_ref().filter(is_formed).map(|record| record.replica);
     let listed: Vec<NodeId> = config.cluster_nodes.iter().map(|node| node.id).collect();
     let formation = Formation::new(record, config.node_id, &listed, random());
+    // What was given up had belonged to a cluster: a new one would begin without what that one acknowledged.
+    let formation = if rejoin::read(&config.dir)?.is_some() { formation.only_to_rejoin() } else { formation };
     let peers = config.cluster_nodes.iter().map(|node| PeerAddress {
         node: node.id,
         host: node.host.clone(),
@@ -123,8 +126,8 @@ pub fn join(
         port: own.map_or(config.peer_port, |node| node.peer_port),
     };
     let formed = hub.wait_until_formed(&address, random() as u64);
-    let (node, port, http_port, dir): (NodeId, u16, u16, PathBuf) =
-        (config.node_id, config.port, config.http_port, config.dir.clone());
+    let (node, port, http_port) = (config.node_id, config.port, config.http_port);
+    let gauge = Arc::clone(disk);
     Ok(PeerParts {
         node,
         hub,
@@ -132,13 +135,15 @@ pub fn join(
         members: formed.members,
         boot,
         snapshot_counters: Arc::default(),
+        disk: Arc::clone(disk),
         describe: Box::new(move |group| NodeStatus {
             node,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             port,
             http_port,
-            disk_free: process::free_bytes(&dir),
+            disk_free: gauge.free(),
             groups: vec![group],
+            disk: gauge.state(),
         }),
     })
 }

@@ -11,13 +11,14 @@ use metrics::gauge;
 use crate::admin::Probes;
 use crate::consensus::Role;
 use crate::server::Services;
+use crate::server::disk::DiskGate;
 use crate::server::members::Member;
 use crate::server::members::leader_silence;
 use crate::server::members::members;
 use crate::server::stats;
+use crate::storage::disk::DiskState;
 use crate::telemetry::metrics as names;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::process;
 use crate::types::Millis;
 use crate::types::NodeId;
 
@@ -94,6 +95,12 @@ fn silence_max(services: &Services) -> Millis {
 /// Ready: a leader is heard, and what it does is applied here soon. Any node takes writes, so they ask for no more.
 fn check_ready(services: &Services, write: bool) -> Result<(), Vec<String>> {
     let mut reasons = check_own(services);
+    if services.disk.state() == DiskState::Full {
+        reasons.push("the disk of this node is full".to_owned());
+    }
+    if write && services.disk_gate() != DiskGate::Open {
+        reasons.push("the disks of the cluster have no room for more data".to_owned());
+    }
     let status = services.group.status();
     if status.leader.is_none() {
         reasons.push("no leader is known".to_owned());
@@ -151,7 +158,11 @@ fn sample(services: &Services) {
     gauge!(names::RAFT_PROPOSALS_PENDING).set(status.entries_in_flight as f64);
     gauge!(names::RAFT_LOG_BYTES).set(status.log_bytes as f64);
     gauge!(names::DATA_FLUSHED_INDEX).set(status.flushed.0 as f64);
-    gauge!(names::DISK_FREE_BYTES).set(process::free_bytes(&services.config.get().dir) as f64);
+    gauge!(names::DISK_FREE_BYTES).set(services.disk.free() as f64);
+    gauge!(names::DISK_TOTAL_BYTES).set(services.disk.total() as f64);
+    gauge!(names::DISK_BALLAST_BYTES).set(services.disk.ballast() as f64);
+    gauge!(names::DISK_STATE).set(f64::from(services.disk.state().code()));
+    gauge!(names::DISK_GATE).set(f64::from(services.disk_gate().code()));
     sample_peers(services);
     sample_clients(services);
     sample_state(services);

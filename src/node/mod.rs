@@ -2,15 +2,21 @@
 //!
 //! ```text
 //! STARTING ports opened ─► data directory locked ─► clients accepted, and told that it is LOADING
-//!          ─► cluster formed ─► rows and log loaded ─► led and applied ─► SERVING
+//!          ─► data found whole, or put aside ─► cluster formed ─► rows and log loaded ─► led and applied ─► SERVING
 //! SERVING  SIGTERM, SIGINT, SHUTDOWN ─► STOPPING clients answered ─► log synced, rows flushed ─► exit 0
+//! STARTING damaged data, a node alone ─► exit 65, or 66 when it is shorter than what was synced
 //! any      storage error, broken invariant ─► exit 70
+//! any      entries lost, as the leader says ─► STARTING, in the same process
 //! ```
 
 mod cluster;
+mod disk;
 mod figures;
 mod limits;
 mod listen;
+mod recovery;
+#[cfg(test)]
+mod recovery_test;
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -28,9 +34,11 @@ use crate::config::Loaded;
 use crate::config::LogLevel;
 use crate::config::SharedConfig;
 use crate::consensus::Group;
+use crate::consensus::raft::replica::BootError;
 use crate::consensus::raft::replica::Replica;
 use crate::consensus::raft::replica::ReplicaParts;
 use crate::consensus::raft::replica::stop_process;
+use crate::consensus::raft::restart;
 use crate::node::listen::listen_on;
 use crate::server;
 use crate::server::Services;
@@ -41,12 +49,16 @@ use crate::storage::Identity;
 use crate::storage::LogStore;
 use crate::storage::SharedCaches;
 use crate::storage::Watermark;
+use crate::storage::disk::DiskGauge;
 use crate::storage::open_dir;
+use crate::storage::rejoin;
 use crate::storage::snapshot;
 use crate::telemetry::logging::Level;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::Metrics;
 use crate::types::GroupId;
+
+pub use recovery::exit_status;
 
 /// The state is in memory; RocksDB's cache serves little but the loading of it.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
@@ -97,8 +109,10 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
         (runtime.spawn(stop_on_signals(shutdown.clone())?), runtime.spawn(serving))
     };
     let impatient = runtime.spawn(stop_while_loading(Arc::clone(&services)));
-    let replica = start_replica(&dir, &shared, &clock, peers)?;
+    disk::first_look(dir.path(), &config, &services.disk);
+    let replica = start_replica(&dir, &shared, &clock, peers, &services.disk)?;
     services.group.set(replica.group());
+    disk::watch(Arc::clone(&services), dir.path())?;
     impatient.abort();
     write_pid_file(&config)?;
     runtime.block_on(async {
@@ -106,6 +120,10 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
             () = wait_until_serving(&services.group, cluster::has_peers(&config)) => {
                 adopt_cluster_settings(&shared, &services.group);
                 services.set_loaded();
+                // Whatever this node gave up before: it has its data again.
+                if let Err(error) = rejoin::finish(dir.path()) {
+                    stop_process("the order to rejoin cannot be removed", &error);
+                }
                 tracing::info!("Ready to accept connections on port {}", config.port);
             }
             () = shutdown.requested() => {}
@@ -129,16 +147,35 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Starts the replica on what is on disk. A node with peers that finds its data damaged does not come back from here:
+/// it starts over without it.
 fn start_replica(
     dir: &DirLock,
     config: &SharedConfig,
     clock: &Arc<dyn Clock>,
     peers: Vec<TcpListener>,
+    disk: &Arc<DiskGauge>,
+) -> anyhow::Result<Replica> {
+    match open_replica(dir, config, clock, peers, disk) {
+        Err(error) if recovery::is_damage(&error) && cluster::has_peers(&config.get()) => {
+            restart::rejoin(dir.path(), &format!("{error:#}"))
+        }
+        started => started,
+    }
+}
+
+fn open_replica(
+    dir: &DirLock,
+    config: &SharedConfig,
+    clock: &Arc<dyn Clock>,
+    peers: Vec<TcpListener>,
+    disk: &Arc<DiskGauge>,
 ) -> anyhow::Result<Replica> {
     let path = dir.path();
     let group = GroupId(0);
     let caches = SharedCaches::new(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES);
     let started = clock.monotonic();
+    recovery::prepare(path, &config.get())?;
     let log = Arc::new(LogStore::open(path)?);
     // Before anything else looks at the rows: a snapshot may be half in place.
     for group in snapshot::finish_installs(path, &log)? {
@@ -146,19 +183,28 @@ fn start_replica(
     }
     cluster::check(&config.get(), &log)?;
     let peers = match cluster::has_peers(&config.get()) {
-        true => Some(cluster::join(config, &log, clock, peers)?),
+        true => Some(cluster::join(config, &log, clock, peers, disk)?),
         false => None,
     };
-    let replica = Replica::start(ReplicaParts {
+    // Nothing is changed before all of it was read and found good.
+    let data = match DataStore::examine(path, group, &caches)? {
+        Some(data) => data,
+        None => DataStore::open(path, group, &caches)?,
+    };
+    let started_replica = Replica::start(ReplicaParts {
         group,
         dir: path.to_path_buf(),
         log,
-        data: DataStore::open(path, group, &caches)?,
+        data,
         caches,
         watermark: Watermark::open(path)?,
         config: config.clone(),
         clock: Arc::clone(clock),
         peers,
+    });
+    let replica = started_replica.map_err(|error| match error {
+        BootError::Storage(error) => BootError::Storage(error.in_place(path)),
+        other => other,
     })?;
     let keys: usize = {
         let group = replica.group();

@@ -153,6 +153,7 @@ impl Pipeline {
         let is_after_barrier = std::mem::take(&mut self.is_after_barrier);
         let is_memory_full = services.is_memory_full(session.config.max_memory);
         let (is_loading, diverged_at) = (services.is_loading(), services.diverged_at());
+        let disk_gate = services.disk_gate();
         let mut reading: Option<Reading<'_>> = None;
         while self.next < self.requests.len() && !session.is_closing {
             if out.len() > FLUSH_BYTES {
@@ -164,6 +165,8 @@ impl Pipeline {
                 in_transaction,
                 exec_needs_memory: is_memory_full && session.transaction.needs_memory(),
                 is_memory_full,
+                disk_gate,
+                exec_needs_disk: session.transaction.needs_disk(),
                 is_loading,
                 diverged_at,
             };

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use crate::commands::error::CommandError;
 use crate::consensus::ProposeError;
 use crate::resp::Reply;
+use crate::server::disk::DiskGate;
 use crate::types::Millis;
 
 /// The reply to a write, or to a read that needed the group, which got no outcome.
@@ -58,6 +59,20 @@ pub fn diverged(index: u64) -> Reply {
         "MISCONF this node's state differs from the others' at index {index}. The command was not executed; the other \
          nodes serve."
     ))
+}
+
+/// The reply to a command for which the disks of the cluster have no room.
+pub fn disk_full(gate: DiskGate) -> Reply {
+    match gate {
+        DiskGate::Open | DiskGate::NoGrowth => Reply::error(
+            "MISCONF disk almost full: reads and deletions go on, and nothing is added before there is room. Make room, \
+             delete what is not needed, or lower disk-free-soft. The command was not executed.",
+        ),
+        DiskGate::DeletesOnly => Reply::error(
+            "MISCONF disk full: reads and deletions go on, and nothing else is written before there is room. Make room, \
+             delete what is not needed, or lower disk-free-hard. The command was not executed.",
+        ),
+    }
 }
 
 /// The reply to everything that wants data of a node that has none yet.
@@ -136,6 +151,8 @@ mod tests {
             (stale_read_error(None), "MASTERDOWN", "Nothing was read"),
             (diverged(7), "MISCONF", "not executed"),
             (loading(), "LOADING", "not executed"),
+            (disk_full(DiskGate::NoGrowth), "MISCONF", "not executed"),
+            (disk_full(DiskGate::DeletesOnly), "MISCONF", "not executed"),
         ];
         for (reply, expected, says) in cases {
             let text = text(reply);

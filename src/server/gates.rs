@@ -10,6 +10,8 @@ use crate::commands::spec::SessionCommand;
 use crate::commands::table;
 use crate::resp::Reply;
 use crate::resp::Request;
+use crate::server::disk::DiskGate;
+use crate::server::disk::DiskNeed;
 use crate::server::errors;
 
 /// The longest key, in bytes (COMMANDS.md 2.8).
@@ -57,6 +59,9 @@ pub struct Standing {
     pub exec_needs_memory: bool,
     /// The node takes more memory than `maxmemory`.
     pub is_memory_full: bool,
+    /// What the disks of the cluster allow, and what the commands queued since MULTI want of them.
+    pub disk_gate: DiskGate,
+    pub exec_needs_disk: DiskNeed,
     /// The node has no data yet.
     pub is_loading: bool,
     /// The node's state was found to be wrong as of this index.
@@ -66,11 +71,12 @@ pub struct Standing {
 type Gate = fn(&Attempt<'_>) -> Result<(), Reply>;
 
 /// In Redis's order.
-const GATES: [Gate; 7] = [
+const GATES: [Gate; 8] = [
     arity_fits,
     client_is_logged_in,
     fits_a_transaction,
     memory_is_there,
+    disks_have_room,
     data_is_loaded,
     state_is_right,
     keys_are_bounded,
@@ -165,6 +171,19 @@ fn memory_is_there(attempt: &Attempt<'_>) -> Result<(), Reply> {
         return Ok(());
     }
     Err(Reply::error("OOM command not allowed when used memory > 'maxmemory'."))
+}
+
+/// Before a disk is full for good: a log that cannot be written ends its node.
+fn disks_have_room(attempt: &Attempt<'_>) -> Result<(), Reply> {
+    let gate = attempt.standing.disk_gate;
+    if gate == DiskGate::Open {
+        return Ok(());
+    }
+    let need = match attempt.found.row.execute {
+        Execute::Session(SessionCommand::Exec) => attempt.standing.exec_needs_disk,
+        _ => DiskNeed::of(attempt.found.leaf()),
+    };
+    if need.passes(gate) { Ok(()) } else { Err(errors::disk_full(gate)) }
 }
 
 fn data_is_loaded(attempt: &Attempt<'_>) -> Result<(), Reply> {
@@ -267,6 +286,46 @@ mod tests {
         let queued = Standing { in_transaction: true, exec_needs_memory: true, ..full };
         assert_eq!(refusal_at(&[b"exec"], queued), oom);
         assert_eq!(refusal_at(&[b"discard"], queued), "discard");
+    }
+
+    #[test]
+    fn full_disks_take_what_adds_nothing_and_then_only_deletions() {
+        let at = |disk_gate| Standing { disk_gate, ..Standing::default() };
+        let (almost, full) = (at(DiskGate::NoGrowth), at(DiskGate::DeletesOnly));
+        for words in [&[&b"set"[..], b"k", b"v"][..], &[b"qpush", b"q", b"m"], &[b"lock", b"l", b"me"]] {
+            let (soft, hard) = (refusal_at(words, almost), refusal_at(words, full));
+            assert!(
+                soft.starts_with("MISCONF disk almost full: ") && soft.ends_with("not executed."),
+                "{soft}"
+            );
+            assert!(hard.starts_with("MISCONF disk full: ") && hard.ends_with("not executed."), "{hard}");
+        }
+        for words in [&[&b"expire"[..], b"k", b"9"][..], &[b"rename", b"k", b"l"]] {
+            assert_eq!(refusal_at(words, almost).as_bytes(), words[0]);
+            assert!(refusal_at(words, full).starts_with("MISCONF "));
+        }
+        for words in [
+            &[&b"get"[..], b"k"][..],
+            &[b"del", b"k"],
+            &[b"unlock", b"l", b"me"],
+            &[b"qack", b"q", b"r"],
+            &[b"qpop", b"from", b"q"],
+            &[b"flushall"],
+            &[b"ping"],
+            &[b"exec"],
+            &[b"multi"],
+        ] {
+            assert_eq!(refusal_at(words, full).as_bytes(), words[0]);
+        }
+        for (need, standing, passes) in [
+            (DiskNeed::Growth, almost, false),
+            (DiskNeed::Writes, almost, true),
+            (DiskNeed::Writes, full, false),
+            (DiskNeed::None, full, true),
+        ] {
+            let queued = Standing { in_transaction: true, exec_needs_disk: need, ..standing };
+            assert_eq!(refusal_at(&[b"exec"], queued) == "exec", passes, "{need:?}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::resp::Reply;
 use crate::resp::Request;
 use crate::server::Services;
 use crate::server::clients::ClientHandle;
+use crate::server::disk::DiskGate;
 use crate::server::raft_command;
 use crate::server::session::REDIS_VERSION;
 use crate::server::stats;
@@ -155,6 +156,18 @@ fn persistence(services: &Services, text: &mut String) {
     line(text, format_args!("aof_last_write_status:ok"));
     line(text, format_args!("aof_current_size:{}", status.log_bytes));
     line(text, format_args!("appendfsync:{fsync}"));
+    let disk = &services.disk;
+    line(text, format_args!("disk_state:{}", disk.state().name()));
+    line(text, format_args!("disk_free_bytes:{}", disk.free()));
+    line(text, format_args!("disk_total_bytes:{}", disk.total()));
+    line(text, format_args!("disk_ballast_bytes:{}", disk.ballast()));
+    let allowed = match services.disk_gate() {
+        DiskGate::Open => "all",
+        DiskGate::NoGrowth => "no_growth",
+        DiskGate::DeletesOnly => "deletions",
+    };
+    // By the disks of the whole cluster.
+    line(text, format_args!("disk_allows:{allowed}"));
 }
 
 fn statistics(services: &Services, text: &mut String) {

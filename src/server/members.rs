@@ -11,7 +11,6 @@ use crate::consensus::Role;
 use crate::consensus::Status;
 use crate::server::Services;
 use crate::state::Membership;
-use crate::telemetry::process;
 use crate::types::LogIndex;
 use crate::types::Millis;
 use crate::types::Monotonic;
@@ -156,7 +155,8 @@ fn own_info(services: &Services, status: &Status) -> MemberInfo {
         rtt_us: None,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         port: config.port,
-        disk_free: process::free_bytes(&config.dir),
+        disk_free: services.disk.free(),
+        disk: services.disk.state(),
         verified: status.verified,
         link: None,
     }
@@ -201,6 +201,7 @@ pub(crate) mod testing {
     //! Members as a test wants them.
 
     use super::*;
+    use crate::storage::disk::DiskState;
     use crate::types::Term;
 
     /// A voter whose replica id is its node id, heard so many milliseconds ago; node 1 is this node.
@@ -221,6 +222,7 @@ pub(crate) mod testing {
             version: "0.1.0".to_owned(),
             port: 6379,
             disk_free: 1 << 30,
+            disk: DiskState::Ok,
             verified: None,
             link: None,
         };

@@ -13,6 +13,7 @@ mod client_command;
 pub mod clients;
 mod config_command;
 mod connection;
+pub mod disk;
 mod dispatch;
 mod errors;
 mod gates;
@@ -32,6 +33,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU8;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
@@ -43,9 +45,11 @@ use crate::clock::Clock;
 use crate::config::SharedConfig;
 use crate::server::clients::ClientHandle;
 use crate::server::clients::Clients;
+use crate::server::disk::DiskGate;
 use crate::server::group_slot::GroupSlot;
 use crate::server::slowlog::Slowlog;
 use crate::server::stats::Stats;
+use crate::storage::disk::DiskGauge;
 use crate::types::Millis;
 use crate::types::Monotonic;
 
@@ -62,6 +66,8 @@ pub struct Services {
     pub slowlog: Slowlog,
     pub stats: Stats,
     pub shutdown: Shutdown,
+    /// How full this node's disk is.
+    pub disk: Arc<DiskGauge>,
     /// Bytes of memory that the process takes, as of the last look, ten times a second.
     pub used_memory: AtomicU64,
     /// When the server started.
@@ -76,6 +82,8 @@ pub struct Services {
     diverged_at: AtomicU64,
     /// When cross-protocol scripting was last logged, in nanoseconds of the monotonic clock; 0 is never.
     warned: AtomicU64,
+    /// What the disks of the cluster allow, as a number.
+    disk_gate: AtomicU8,
 }
 
 impl Services {
@@ -96,6 +104,7 @@ impl Services {
             slowlog: Slowlog::default(),
             stats: Stats::default(),
             shutdown,
+            disk: Arc::default(),
             used_memory: AtomicU64::new(info::resident_bytes()),
             run_id,
             seed: AtomicU64::new(word(4)),
@@ -103,6 +112,7 @@ impl Services {
             led_last: AtomicU64::new(0),
             diverged_at: AtomicU64::new(0),
             warned: AtomicU64::new(0),
+            disk_gate: AtomicU8::new(DiskGate::Open.code()),
         }
     }
 
@@ -110,6 +120,18 @@ impl Services {
     #[inline]
     fn is_memory_full(&self, max_memory: u64) -> bool {
         max_memory > 0 && self.used_memory.load(Ordering::Relaxed) > max_memory
+    }
+
+    /// What the disks of the cluster allow.
+    #[inline]
+    #[must_use]
+    pub fn disk_gate(&self) -> DiskGate {
+        DiskGate::of(self.disk_gate.load(Ordering::Relaxed))
+    }
+
+    /// The disks of the cluster allow this from now on.
+    fn set_disk_gate(&self, gate: DiskGate) {
+        self.disk_gate.store(gate.code(), Ordering::Relaxed);
     }
 
     /// True until the group is there and has what it needs to serve.

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use crate::commands::spec::CommandSpec;
+use crate::commands::strings::MAX_STRING_BYTES;
 use crate::commands::table;
 use crate::config::Config;
 use crate::machine::entry::Queued;
@@ -125,7 +126,11 @@ impl<'a> Lengths<'a> {
             "append" => self.grow(db, key, self.of(db, key).saturating_add(word(2).len())),
             "setrange" => {
                 let offset = parse_i64(word(2)).and_then(|offset| usize::try_from(offset).ok()).unwrap_or(0);
-                self.grow(db, key, offset.saturating_add(word(3).len()));
+                let length = offset.saturating_add(word(3).len());
+                // Without a value, or beyond the longest string, it changes nothing.
+                if !word(3).is_empty() && length <= MAX_STRING_BYTES {
+                    self.grow(db, key, length);
+                }
             }
             "mset" | "msetnx" => {
                 words[1..].chunks_exact(2).for_each(|pair| self.grow(db, &pair[0], pair[1].len()));

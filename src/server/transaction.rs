@@ -22,6 +22,7 @@ use crate::machine::entry::Queued;
 use crate::machine::entry::Watched;
 use crate::resp::Reply;
 use crate::resp::Request;
+use crate::server::disk::DiskNeed;
 use crate::server::reply_bounds;
 use crate::state::DbIndex;
 use crate::types::LogIndex;
@@ -56,6 +57,8 @@ pub struct Plan {
     pub has_writes: bool,
     /// One of them may take memory, so that `maxmemory` stands against it.
     pub needs_memory: bool,
+    /// One of the commands writes something that is no deletion.
+    pub has_more_than_deletions: bool,
     /// One of them returns stored values, which may be many times larger than the commands.
     pub returns_values: bool,
 }
@@ -173,6 +176,15 @@ impl Transaction {
         matches!(&self.phase, Phase::Queuing { plan, .. } if plan.needs_memory)
     }
 
+    /// What the disks must allow for EXEC to run.
+    pub fn needs_disk(&self) -> DiskNeed {
+        match &self.phase {
+            Phase::Queuing { plan, .. } if plan.needs_memory => DiskNeed::Growth,
+            Phase::Queuing { plan, .. } if plan.has_more_than_deletions => DiskNeed::Writes,
+            _ => DiskNeed::None,
+        }
+    }
+
     /// MULTI.
     pub fn begin(&mut self, db: DbIndex) -> Reply {
         if self.is_open() {
@@ -200,6 +212,7 @@ impl Transaction {
             plan.steps.push(Step::Logged);
             plan.has_writes |= row.is_write();
             plan.needs_memory |= row.flags.has(Flags::DENYOOM);
+            plan.has_more_than_deletions |= row.is_write() && !row.is_deletion();
             plan.returns_values |= reply_bounds::returns_values(row, request);
         }
         Reply::simple("QUEUED")

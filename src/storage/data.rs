@@ -21,6 +21,7 @@ use rocksdb::WriteOptions;
 
 use crate::storage::StorageError;
 use crate::storage::checkpoint;
+use crate::storage::record_file;
 use crate::types::GroupId;
 
 /// Size of one group's memtable: how much a flush writes at once when nobody asks earlier.
@@ -184,6 +185,8 @@ impl SharedCaches {
 pub struct DataStore {
     db: DB,
     without_wal: WriteOptions,
+    /// What to open it with when it is only being looked at.
+    read_only: Option<SharedCaches>,
 }
 
 /// Prints where it is.
@@ -204,10 +207,40 @@ impl DataStore {
     /// Opens the rows in a directory of any name in an existing one: a checkpoint, for instance.
     pub fn open_at(path: &Path, shared: &SharedCaches) -> Result<DataStore, StorageError> {
         crate::storage::ensure_dir(path)?;
-        let db = DB::open(&options(shared), path)?;
+        let db =
+            DB::open(&options(shared), path).map_err(|error| StorageError::from(error).in_place(path))?;
+        Ok(DataStore::of(db, None))
+    }
+
+    /// Opens `<dir>/data/<group>/` without changing anything on disk, to read it and to see whether it is whole;
+    /// `None` when there is nothing yet. Writes fail before [`DataStore::into_writable`].
+    pub fn examine(
+        dir: &Path,
+        group: GroupId,
+        shared: &SharedCaches,
+    ) -> Result<Option<DataStore>, StorageError> {
+        let path = dir.join("data").join(group.0.to_string());
+        if !crate::storage::is_database(&path)? {
+            return Ok(None);
+        }
+        record_file::check_store(&path)?;
+        let db = DB::open_for_read_only(&options(shared), &path, false);
+        let db = db.map_err(|error| StorageError::from(error).in_place(&path))?;
+        Ok(Some(DataStore::of(db, Some(shared.clone()))))
+    }
+
+    fn of(db: DB, read_only: Option<SharedCaches>) -> DataStore {
         let mut without_wal = WriteOptions::default();
         without_wal.disable_wal(true);
-        Ok(DataStore { db, without_wal })
+        DataStore { db, without_wal, read_only }
+    }
+
+    /// The same rows, to be written from now on.
+    pub fn into_writable(self) -> Result<DataStore, StorageError> {
+        let Some(shared) = self.read_only else { return Ok(self) };
+        let path = self.db.path().to_path_buf();
+        drop(self.db);
+        DataStore::open_at(&path, &shared)
     }
 
     /// Writes a batch, all or nothing, into memory: durable after `flush`, or when RocksDB flushes by itself.
@@ -218,7 +251,7 @@ impl DataStore {
 
     /// Reads one row; `None` when there is none.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        Ok(self.db.get(key)?)
+        self.db.get(key).map_err(|error| StorageError::from(error).in_place(self.db.path()))
     }
 
     /// Gives all rows whose keys start with `prefix` to `f`, by key, as they were when the scan began. Ends
@@ -235,7 +268,7 @@ impl DataStore {
             f(key, value)?;
             rows.next();
         }
-        rows.status()?;
+        rows.status().map_err(|error| StorageError::from(error).in_place(self.db.path()))?;
         Ok(())
     }
 

@@ -18,6 +18,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use rocksdb::BlockBasedOptions;
 use rocksdb::Cache;
@@ -29,6 +31,7 @@ use rocksdb::WriteBatch;
 use rocksdb::WriteOptions;
 
 use crate::storage::StorageError;
+use crate::storage::record_file;
 use crate::types::GroupId;
 use crate::types::LogIndex;
 use crate::types::codec::CodecError;
@@ -36,6 +39,8 @@ use crate::types::codec::Reader;
 use crate::types::codec::put_bytes;
 use crate::types::codec::put_varint;
 
+/// The directory below the data directory.
+const LOG: &str = "log";
 /// Under this byte a group's hard state and meta records.
 const META: u8 = 0x00;
 /// Under this byte a group's entries.
@@ -239,6 +244,8 @@ pub struct LogStore {
     db: DB,
     synced: WriteOptions,
     unsynced: WriteOptions,
+    /// RocksDB's sequence number of the last change that is known to be on disk.
+    synced_through: AtomicU64,
 }
 
 /// Prints where it is.
@@ -252,35 +259,61 @@ impl LogStore {
     /// Opens `<dir>/log/`, creating it in an existing `dir`. A record cut short at the very end is dropped,
     /// as a power cut leaves it; any other damage is `Corrupt`. What is found is durable.
     pub fn open(dir: &Path) -> Result<LogStore, StorageError> {
-        let path = dir.join("log");
+        let path = dir.join(LOG);
         crate::storage::ensure_dir(&path)?;
-        let mut table = BlockBasedOptions::default();
-        table.set_block_cache(&Cache::new_lru_cache(CACHE_BYTES));
-        table.set_block_size(64 << 10);
-        let mut options = crate::storage::common_options();
-        options.set_block_based_table_factory(&table);
-        options.set_write_buffer_size(MEMTABLE_BYTES);
-        options.set_max_write_buffer_number(MEMTABLES_MAX);
-        options.set_compression_type(DBCompressionType::None);
-        options.set_manual_wal_flush(false);
-        options.set_max_open_files(OPEN_FILES_MAX);
-        options.set_wal_bytes_per_sync(WAL_BYTES_PER_SYNC);
-        let db = DB::open(&options, &path)?;
+        let db = DB::open(&options(), &path).map_err(|error| StorageError::from(error).in_place(&path))?;
+        Ok(LogStore::of(db))
+    }
+
+    /// Opens `<dir>/log/` without changing anything on disk, to look whether it is whole; `None` when there is none
+    /// yet. What is found is what [`LogStore::open`] would find. Writes to it fail.
+    pub fn examine(dir: &Path) -> Result<Option<LogStore>, StorageError> {
+        let path = dir.join(LOG);
+        if !crate::storage::is_database(&path)? {
+            return Ok(None);
+        }
+        record_file::check_store(&path)?;
+        let db = DB::open_for_read_only(&options(), &path, false);
+        Ok(Some(LogStore::of(db.map_err(|error| StorageError::from(error).in_place(&path))?)))
+    }
+
+    fn of(db: DB) -> LogStore {
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
-        Ok(LogStore { db, synced, unsynced: WriteOptions::default() })
+        let synced_through = AtomicU64::new(db.latest_sequence_number());
+        LogStore { db, synced, unsynced: WriteOptions::default(), synced_through }
+    }
+
+    /// The number of the last change in the log, synced or not. Every change of the log has one, whatever it is about,
+    /// and each a higher one than those before it; a log that lost its end comes back with a lower one.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.db.latest_sequence_number()
+    }
+
+    /// The number of the last change that is surely on disk.
+    #[must_use]
+    pub fn synced_sequence(&self) -> u64 {
+        self.synced_through.load(Ordering::Acquire)
     }
 
     /// Writes a batch, all or nothing. With `sync`, it and everything written before is on disk when this
     /// returns; without, it is safe from the end of this process only. After an error nobody knows which.
     pub fn write(&self, batch: LogBatch, sync: bool) -> Result<(), StorageError> {
+        // The batch gets numbers after this one, and its sync covers everything that was written before it.
+        let through = self.db.latest_sequence_number() + batch.inner.len() as u64;
         self.db.write_opt(batch.inner, if sync { &self.synced } else { &self.unsynced })?;
+        if sync {
+            self.synced_through.fetch_max(through, Ordering::AcqRel);
+        }
         Ok(())
     }
 
     /// Waits until everything written before is on disk.
     pub fn sync(&self) -> Result<(), StorageError> {
+        let through = self.db.latest_sequence_number();
         self.db.flush_wal(true)?;
+        self.synced_through.fetch_max(through, Ordering::AcqRel);
         Ok(())
     }
 
@@ -289,7 +322,7 @@ impl LogStore {
     pub fn load(&self, group: GroupId, from_index: LogIndex) -> Result<LogContents, StorageError> {
         let mut contents = LogContents::default();
         self.load_meta(group, &mut contents)?;
-        let mut expected = None;
+        let (mut expected, mut term) = (None, 0);
         let mut rows = self.scan(entry_key(group, 0).to_vec(), entries_end(group));
         while let Some((key, value)) = rows.item() {
             let index = entry_index(key)?;
@@ -298,13 +331,18 @@ impl LogStore {
             }
             contents.first_index.get_or_insert(LogIndex(index));
             let body = unseal(key, value)?;
+            // A suffix that was replaced, and came back.
+            let before = std::mem::replace(&mut term, entry_term(key, body)?);
+            if before > term {
+                return Err(damaged(key, "it is of an earlier term than the entry before it"));
+            }
             if index >= from_index.0 {
                 contents.entries.push(decode_entry(key, index, body)?);
             }
             expected = index.checked_add(1);
             rows.next();
         }
-        rows.status()?;
+        rows.status().map_err(|error| StorageError::from(error).in_place(self.db.path()))?;
         Ok(contents)
     }
 
@@ -339,7 +377,7 @@ impl LogStore {
             expected = index + 1;
             rows.next();
         }
-        rows.status()?;
+        rows.status().map_err(|error| StorageError::from(error).in_place(self.db.path()))?;
         Ok(entries)
     }
 
@@ -381,7 +419,7 @@ impl LogStore {
                 break;
             }
         }
-        rows.status()?;
+        rows.status().map_err(|error| StorageError::from(error).in_place(self.db.path()))?;
         Ok(found)
     }
 
@@ -409,7 +447,7 @@ impl LogStore {
             }
             rows.next();
         }
-        rows.status()?;
+        rows.status().map_err(|error| StorageError::from(error).in_place(self.db.path()))?;
         Ok(())
     }
 
@@ -423,6 +461,24 @@ impl LogStore {
         rows.seek(from);
         rows
     }
+}
+
+fn options() -> rocksdb::Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(CACHE_BYTES));
+    table.set_block_size(64 << 10);
+    let mut options = crate::storage::common_options();
+    options.set_block_based_table_factory(&table);
+    options.set_write_buffer_size(MEMTABLE_BYTES);
+    options.set_max_write_buffer_number(MEMTABLES_MAX);
+    options.set_compression_type(DBCompressionType::None);
+    options.set_manual_wal_flush(false);
+    options.set_max_open_files(OPEN_FILES_MAX);
+    options.set_wal_bytes_per_sync(WAL_BYTES_PER_SYNC);
+    // Files that are full are noted in the manifest: one that is gone or shorter is noticed. The last one is the
+    // watermark's.
+    options.set_track_and_verify_wals_in_manifest(true);
+    options
 }
 
 fn meta_key(group: GroupId, name: &[u8]) -> Vec<u8> {
@@ -483,6 +539,10 @@ fn decode_entry(key: &[u8], index: u64, body: &[u8]) -> Result<LogEntryRecord, S
         Ok(LogEntryRecord { index, term, kind, data: reader.rest().to_vec(), context })
     };
     decode().map_err(|CodecError(why)| damaged(key, why))
+}
+
+fn entry_term(key: &[u8], body: &[u8]) -> Result<u64, StorageError> {
+    Reader::new(body).varint().map_err(|CodecError(why)| damaged(key, why))
 }
 
 fn decode_hard_state(key: &[u8], body: &[u8]) -> Result<HardStateRecord, StorageError> {

@@ -183,8 +183,9 @@ fn one_flipped_bit_amid_the_log_is_refused_and_not_skipped() {
     bytes[middle] ^= 0x10;
     fs::write(&path, bytes).unwrap();
     let error = LogStore::open(copy.path()).unwrap_err();
-    assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
+    assert!(matches!(error, StorageError::Damaged { .. }), "{error}");
     assert_eq!(error.to_string().lines().count(), 1);
+    assert!(LogStore::examine(copy.path()).unwrap_err().is_damage());
 }
 
 /// One thing that happens to a log.
@@ -302,4 +303,62 @@ proptest! {
         prop_assert_eq!(store.load(GroupId(6), LogIndex(0)).unwrap().entries, vec![entry(u64::MAX / 2, 1)]);
         prop_assert_eq!(store.load(GroupId(8), LogIndex(0)).unwrap().entries, vec![entry(1, 1)]);
     }
+}
+
+#[test]
+fn only_what_was_synced_counts_as_synced_and_a_restart_finds_as_many_changes() {
+    let dir = TestDir::new();
+    let mut end = 0;
+    for round in 0..3u64 {
+        let found = LogStore::examine(dir.path()).unwrap().map_or(0, |store| store.sequence());
+        assert_eq!(found, end, "in round {round}");
+        let store = LogStore::open(dir.path()).unwrap();
+        assert_eq!((store.sequence(), store.synced_sequence()), (end, end));
+        append(&store, round * 10 + 1..=round * 10 + 5, round);
+        assert_eq!(store.synced_sequence(), end + 5);
+        let mut batch = LogBatch::new();
+        batch.hard_state(GROUP, HardStateRecord { term: round, ..Default::default() });
+        batch.truncate_from(GROUP, LogIndex(round * 10 + 4), LogIndex(round * 10 + 5));
+        batch.append(GROUP, &entry(round * 10 + 4, round));
+        store.write(batch, false).unwrap();
+        assert_eq!((store.sequence(), store.synced_sequence()), (end + 8, end + 5));
+        store.sync().unwrap();
+        assert_eq!(store.synced_sequence(), end + 8);
+        store.purge(GROUP, LogIndex(round * 10 + 2)).unwrap();
+        if round == 1 {
+            store.release_memory().unwrap();
+        }
+        end = store.sequence();
+        assert_eq!((end, store.synced_sequence()), (round * 9 + 9, round * 9 + 8));
+    }
+}
+
+#[test]
+fn looking_at_a_log_changes_nothing() {
+    let dir = TestDir::new();
+    assert!(LogStore::examine(dir.path()).unwrap().is_none());
+    append(&LogStore::open(dir.path()).unwrap(), 1..=50, 1);
+    let picture = || {
+        let names = fs::read_dir(dir.path().join("log")).unwrap().map(|entry| entry.unwrap().path());
+        let files = names.filter(|path| !path.file_name().unwrap().to_string_lossy().starts_with("LOG"));
+        files.map(|path| (path.clone(), fs::read(path).unwrap())).collect::<BTreeMap<_, _>>()
+    };
+    let before = picture();
+    let store = LogStore::examine(dir.path()).unwrap().unwrap();
+    assert_eq!(store.load(GROUP, LogIndex(0)).unwrap().entries.len(), 50);
+    let mut batch = LogBatch::new();
+    batch.append(GROUP, &entry(51, 1));
+    assert!(store.write(batch, true).is_err());
+    drop(store);
+    assert!(picture() == before);
+}
+
+#[test]
+fn terms_that_go_back_are_a_suffix_that_came_back() {
+    let dir = TestDir::new();
+    let store = LogStore::open(dir.path()).unwrap();
+    append(&store, 1..=3, 5);
+    append(&store, 4..=4, 4);
+    let line = store.load(GROUP, LogIndex(0)).unwrap_err().to_string();
+    assert!(line.contains("entry 4") && line.contains("earlier term"), "{line}");
 }

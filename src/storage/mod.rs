@@ -8,8 +8,11 @@
 
 mod checkpoint;
 mod data;
+pub mod disk;
 mod format;
 mod log;
+mod record_file;
+pub mod rejoin;
 pub mod snapshot;
 mod watermark;
 
@@ -52,7 +55,6 @@ pub use snapshot::SnapshotFile;
 pub use snapshot::SnapshotReader;
 pub use snapshot::finish_install;
 pub use snapshot::finish_installs;
-pub use snapshot::free_bytes;
 pub use snapshot::incoming_name;
 pub use snapshot::is_plain_name;
 pub use snapshot::list_files;
@@ -79,6 +81,14 @@ pub enum StorageError {
     #[error("the data on this disk is damaged ({what}): restore this node from its peers or a backup")]
     Corrupt {
         /// Which record, and what is wrong with it.
+        what: String,
+    },
+    /// RocksDB cannot make sense of a store, or misses files of it. Nothing of it may be served.
+    #[error("{path} is damaged ({what}): restore this node's data directory from a backup", path = path.display())]
+    Damaged {
+        /// The directory of the store.
+        path: PathBuf,
+        /// RocksDB's words, which mostly name the file.
         what: String,
     },
     /// The data directory is something else than a directory.
@@ -142,6 +152,34 @@ pub enum StorageError {
         /// The other process, when it could be told.
         pid: Option<u32>,
     },
+    /// The log lacks changes that this node is known to have synced: the disk lost writes.
+    #[error(
+        "data directory {dir} lost synced writes: {dir}/log ends at change {end}, but change {known} was on disk. \
+         Restore it from a backup, or remove {dir}/WATERMARK to go on without what is lost",
+        dir = dir.display()
+    )]
+    LostChanges {
+        /// The path as configured.
+        dir: PathBuf,
+        /// The number of the log's last change.
+        end: u64,
+        /// The number that the watermark knows was synced.
+        known: u64,
+    },
+    /// This node rejoined its cluster again and again, and never came to serve.
+    #[error(
+        "this node gave up its data {times} times in a row without serving once, last because {why}. Look at \
+         the disk. To let it try again with an empty one, remove {dir}/log and {dir}/data, then {dir}/REJOIN",
+        dir = dir.display()
+    )]
+    RejoinsInVain {
+        /// The path as configured.
+        dir: PathBuf,
+        /// How often.
+        times: u32,
+        /// The reason of the last time.
+        why: String,
+    },
     /// The log ends before what this node is known to have synced: the disk lost writes.
     #[error(
         "data directory {dir} lost synced writes: its log ends at term {end_term} index {end_index}, but term \
@@ -159,6 +197,39 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    /// True when what is on disk is not what was written, or not all of it: reading it again is of no use.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        use StorageError::*;
+        match self {
+            Corrupt { .. } | Damaged { .. } | LostChanges { .. } | BehindWatermark { .. } => true,
+            Io { .. } | Rocks(_) | NotADirectory { .. } | NoPermission { .. } | NotOurs { .. } => false,
+            NewerFormat { .. } | OtherNode { .. } | InUse { .. } | RejoinsInVain { .. } => false,
+        }
+    }
+
+    /// True when the log is shorter than what was synced, while what there is of it may be whole.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        use StorageError::*;
+        matches!(self, LostChanges { .. } | BehindWatermark { .. } | RejoinsInVain { .. })
+    }
+
+    /// Says which store it is about, where that is not said yet.
+    #[must_use]
+    pub fn in_place(self, path: &Path) -> StorageError {
+        match self {
+            StorageError::Corrupt { what } => StorageError::Damaged { path: path.to_path_buf(), what },
+            // A file that the manifest names. Anything else may be the system's or this program's fault: no data is given
+            // up for it.
+            StorageError::Rocks(what) if what.contains("No such file or directory") => {
+                StorageError::Damaged { path: path.to_path_buf(), what }
+            }
+            StorageError::Rocks(what) => StorageError::Rocks(format!("{}: {what}", path.display())),
+            other => other,
+        }
+    }
+
     /// An operating system error about `path`.
     fn io(path: &Path, source: io::Error) -> StorageError {
         StorageError::Io { path: path.to_path_buf(), source }
@@ -174,6 +245,12 @@ impl From<rocksdb::Error> for StorageError {
             _ => StorageError::Rocks(text),
         }
     }
+}
+
+/// True when a store was made in this directory: RocksDB makes CURRENT last.
+fn is_database(path: &Path) -> Result<bool, StorageError> {
+    let current = path.join("CURRENT");
+    fs::exists(&current).map_err(|error| StorageError::io(&current, error))
 }
 
 /// What both kinds of store want of RocksDB.

@@ -86,12 +86,6 @@ pub fn incoming_name(group: GroupId, index: LogIndex, term: Term) -> String {
     format!("{}-{index}-{}", group.0, term.0)
 }
 
-/// Bytes that this user may still write to the file system of `path`.
-pub fn free_bytes(path: &Path) -> Result<u64, StorageError> {
-    let found = rustix::fs::statvfs(path).map_err(|error| StorageError::io(path, error.into()))?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
 /// The files of a checkpoint by name, with their checksums. Reads all of them: see [`FileLister`] for a
 /// thread with other work. Anything but regular files with plain names is refused.
 pub fn list_files(checkpoint: &Path) -> Result<Vec<SnapshotFile>, StorageError> {

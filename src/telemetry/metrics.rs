@@ -86,6 +86,10 @@ pub const PROCESS_MAX_FDS: &str = "holdfast_process_max_fds";
 pub const PROCESS_START_TIME_SECONDS: &str = "holdfast_process_start_time_seconds";
 
 pub const DISK_FREE_BYTES: &str = "holdfast_disk_free_bytes";
+pub const DISK_TOTAL_BYTES: &str = "holdfast_disk_total_bytes";
+pub const DISK_BALLAST_BYTES: &str = "holdfast_disk_ballast_bytes";
+pub const DISK_STATE: &str = "holdfast_disk_state";
+pub const DISK_GATE: &str = "holdfast_disk_gate";
 pub const DATA_FLUSHED_INDEX: &str = "holdfast_data_flushed_index";
 
 pub const SERVER_CONNECTIONS: &str = "holdfast_server_connections";
@@ -143,6 +147,18 @@ pub const METRICS: &[MetricSpec] = &[
     gauge(PROCESS_MAX_FDS, "descriptors", "How many file descriptors may be open."),
     gauge(PROCESS_START_TIME_SECONDS, "seconds", "When the process started, since the Unix epoch."),
     gauge(DISK_FREE_BYTES, "bytes", "Free space where the data directory is."),
+    gauge(DISK_TOTAL_BYTES, "bytes", "Size of the file system where the data directory is."),
+    gauge(DISK_BALLAST_BYTES, "bytes", "Size of the ballast file."),
+    gauge(
+        DISK_STATE,
+        "state",
+        "0 while there is room on this node's disk, 1 below disk-free-soft, 2 below disk-free-hard.",
+    ),
+    gauge(
+        DISK_GATE,
+        "state",
+        "What the disks of the cluster allow: 0 all commands, 1 none that add data, 2 no writes but deletions.",
+    ),
     gauge(DATA_FLUSHED_INDEX, "entries", "The log index up to which the state is on disk."),
     gauge(SERVER_CONNECTIONS, "connections", "Clients connected now."),
     counter(SERVER_CONNECTIONS_TOTAL, "connections", "Clients that were accepted."),

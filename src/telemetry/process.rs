@@ -4,7 +4,6 @@
 //! scrape must not fail because of them.
 
 use std::fs;
-use std::path::Path;
 
 /// Clock ticks a second in `/proc/self/stat`: fixed at 100 in Linux's interface to programs.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -42,12 +41,6 @@ pub fn usage() -> Usage {
 #[must_use]
 pub fn machine_memory_bytes() -> u64 {
     kilobytes(&read("/proc/meminfo"), "MemTotal:")
-}
-
-/// Bytes free for this user on the file system of `dir`; 0 when that cannot be told.
-#[must_use]
-pub fn free_bytes(dir: &Path) -> u64 {
-    rustix::fs::statvfs(dir).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
 }
 
 fn read(path: &str) -> String {
@@ -103,7 +96,6 @@ mod tests {
         assert!(usage.max_fds >= usage.open_fds);
         assert!(usage.start_time_seconds > 1_600_000_000.0);
         assert!(machine_memory_bytes() > usage.resident_bytes);
-        assert!(free_bytes(Path::new("/proc/self/none")) == 0 && free_bytes(&std::env::temp_dir()) > 0);
     }
 
     #[test]

@@ -30,6 +30,7 @@ use holdfast::state::Membership;
 use holdfast::state::NodeAddress;
 use holdfast::state::Settings;
 use holdfast::storage::SnapshotFile;
+use holdfast::storage::disk::DiskState;
 use holdfast::types::ClusterTime;
 use holdfast::types::GroupId;
 use holdfast::types::LogIndex;
@@ -292,6 +293,7 @@ fn node_requests() -> Vec<Vec<u8>> {
             http_port: 8_080,
             disk_free: 1 << 40,
             groups: vec![status],
+            disk: DiskState::AlmostFull,
         }),
         ControlMessage::Gone { group, replica: 3 },
         ControlMessage::Raft(Bytes::from_static(b"batch")),

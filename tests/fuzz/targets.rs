@@ -952,10 +952,6 @@ pub fn watermark(data: &[u8]) {
 
 /// Configuration files and the words of single directives.
 pub fn config_file(data: &[u8]) {
-    // KNOWN: a zero byte between words has `split_words` add empty words until memory ends.
-    if data.contains(&0) {
-        return;
-    }
     for line in data.split(|byte| *byte == b'\n').filter_map(|line| str::from_utf8(line).ok()) {
         let word = line.trim_end_matches('\r');
         let quoted = parse::quote(word);

@@ -1,11 +1,14 @@
 //! Starts that meet what another start left, and a node whose ground is pulled away.
 
 use std::fs;
+use std::path::PathBuf;
 
 use crate::support::client::bulk;
 use crate::support::client::int;
 use crate::support::client::ok;
 use crate::support::node::Node;
+use crate::support::node::free_port;
+use crate::support::node::run_to_end;
 
 /// A node that writes no rows by itself for a minute, so that a restart has the log alone.
 const NO_FLUSH: [&str; 2] = ["--flush-interval", "60000"];
@@ -43,6 +46,57 @@ fn a_lock_and_a_message_in_flight_outlive_a_kill_with_their_token_and_receipt() 
     assert_eq!(client.cmd(&["QLEN", "queue", "LEASED"]), int(1));
     assert_eq!(client.cmd(&["QACK", "queue", &format!("{id}:1")]), int(1));
     assert!(client.cmd(&["LOCK", "other", "me"]).integer() > token);
+}
+
+/// Starts a stopped node that must refuse, and gives its status and what it said.
+fn refusal(node: &Node) -> (Option<i32>, String) {
+    let data = node.data_dir();
+    let ports: Vec<String> = (0..2).map(|_| free_port().to_string()).collect();
+    let args = ["--dir", data.to_str().unwrap(), "--port", &ports[0], "--http-port", &ports[1], "--logfile"];
+    let log = data.with_extension("log");
+    let output = run_to_end(&[&args[..], &[log.to_str().unwrap()]].concat());
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// The newest file of the log.
+fn log_file(node: &Node) -> PathBuf {
+    let files = fs::read_dir(node.data_dir().join("log")).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|found| found == "log")).max().unwrap()
+}
+
+#[test]
+fn a_damaged_or_shortened_log_is_refused_in_one_line_with_a_status_of_its_own() {
+    let mut node = Node::start(&[]);
+    let mut client = node.client();
+    let sets: Vec<Vec<String>> =
+        (0..2_000).map(|n| ["SET", &format!("key{n}"), "value"].map(str::to_owned).to_vec()).collect();
+    // Several writes of the log, each a record.
+    sets.chunks(10).for_each(|sets| drop(client.pipeline(sets)));
+    assert_eq!(node.stop().code(), Some(0));
+    let file = log_file(&node);
+    let whole = fs::read(&file).unwrap();
+
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 0x08;
+    fs::write(&file, &damaged).unwrap();
+    let (status, line) = refusal(&node);
+    assert_eq!(status, Some(65), "{line}");
+    let place = node.data_dir().join("log");
+    assert!(line.lines().count() == 1 && line.contains(place.to_str().unwrap()), "{line}");
+    assert!(line.contains("is damaged") && line.contains("backup"), "{line}");
+
+    // The last record but one bit is what a power cut may leave; that it was synced is known.
+    for length in [whole.len() - 1, whole.len() / 2, 0] {
+        fs::write(&file, &whole[..length]).unwrap();
+        let (status, line) = refusal(&node);
+        assert_eq!(status, Some(66), "{line}");
+        assert!(line.lines().count() == 1 && line.contains("lost synced writes"), "{line}");
+        assert!(line.contains(place.to_str().unwrap()) && line.contains("backup"), "{line}");
+        assert_eq!(fs::read(&file).unwrap(), &whole[..length], "it is left as it is");
+    }
+    fs::write(&file, &whole).unwrap();
+    node.restart();
+    assert_eq!(node.client().cmd(&["DBSIZE"]), int(2_000));
 }
 
 #[test]

@@ -165,6 +165,7 @@ impl Node {
             session: Session::new(epoch, clock.monotonic()),
             members: Members::new(membership),
             snapshots: Arc::clone(&snapshots),
+            disk: Arc::default(),
         };
         let outage = booted.outage(clock.wall());
         let last = Stamps { clock: booted.last_clock, wall: booted.last_wall, seed: clock.wall().0 };

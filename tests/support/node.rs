@@ -85,6 +85,8 @@ impl Node {
         let mut command = binary();
         command.args(["--bind", "127.0.0.1", "--port", &port, "--http-port", &http_port]);
         command.args(["--peer-port", &peer_port, "--dir"]).arg(self.data_dir());
+        // Many nodes share a disk here, which may be memory.
+        command.args(["--disk-ballast", "no"]);
         command.args(&self.args);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command

@@ -19,6 +19,9 @@ const INDEX_MAX: u64 = 1 << 62;
 /// Contexts are read barriers' numbers and the name of a hand-over.
 const CONTEXT_MAX: usize = 64;
 
+/// Why a replica whose disk lost what it had acknowledged must not go on.
+pub const LOST_ENTRIES: &str = "the leader believes that this replica holds entries that it does not have";
+
 /// What is to be done with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -52,7 +55,7 @@ pub fn acceptable<S: Storage>(raft: &Raft<S>, message: &Message) -> Verdict {
     match message.get_msg_type() {
         MessageType::MsgAppend => judge_append(raft, message),
         MessageType::MsgHeartbeat if message.commit > last && message.term >= raft.term => {
-            Verdict::Quarantine("the leader believes that this replica holds entries that it does not have")
+            Verdict::Quarantine(LOST_ENTRIES)
         }
         MessageType::MsgSnapshot => judge_snapshot(message),
         MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {

@@ -63,6 +63,7 @@ use crate::consensus::raft::requests;
 use crate::consensus::raft::requests::ControlMessage;
 use crate::consensus::raft::requests::Outcome;
 use crate::consensus::raft::requests::Request;
+use crate::consensus::raft::restart;
 use crate::consensus::raft::session::Numbered;
 use crate::consensus::raft::session::Session;
 use crate::consensus::raft::session::Submission;
@@ -80,6 +81,7 @@ use crate::state::Membership;
 use crate::state::NodeAddress;
 use crate::state::Settings;
 use crate::storage::HardStateRecord;
+use crate::storage::disk::DiskGauge;
 use crate::types::Boottime;
 use crate::types::ClusterTime;
 use crate::types::GroupId;
@@ -207,6 +209,7 @@ pub struct Cluster {
     pub session: Session,
     pub members: Members,
     pub snapshots: Arc<Mailbox<SnapshotEvent>>,
+    pub disk: Arc<DiskGauge>,
 }
 
 /// Where committed entries go.
@@ -586,7 +589,8 @@ impl Driver {
         if let (Some(cluster), Some(message)) = (&mut self.cluster, messages.first()) {
             cluster.members.heard_of(message.from, from);
         }
-        let is_full = self.shared.apply_backlog() > APPLY_BACKLOG_MAX;
+        let drops_entries = self.cluster.as_ref().is_some_and(|cluster| cluster.disk.drops_entries());
+        let is_full = drops_entries || self.shared.apply_backlog() > APPLY_BACKLOG_MAX;
         for message in messages {
             // As if it were lost: the leader sends it again. Snapshots come another way, with their rows.
             let kind = message.get_msg_type();
@@ -929,7 +933,11 @@ impl Driver {
                 // Ticks and messages have their turn first.
                 None => self.fetches.push(fetch),
             },
-            Output::Quarantine(why) => self.shared.warn_of_quarantine(why, self.clock.monotonic()),
+            Output::Quarantine(why) => {
+                if self.shared.on_quarantine(why, self.clock.monotonic()) && !self.stopping {
+                    restart::rejoin(&self.config.get().dir, why);
+                }
+            }
             Output::Proposed { .. } | Output::Dropped => {}
         }
     }

@@ -19,6 +19,7 @@ pub mod message_codec;
 pub mod proposer;
 pub mod replica;
 pub mod requests;
+pub mod restart;
 pub mod session;
 pub mod snapshot_io;
 pub mod transfer;

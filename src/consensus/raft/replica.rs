@@ -42,6 +42,7 @@ use crate::consensus::Role;
 use crate::consensus::Status;
 use crate::consensus::cluster_clock::ClusterClock;
 use crate::consensus::mailbox::Mailbox;
+use crate::consensus::raft::acceptable::LOST_ENTRIES;
 use crate::consensus::raft::applier::Applier;
 use crate::consensus::raft::applier::ApplyMessage;
 use crate::consensus::raft::driver::ApplyBy;
@@ -82,6 +83,7 @@ use crate::storage::LogStore;
 use crate::storage::SharedCaches;
 use crate::storage::StorageError;
 use crate::storage::Watermark;
+use crate::storage::disk::DiskGauge;
 use crate::telemetry::metrics::RAFT_FSYNC_SECONDS;
 use crate::types::Boottime;
 use crate::types::ClusterTime;
@@ -117,6 +119,9 @@ const EPOCH_REPLICA_SHIFT: u32 = 40;
 const EPOCH_BOOT_SHIFT: u32 = 16;
 /// How often other nodes are told where this one stands.
 const STATUS_INTERVAL: Millis = Millis(500);
+/// How often, and within what time, a leader must say that acknowledged entries are missing here to be believed.
+const LOSSES_BELIEVED: u32 = 3;
+const LOSSES_WITHIN: Millis = Millis(60_000);
 /// Snapshots that are kept for followers that may still be receiving them.
 const SNAPSHOTS_KEPT: usize = 2;
 
@@ -146,6 +151,18 @@ pub enum BootError {
     Mismatch { dir: std::path::PathBuf, what: String },
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
+}
+
+impl BootError {
+    /// True when what is on disk is not what was written, or not all of it: reading it again is of no use.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            BootError::Storage(error) => error.is_damage(),
+            BootError::Mismatch { .. } => true,
+            BootError::Thread(_) => false,
+        }
+    }
 }
 
 /// Figures that several threads count.
@@ -231,6 +248,8 @@ pub struct Shared {
     /// Copies of the rows that can be sent, the newest last.
     snapshots: Mutex<Vec<(u64, PathBuf)>>,
     quarantine_warned: AtomicU64,
+    /// How often a leader said that entries are missing here, and since when.
+    losses_told: Mutex<(u32, Monotonic)>,
     /// For each other node the session and the number that it was answered last.
     answered: Mutex<BTreeMap<NodeId, (u64, u64)>>,
 }
@@ -267,6 +286,7 @@ impl Shared {
             is_status_due: AtomicBool::new(false),
             snapshots: Mutex::default(),
             quarantine_warned: AtomicU64::new(0),
+            losses_told: Mutex::default(),
             answered: Mutex::default(),
         }
     }
@@ -465,16 +485,23 @@ impl Shared {
         self.answered.lock().get(&node).filter(|(known, _)| *known == epoch).map_or(0, |(_, seq)| *seq)
     }
 
-    /// Says that this replica's log is not what the group believes; once a minute.
-    pub fn warn_of_quarantine(&self, why: &str, now: Monotonic) {
+    /// Notes that this replica's log is not what the group believes; says so once a minute. True when a leader has said
+    /// of late, more than once, that entries are missing here that this replica acknowledged.
+    pub fn on_quarantine(&self, why: &'static str, now: Monotonic) -> bool {
         let last = self.quarantine_warned.load(Ordering::Acquire);
         if last == 0 || now.since(Monotonic(last)) >= Millis(60_000) {
             self.quarantine_warned.store(now.0.max(1), Ordering::Release);
-            tracing::error!(
-                "{why}: it takes no part. If its disk lost data, stop the node, remove its data directory and start it \
-                 again: it will join under a new replica id"
-            );
+            tracing::error!("{why}: it takes no part");
         }
+        if why != LOST_ENTRIES {
+            return false;
+        }
+        let mut told = self.losses_told.lock();
+        if told.0 == 0 || now.since(told.1) > LOSSES_WITHIN {
+            *told = (0, now);
+        }
+        told.0 += 1;
+        told.0 >= LOSSES_BELIEVED
     }
 
     fn refuse(&self, reply: ReplySender, error: ProposeError) -> bool {
@@ -692,6 +719,7 @@ impl Replicator for Engine {
                     version: status.version,
                     port: status.port,
                     disk_free: status.disk_free,
+                    disk: status.disk,
                     verified: group.verified,
                     link: link.map(|link| LinkFigures {
                         bytes_in: link.bytes_in,
@@ -773,6 +801,8 @@ pub struct PeerParts {
     /// How often this node has started.
     pub boot: u64,
     pub snapshot_counters: Arc<SnapshotCounters>,
+    /// How full the disk is.
+    pub disk: Arc<DiskGauge>,
     /// This node's figures for the others; the group's are added.
     pub describe: Box<dyn Fn(GroupStatus) -> crate::consensus::raft::requests::NodeStatus + Send + Sync>,
 }
@@ -820,7 +850,7 @@ impl Replica {
             Flusher {
                 group: parts.group,
                 log: Arc::clone(&parts.log),
-                data: Some(parts.data),
+                data: Some(parts.data.into_writable()?),
                 dir: parts.dir.clone(),
                 caches: parts.caches,
                 watermark: parts.watermark,
@@ -831,6 +861,8 @@ impl Replica {
                 purged: applied,
                 written: applied,
                 idle_seconds: 0,
+                last_second: parts.clock.monotonic(),
+                clock: Arc::clone(&parts.clock),
             }
             .start()?,
         );
@@ -857,6 +889,7 @@ impl Replica {
             session: Session::new(epoch, parts.clock.monotonic()),
             members: Members::new(membership),
             snapshots: Arc::clone(&peers.hub.snapshots),
+            disk: Arc::clone(&peers.disk),
         });
         let outage = booted.outage(clock.wall());
         // Another seed in every life, so that no two draw the same.

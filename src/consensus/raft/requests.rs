@@ -11,7 +11,7 @@
 //! command := 0 group (0 | 1 node) | 1 node host:text port nonce        TransferLeader Join
 //!
 //! control := version:u8 1 bytes                                        Formation
-//!          | version:u8 2 node version:text port http_port disk_free n group*                    Status
+//!          | version:u8 2 node version:text port http_port disk_free n group* disk:u8                 Status
 //!          | version:u8 3 group replica                                Gone
 //! group   := group replica role:u8 term leader commit applied (0 | 1 index digest:u128)
 //! ```
@@ -21,6 +21,7 @@
 use bytes::Bytes;
 
 use crate::consensus::Role;
+use crate::storage::disk::DiskState;
 use crate::types::GroupId;
 use crate::types::LogIndex;
 use crate::types::NodeId;
@@ -172,6 +173,8 @@ pub struct NodeStatus {
     pub disk_free: u64,
     /// At most [`MAX_GROUPS`].
     pub groups: Vec<GroupStatus>,
+    /// What the free bytes mean for writes.
+    pub disk: DiskState,
 }
 
 /// Where a group stands on a node.
@@ -436,6 +439,7 @@ impl NodeStatus {
         for group in &self.groups {
             group.put(out);
         }
+        out.push(self.disk.code());
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<NodeStatus, CodecError> {
@@ -449,6 +453,8 @@ impl NodeStatus {
                 let count = reader.count(MAX_GROUPS, GROUP_BYTES_MIN)?;
                 (0..count).map(|_| GroupStatus::read(reader)).collect::<Result<_, _>>()?
             },
+            // A node of an earlier version does not say.
+            disk: if reader.is_empty() { DiskState::Ok } else { DiskState::of(reader.u8()?) },
         })
     }
 }
@@ -642,6 +648,7 @@ mod tests {
                 port,
                 http_port,
                 disk_free,
+                disk: DiskState::of((disk_free % 3) as u8),
                 groups,
             });
         prop_oneof![
@@ -786,6 +793,7 @@ mod tests {
                 port: 0,
                 http_port: 0,
                 disk_free: 0,
+                disk: DiskState::Ok,
                 groups: vec![group; count],
             };
             Bytes::from(ControlMessage::Status(status).encode())

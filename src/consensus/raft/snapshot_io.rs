@@ -26,6 +26,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::clock::Clock;
+use crate::config::DiskSize;
 use crate::consensus::mailbox::Mailbox;
 use crate::consensus::raft::replica::spawn;
 use crate::consensus::raft::transfer;
@@ -42,6 +43,7 @@ use crate::storage::FileLister;
 use crate::storage::IncomingDir;
 use crate::storage::SnapshotReader;
 use crate::storage::StorageError;
+use crate::storage::disk::DiskLimits;
 use crate::types::GroupId;
 use crate::types::LogIndex;
 use crate::types::NodeId;
@@ -409,7 +411,9 @@ impl SnapshotIo {
             return Err("this snapshot was received and is not installed yet".to_owned());
         }
         let mut transfer_in = Incoming::new(from, offer, self.clock.monotonic());
-        let free = storage::free_bytes(&self.dir).map_err(text)?;
+        let (free, total) = storage::disk::room(&self.dir).map_err(text)?;
+        // What the log needs to go on is not for snapshots.
+        let free = free.saturating_sub(DiskLimits::of(DiskSize::Auto, DiskSize::Auto, total).hard);
         if transfer_in.missing() > free {
             return Err(format!("{} bytes are too many: {free} are free", transfer_in.missing()));
         }

@@ -1,0 +1,262 @@
+//! What full disks mean for clients: any node takes any command, so it has to know the disks of the others too.
+//!
+//! ```text
+//! Open     ──► NoGrowth      the leader's disk is not Ok, or too few voters' disks are for a majority
+//! NoGrowth ──► DeletesOnly   the leader's disk is Full, or too few voters' disks are less than Full
+//! ```
+//! One follower with a full disk stops nobody: it takes no entries, as if they were lost, until there is room again.
+
+use std::sync::Arc;
+
+use crate::commands::spec::CommandSpec;
+use crate::commands::spec::Flags;
+use crate::consensus::Role;
+use crate::server::Services;
+use crate::server::members::Liveness;
+use crate::server::members::Member;
+use crate::server::members::members;
+use crate::storage::disk::DiskState;
+use crate::types::Millis;
+use crate::types::NodeId;
+
+/// Which commands the disks of the cluster allow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DiskGate {
+    /// All.
+    #[default]
+    Open,
+    /// None that add data.
+    NoGrowth,
+    /// Of those that write only those that take data away.
+    DeletesOnly,
+}
+
+impl DiskGate {
+    /// As a number, for sharing.
+    pub fn code(self) -> u8 {
+        match self {
+            DiskGate::Open => 0,
+            DiskGate::NoGrowth => 1,
+            DiskGate::DeletesOnly => 2,
+        }
+    }
+
+    /// What a number stands for.
+    #[inline]
+    pub fn of(code: u8) -> DiskGate {
+        match code {
+            0 => DiskGate::Open,
+            1 => DiskGate::NoGrowth,
+            _ => DiskGate::DeletesOnly,
+        }
+    }
+}
+
+/// What a command wants of the disks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DiskNeed {
+    /// It reads, or takes data away.
+    #[default]
+    None,
+    /// It writes, but adds no data to speak of.
+    Writes,
+    /// It adds data.
+    Growth,
+}
+
+impl DiskNeed {
+    /// What a command by itself wants: the same commands add data that take memory.
+    pub fn of(leaf: &CommandSpec) -> DiskNeed {
+        if leaf.flags.has(Flags::DENYOOM) {
+            DiskNeed::Growth
+        } else if leaf.is_write() && !leaf.is_deletion() {
+            DiskNeed::Writes
+        } else {
+            DiskNeed::None
+        }
+    }
+
+    /// True when the gate lets it through.
+    #[inline]
+    pub fn passes(self, gate: DiskGate) -> bool {
+        match gate {
+            DiskGate::Open => true,
+            DiskGate::NoGrowth => self < DiskNeed::Growth,
+            DiskGate::DeletesOnly => self == DiskNeed::None,
+        }
+    }
+}
+
+/// What follows from the disks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Verdict {
+    pub gate: DiskGate,
+    /// This node takes no entries: its disk is full, and the others are a majority without it.
+    pub drops_entries: bool,
+    /// This node leads, its disk is full, and that voter could lead.
+    pub successor: Option<NodeId>,
+}
+
+/// One member as far as it matters here.
+#[derive(Debug, Clone, Copy)]
+struct Seat {
+    node: NodeId,
+    is_voter: bool,
+    is_own: bool,
+    matched: u64,
+    /// `None` when it is not heard: then it can store nothing either.
+    disk: Option<DiskState>,
+}
+
+/// Looks at the members as this node knows them now; `own` is its own disk.
+#[must_use]
+pub fn judge(services: &Services, own: DiskState) -> Verdict {
+    let election_timeout = services.config.get().election_timeout;
+    let seats: Vec<Seat> =
+        members(services).iter().map(|member| seat(member, own, election_timeout)).collect();
+    let status = services.group.status();
+    decide(&seats, status.leader, status.role == Role::Leader)
+}
+
+/// Takes the verdict into effect: for the gates, for the replica, and for who leads.
+pub fn carry_out(services: &Arc<Services>, verdict: Verdict) {
+    services.set_disk_gate(verdict.gate);
+    services.disk.set_drops_entries(verdict.drops_entries);
+    if let Some(successor) = verdict.successor {
+        tracing::warn!("the disk of this node is full: node {successor} is asked to lead");
+        // What comes of it shows at the next look.
+        drop(services.group.transfer(Some(successor)));
+    }
+}
+
+fn seat(member: &Member, own: DiskState, election_timeout: Millis) -> Seat {
+    let is_alive = Liveness::after(member.heard(), election_timeout) == Liveness::Alive;
+    let heard = member.info.as_ref().filter(|_| member.is_connected() && is_alive);
+    Seat {
+        node: member.node,
+        is_voter: member.is_voter,
+        is_own: member.is_own,
+        matched: member.info.as_ref().and_then(|info| info.matched).map_or(0, |matched| matched.0),
+        disk: if member.is_own { Some(own) } else { heard.map(|info| info.disk) },
+    }
+}
+
+fn decide(seats: &[Seat], leader: Option<NodeId>, leads: bool) -> Verdict {
+    let voters: Vec<&Seat> = seats.iter().filter(|seat| seat.is_voter).collect();
+    let majority = voters.len() / 2 + 1;
+    let with =
+        |wanted: fn(DiskState) -> bool| voters.iter().filter(|seat| seat.disk.is_some_and(wanted)).count();
+    let leads_with = voters.iter().find(|seat| Some(seat.node) == leader).and_then(|seat| seat.disk);
+    // Without a majority that is heard it is not the disks that keep anybody from writing.
+    let (some_full, some_bad) =
+        (with(|disk| disk == DiskState::Full) > 0, with(|disk| disk != DiskState::Ok) > 0);
+    let not_full_majority = with(|disk| disk != DiskState::Full) >= majority;
+    let gate = if leads_with == Some(DiskState::Full) || (some_full && !not_full_majority) {
+        DiskGate::DeletesOnly
+    } else if leads_with.is_some_and(|disk| disk != DiskState::Ok)
+        || (some_bad && with(|disk| disk == DiskState::Ok) < majority)
+    {
+        DiskGate::NoGrowth
+    } else {
+        DiskGate::Open
+    };
+    let own_is_full = seats.iter().any(|seat| seat.is_own && seat.disk == Some(DiskState::Full));
+    let able =
+        voters.iter().filter(|seat| !seat.is_own && seat.disk.is_some_and(|disk| disk < DiskState::Full));
+    // The one with the most room, and of these the one that has the most.
+    let best = able.max_by_key(|seat| (seat.disk == Some(DiskState::Ok), seat.matched));
+    Verdict {
+        gate,
+        drops_entries: own_is_full && !leads && not_full_majority,
+        successor: best.filter(|_| leads && own_is_full).map(|seat| seat.node),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OK: Option<DiskState> = Some(DiskState::Ok);
+    const ALMOST: Option<DiskState> = Some(DiskState::AlmostFull);
+    const FULL: Option<DiskState> = Some(DiskState::Full);
+    const DEAD: Option<DiskState> = None;
+
+    /// Voters 1, 2, … with these disks; this is node `own`, and node 1 leads.
+    fn verdict(own: u64, disks: &[Option<DiskState>]) -> Verdict {
+        let seats: Vec<Seat> = disks
+            .iter()
+            .zip(1..)
+            .map(|(disk, node)| Seat {
+                node: NodeId(node),
+                is_voter: true,
+                is_own: node == own,
+                matched: 100 - node,
+                disk: *disk,
+            })
+            .collect();
+        decide(&seats, Some(NodeId(1)), own == 1)
+    }
+
+    #[test]
+    fn writes_need_room_at_the_leader_and_at_a_majority() {
+        use DiskGate::*;
+        for (disks, gate) in [
+            (&[OK][..], Open),
+            (&[ALMOST], NoGrowth),
+            (&[FULL], DeletesOnly),
+            (&[OK, OK, OK], Open),
+            (&[OK, ALMOST, OK], Open),
+            (&[OK, FULL, OK], Open),
+            (&[OK, FULL, ALMOST], NoGrowth),
+            (&[OK, ALMOST, ALMOST], NoGrowth),
+            (&[ALMOST, OK, OK], NoGrowth),
+            (&[OK, FULL, FULL], DeletesOnly),
+            (&[FULL, OK, OK], DeletesOnly),
+            // A node that is not heard stores nothing.
+            (&[OK, OK, DEAD], Open),
+            (&[OK, ALMOST, DEAD], NoGrowth),
+            (&[OK, FULL, DEAD], DeletesOnly),
+            // There is no majority, and that is another error.
+            (&[OK, DEAD, DEAD], Open),
+            (&[OK, OK, OK, FULL, FULL], Open),
+            (&[OK, OK, ALMOST, FULL, FULL], NoGrowth),
+            (&[OK, OK, FULL, FULL, FULL], DeletesOnly),
+        ] {
+            for own in 1..=disks.len() as u64 {
+                assert_eq!(verdict(own, disks).gate, gate, "{disks:?} at node {own}");
+            }
+        }
+        let nobody_leads = decide(&[], None, false);
+        assert_eq!(nobody_leads, Verdict::default());
+    }
+
+    #[test]
+    fn a_follower_with_a_full_disk_takes_no_entries_while_the_others_suffice() {
+        assert!(verdict(2, &[OK, FULL, OK]).drops_entries);
+        assert!(verdict(2, &[OK, FULL, ALMOST]).drops_entries);
+        assert!(!verdict(3, &[OK, FULL, OK]).drops_entries);
+        assert!(!verdict(2, &[OK, FULL, FULL]).drops_entries, "deletions need a majority");
+        assert!(!verdict(2, &[OK, FULL, DEAD]).drops_entries);
+        assert!(!verdict(1, &[FULL, OK, OK]).drops_entries, "it leads");
+        assert!(!verdict(1, &[FULL]).drops_entries);
+    }
+
+    #[test]
+    fn a_leader_with_a_full_disk_looks_for_one_that_has_room() {
+        let successor = |disks: &[Option<DiskState>]| verdict(1, disks).successor.map(|node| node.0);
+        assert_eq!(successor(&[FULL, OK, OK]), Some(2), "it has more of the log");
+        assert_eq!(successor(&[FULL, ALMOST, OK]), Some(3));
+        assert_eq!(successor(&[FULL, ALMOST, FULL]), Some(2));
+        assert_eq!(successor(&[FULL, FULL, DEAD]), None);
+        assert_eq!(successor(&[FULL]), None);
+        assert_eq!(successor(&[ALMOST, OK, OK]), None);
+        assert_eq!(verdict(2, &[FULL, OK, OK]).successor, None, "it does not lead");
+    }
+
+    #[test]
+    fn gates_come_back_from_their_numbers() {
+        for gate in [DiskGate::Open, DiskGate::NoGrowth, DiskGate::DeletesOnly] {
+            assert_eq!(DiskGate::of(gate.code()), gate);
+        }
+    }
+}

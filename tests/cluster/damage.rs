@@ -1,0 +1,183 @@
+//! Disks that lose or damage what was written: a node notices, never votes with it, and heals from its peers.
+
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::support::client::bulk;
+use crate::support::client::ok;
+use crate::support::cluster::Cluster;
+use crate::support::cluster::Member;
+use crate::support::cluster::PATIENCE;
+use crate::support::node::Directory;
+use crate::support::wait_for;
+
+fn write(cluster: &Cluster, id: u64, name: &str, count: usize) {
+    let mut client = cluster.client(id);
+    for at in 0..count {
+        assert_eq!(client.cmd(&["SET", &format!("{name}:{at}"), "value"]), ok());
+    }
+}
+
+/// The log's files of this kind.
+fn log_files(data: &Path, extension: &str) -> Vec<PathBuf> {
+    let files = fs::read_dir(data.join("log")).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
+}
+
+fn replica_of(members: &[Member], node: u64) -> Vec<u64> {
+    members.iter().filter(|member| member.node == node).map(|member| member.replica).collect()
+}
+
+/// Waits until a node is a voter again, alone under its node's id and not under `old`.
+fn wait_until_replaced(cluster: &mut Cluster, node: u64, old: u64) {
+    wait_for("the node to be a voter under a new replica id", PATIENCE, || {
+        let members = cluster.members();
+        let voters = members.iter().filter(|member| member.is_voter).count();
+        let own = replica_of(&members, node);
+        (voters == 3 && own.len() == 1 && own[0] != old).then_some(())
+    });
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_node_whose_log_is_gone_damaged_or_short_rejoins_by_itself_under_a_new_replica_id() {
+    let mut cluster = Cluster::start(&[]);
+    write(&cluster, 1, "key", 300);
+    let harms: [fn(&Path); 3] = [
+        |data| fs::remove_dir_all(data.join("log")).unwrap(),
+        |data| log_files(data, "log").into_iter().for_each(|file| fs::remove_file(file).unwrap()),
+        |data| {
+            for file in log_files(data, "log") {
+                let mut bytes = fs::read(&file).unwrap();
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 0x10;
+                fs::write(file, bytes).unwrap();
+            }
+        },
+    ];
+    for (round, harm) in (1..).zip(harms) {
+        let harmed = cluster.follower();
+        let old = replica_of(&cluster.members(), harmed)[0];
+        assert_eq!(cluster.node_mut(harmed).stop().code(), Some(0));
+        harm(&cluster.node(harmed).data_dir());
+        write(&cluster, cluster.others(harmed)[0], &format!("round{round}"), 100);
+        cluster.start_node(harmed);
+        wait_until_replaced(&mut cluster, harmed, old);
+        cluster.wait_until_caught_up(harmed);
+        let log = cluster.node(harmed).log();
+        assert!(log.contains("THE DATA OF THIS NODE CANNOT BE TRUSTED"), "{log}");
+        let data = cluster.node(harmed).data_dir();
+        let aside = fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(aside.filter(|name| name.to_str().unwrap().starts_with("damaged-")).count() > 0);
+        assert!(!data.join("REJOIN").exists());
+        assert_eq!(cluster.client(harmed).cmd(&["GET", &format!("round{round}:99")]), bulk("value"));
+        cluster.check_digests();
+    }
+    cluster.check_alive();
+}
+
+#[test]
+fn a_node_that_lost_what_it_acknowledged_is_told_so_by_the_leader_and_starts_over_in_the_same_process() {
+    let mut cluster = Cluster::start(&[]);
+    let lost = cluster.follower();
+    write(&cluster, lost, "before", 100);
+    cluster.wait_until_caught_up(lost);
+    let data = cluster.node(lost).data_dir();
+    let kept = Directory::new();
+    let old = replica_of(&cluster.members(), lost)[0];
+    assert_eq!(cluster.node_mut(lost).stop().code(), Some(0));
+    copy(&data, &kept.path().join("old"));
+    cluster.start_node(lost);
+    write(&cluster, lost, "after", 500);
+    cluster.wait_until_caught_up(lost);
+    let leader = cluster.leader();
+    assert_ne!(leader, lost);
+    // A disk that forgets the last minutes, all of it alike: nothing on it shows that.
+    cluster.kill(lost);
+    fs::remove_dir_all(&data).unwrap();
+    copy(&kept.path().join("old"), &data);
+    cluster.spawn(lost);
+    let process = cluster.node(lost).process_id();
+    wait_until_replaced(&mut cluster, lost, old);
+    cluster.wait_until_serving(lost);
+    cluster.wait_until_caught_up(lost);
+    assert_eq!(cluster.node(lost).process_id(), process);
+    assert_eq!(cluster.leader(), leader);
+    let log = cluster.node(lost).log();
+    assert!(log.contains("holds entries that it does not have") && log.contains("starts over"), "{log}");
+    assert_eq!(cluster.client(lost).cmd(&["GET", "after:499"]), bulk("value"));
+    assert!(data.join("damaged-1/log").exists() && !data.join("REJOIN").exists());
+    cluster.check_digests();
+    cluster.check_alive();
+}
+
+#[test]
+fn kills_and_restarts_are_never_taken_for_damage() {
+    // Without rows on disk, then with some; before the first second of the watermark, and after.
+    for flush in ["60000", "20"] {
+        let mut cluster = Cluster::start(&["--flush-interval", flush]);
+        let replicas = |cluster: &mut Cluster| {
+            let mut known: Vec<(u64, u64)> =
+                cluster.members().iter().map(|member| (member.node, member.replica)).collect();
+            known.sort_unstable();
+            known
+        };
+        let before = replicas(&mut cluster);
+        for round in 0..4 {
+            write(&cluster, 1, &format!("round{round}"), 100 * round);
+            if round % 2 == 0 {
+                cluster.kill_all();
+            } else {
+                for id in cluster.ids() {
+                    assert_eq!(cluster.node_mut(id).stop().code(), Some(0));
+                }
+            }
+            cluster.start_all();
+            assert_eq!(replicas(&mut cluster), before);
+        }
+        for id in cluster.ids() {
+            assert!(!cluster.node(id).log().contains("CANNOT BE TRUSTED"), "{}", cluster.node(id).log());
+        }
+        cluster.check_digests();
+        cluster.check_alive();
+    }
+}
+
+#[test]
+fn nodes_that_all_gave_up_their_data_form_no_new_cluster() {
+    let mut cluster = Cluster::start(&[]);
+    write(&cluster, 1, "key", 100);
+    for id in cluster.ids() {
+        assert_eq!(cluster.node_mut(id).stop().code(), Some(0));
+        for file in log_files(&cluster.node(id).data_dir(), "log") {
+            fs::remove_file(file).unwrap();
+        }
+        cluster.spawn(id);
+    }
+    for id in cluster.ids() {
+        wait_for("the node to say what it waits for", PATIENCE, || {
+            let log = cluster.node(id).log();
+            log.contains("waiting for a node that still belongs to the cluster").then_some(())
+        });
+    }
+    assert_eq!(cluster.leader_now(), None);
+    // What one of them put aside is still all there is.
+    for id in cluster.ids() {
+        let data = cluster.node(id).data_dir();
+        assert!(data.join("damaged-1/data/0/CURRENT").exists() && data.join("REJOIN").exists());
+    }
+    cluster.check_alive();
+}
