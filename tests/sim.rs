@@ -31,6 +31,8 @@ mod model;
 mod node;
 #[path = "sim/plan.rs"]
 mod plan;
+#[path = "sim/replay.rs"]
+mod replay;
 #[path = "sim/seeds.rs"]
 mod seeds;
 #[path = "support/wgl.rs"]

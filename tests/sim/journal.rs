@@ -24,6 +24,7 @@ use crate::coverage::Coverage;
 use crate::model::MARKER;
 use crate::model::Model;
 use crate::model::Verdict;
+use crate::replay::Replay;
 
 /// Digests are taken at every so many indices.
 const DIGEST_EVERY: u64 = 64;
@@ -41,7 +42,8 @@ pub struct Record {
 pub struct Journal {
     records: Vec<Record>,
     pub state: State,
-    model: Model,
+    /// Applies the log to the model, and holds what clients were told against it.
+    pub replay: Replay,
     /// The members from each index on.
     members: Vec<(u64, Membership)>,
     digests: BTreeMap<u64, u128>,
@@ -71,7 +73,7 @@ impl Journal {
         Journal {
             records: Vec::new(),
             state,
-            model: Model::new(*State::new(0).settings()),
+            replay: Replay::new(*State::new(0).settings()),
             members,
             digests: BTreeMap::new(),
             executed: BTreeMap::new(),
@@ -153,7 +155,7 @@ impl Journal {
     /// The model applies it too, and must come to the same.
     fn ask_model(&mut self, entry: &Entry, outcomes: &[BatchOutcome]) -> Result<(), String> {
         let is_change = entry.get_entry_type() != EntryType::EntryNormal;
-        let results = self.model.apply(entry.index, if is_change { &[] } else { &entry.data })?;
+        let results = self.replay.commit(entry.index, if is_change { &[] } else { &entry.data })?;
         let expected = results.iter().map(|result| &result.verdict);
         let is_same = |(verdict, outcome): (&Verdict, &BatchOutcome)| match (verdict, outcome) {
             (Verdict::Executed(expected), BatchOutcome::Done(replies)) => expected == replies,
@@ -179,7 +181,7 @@ impl Journal {
 
     /// What the model holds.
     pub fn model(&self) -> &Model {
-        &self.model
+        self.replay.model()
     }
 
     /// Which operations the entry holds, and what came of them.

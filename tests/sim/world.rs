@@ -73,6 +73,8 @@ use crate::plan::MICRO;
 use crate::plan::MILLI;
 use crate::plan::Plan;
 use crate::plan::SECOND;
+use crate::replay::Answer;
+use crate::replay::ReadAnswer;
 
 /// How long a link takes to notice that nothing comes through.
 const LINK_NOTICES: u64 = 1_100 * MILLI;
@@ -747,6 +749,8 @@ impl World {
             running.jobs.push_front(ApplyMessage::Job(rest));
         }
         self.tell(&Fact::Applied(n));
+        let slowest = self.applied().into_iter().flatten().min().unwrap_or(0);
+        self.journal.replay.forget_before(slowest);
     }
 
     // ---- the flusher ------------------------------------------------------------------------------
@@ -1031,6 +1035,9 @@ impl World {
             executed: None,
         });
         self.clients[c].current = Some((op, n));
+        if let Err(what) = self.journal.replay.invoke(op, self.now) {
+            self.fail(&what);
+        }
         self.push(PATIENCE, NOBODY, Event::GiveUp(c, op));
         self.nodes[n].set_clock(self.now);
         let clock = Arc::clone(&self.nodes[n].clock);
@@ -1097,6 +1104,11 @@ impl World {
     /// Reads from what is applied at a node, as its connections do.
     fn read(&mut self, n: usize, op: u64) {
         let Ask::Read(words) = self.operations[op as usize].ask.clone() else { return };
+        let client = self.operations[op as usize].client;
+        if self.clients[client].current.is_none_or(|(current, _)| current != op) {
+            // Its client gave up.
+            return;
+        }
         let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
         let Some(running) = &self.nodes[n].running else { return };
         let state = running.state.read();
@@ -1119,7 +1131,12 @@ impl World {
         let reply = execute(&context, &words).unwrap_or_else(|error| Reply::error(error.to_string()));
         let index = state.meta().applied.0;
         drop(state);
+        let answer = ReadAnswer { index, now: now.0, db: 0, words: &words, reply: &reply };
+        let is_right = self.journal.replay.read(op, self.now, &answer);
         self.settle(op, Known::Replies(vec![reply]), Some(index));
+        if let Err(what) = is_right {
+            self.fail(&what);
+        }
     }
 
     fn give_up(&mut self, c: usize, op: u64) {
@@ -1147,7 +1164,16 @@ impl World {
             Known::InDoubt => self.coverage.saw("a client is left in doubt"),
             Known::Nothing => {}
         }
+        let answer = match &operation.known {
+            Known::Replies(replies) if read_at.is_none() => Some(Answer::Replies(replies.clone())),
+            Known::NotDone => Some(Answer::NotDone),
+            Known::InDoubt => Some(Answer::Unknown),
+            Known::Replies(_) | Known::Nothing => None,
+        };
         let operation = operation.clone();
+        if let Some(Err(what)) = answer.map(|answer| self.journal.replay.answer(op, self.now, &answer)) {
+            self.fail(&what);
+        }
         self.tell(&Fact::Answered { op, operation: &operation });
         if let (Known::Replies(_), Some(index)) = (&operation.known, self.operations[op as usize].index) {
             self.journal.told = self.journal.told.max(index);
@@ -1198,6 +1224,9 @@ impl World {
             return self.fail(&format!("not healed: operations {open:?} have no answer"));
         }
         self.serve_everywhere();
+        if let Err(what) = self.journal.replay.finish() {
+            self.fail(&what);
+        }
         self.tell(&Fact::Healed);
     }
 
