@@ -41,6 +41,8 @@ pub struct Record {
 /// What was committed.
 pub struct Journal {
     records: Vec<Record>,
+    /// In which term each of them was committed at the latest.
+    committed_in: Vec<u64>,
     pub state: State,
     /// Applies the log to the model, and holds what clients were told against it.
     pub replay: Replay,
@@ -72,6 +74,7 @@ impl Journal {
         let members = vec![(FIRST, state.membership().clone())];
         Journal {
             records: Vec::new(),
+            committed_in: Vec::new(),
             state,
             replay: Replay::new(*State::new(0).settings()),
             members,
@@ -114,7 +117,12 @@ impl Journal {
         self.lost.extend(replica);
     }
 
-    /// A node applies an entry. True when it is the first to do so.
+    /// The term in which an entry was committed, or a later one.
+    pub fn committed_in(&self, index: u64) -> Option<u64> {
+        self.committed_in.get(usize::try_from(index.checked_sub(FIRST + 1)?).ok()?).copied()
+    }
+
+    /// A node applies an entry, in a term that it knows of. True when it is the first to do so.
     ///
     /// # Errors
     /// When it is not the next one, or not what another node applied there.
@@ -122,7 +130,7 @@ impl Journal {
         &mut self,
         entry: &Entry,
         change: Option<&Membership>,
-        now: u64,
+        (now, in_term): (u64, u64),
         operations: &mut [Operation],
         coverage: &mut Coverage,
     ) -> Result<bool, String> {
@@ -137,6 +145,7 @@ impl Journal {
             return Err(format!("{} is applied, and nobody applied what is before it", entry.index));
         }
         self.records.push(record);
+        self.committed_in.push(in_term);
         let applied = apply_one(&mut self.state, entry, change);
         if let Some(members) = change {
             if !members.voters_outgoing.is_empty() {

@@ -733,14 +733,20 @@ impl World {
         }
         let (entries, batches) = (job.entries.split_off(count), job.batches.split_off(count));
         let rest = ApplyJob { entries, batches, changes: job.changes.clone() };
+        let in_term = self.nodes[n].running.as_ref().map_or(0, |running| running.driver.core().term());
         for entry in &job.entries {
             self.trace = mix(mix(mix(self.trace, n as u64), entry.index), entry.term);
             let change = job.changes.get(&entry.index);
-            let is_first =
-                match self.journal.take(entry, change, self.now, &mut self.operations, &mut self.coverage) {
-                    Ok(is_first) => is_first,
-                    Err(what) => return self.fail(&what),
-                };
+            let is_first = match self.journal.take(
+                entry,
+                change,
+                (self.now, in_term),
+                &mut self.operations,
+                &mut self.coverage,
+            ) {
+                Ok(is_first) => is_first,
+                Err(what) => return self.fail(&what),
+            };
             self.tell(&Fact::Applies { node: n, entry, is_first });
         }
         let Some(running) = &mut self.nodes[n].running else { return };

@@ -49,6 +49,8 @@ pub struct Cluster {
     args: Vec<String>,
     /// Ports under which nodes are known to the others, where these are not their own.
     advertised: BTreeMap<u64, u16>,
+    /// Ports under which single nodes know others, by who dials and who is dialled.
+    dialled: BTreeMap<(u64, u64), u16>,
     /// Nodes that SIGSTOP holds.
     held: BTreeSet<u64>,
     _alone: MutexGuard<'static, ()>,
@@ -69,6 +71,7 @@ impl Cluster {
             nodes: (0..count).map(|_| Node::prepare(&[])).collect(),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             advertised: BTreeMap::new(),
+            dialled: BTreeMap::new(),
             held: BTreeSet::new(),
             _alone: alone,
         }
@@ -97,10 +100,16 @@ impl Cluster {
         self.advertised.insert(id, port);
     }
 
+    /// Lets one node know another under this port, from its next start on: that of a link that can be cut.
+    pub fn advertise_to(&mut self, by: u64, id: u64, port: u16) {
+        self.dialled.insert((by, id), port);
+    }
+
     fn arguments(&self, id: u64) -> Vec<String> {
         let mut args = vec!["--node-id".to_owned(), id.to_string()];
         for other in self.ids() {
-            let port = self.advertised.get(&other).copied().unwrap_or(self.node(other).peer_port());
+            let dialled = self.dialled.get(&(id, other)).or(self.advertised.get(&other));
+            let port = dialled.copied().unwrap_or(self.node(other).peer_port());
             args.extend(["--cluster-node".to_owned(), other.to_string(), format!("127.0.0.1:{port}")]);
         }
         args.extend(self.args.iter().cloned());
@@ -490,7 +499,7 @@ impl WallClocks {
     /// Gives a node that was not started a wall clock of its own, which goes right at first.
     pub fn give(&self, id: u64, node: &mut Node) {
         self.set(id, 0);
-        node.set_env("LD_PRELOAD", &self.library.display().to_string());
+        node.preload(&self.library);
         node.set_env("FAKETIME_TIMESTAMP_FILE", &self.file(id).display().to_string());
         node.set_env("FAKETIME_NO_CACHE", "1");
         node.set_env("DONT_FAKE_MONOTONIC", "1");

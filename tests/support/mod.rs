@@ -7,7 +7,9 @@ pub mod client;
 pub mod cluster;
 pub mod history;
 pub mod linearizability;
+pub mod links;
 pub mod node;
+pub mod power;
 pub mod wgl;
 
 use std::thread;

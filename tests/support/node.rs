@@ -65,6 +65,16 @@ impl Node {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// A library that is loaded into the process before its own, after those that were named before.
+    pub fn preload(&mut self, library: &Path) {
+        const NAME: &str = "LD_PRELOAD";
+        let library = library.display().to_string();
+        match self.environment.iter_mut().find(|(name, _)| name == NAME) {
+            Some((_, libraries)) => *libraries = format!("{libraries}:{library}"),
+            None => self.set_env(NAME, &library),
+        }
+    }
+
     /// Starts it (again) on the same ports and data, and waits until it serves.
     pub fn restart(&mut self) {
         self.spawn();
@@ -176,6 +186,13 @@ impl Node {
         let status = wait_for("the node to end", PATIENCE, || running.child.try_wait().unwrap());
         self.process = None;
         status
+    }
+
+    /// How it ended, if it has ended by itself.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        let status = self.process.as_mut()?.child.try_wait().unwrap()?;
+        self.process = None;
+        Some(status)
     }
 
     /// Whether the process has not ended.
