@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! sim [--seeds N] [--from N] [--seconds N] [--threads N]    N seeds; the last line counts what they did
-//! sim --seed N [--seconds N]                                repeats one
+//! sim --seed N [--seconds N] [--only BUG]                   repeats one
 //! sim --twice N                                             N seeds twice: their traces must be equal
 //! sim --mutations [N] [--only BUG]                          plants each known bug, and must find it within N seeds
 //! ```
@@ -121,7 +121,7 @@ fn main() -> ExitCode {
         }
     };
     let is_right = if let Some(seed) = options.seed {
-        one(seed, options.seconds)
+        one(seed, &options)
     } else if let Some(count) = options.twice {
         twice(count, &options)
     } else if let Some(count) = options.mutations {
@@ -136,8 +136,10 @@ fn options_tell() -> bool {
     std::env::var_os("SIM_STORY").is_some()
 }
 
-fn one(seed: u64, seconds: u64) -> bool {
-    let outcome = world::run(seed, seconds, None, options_tell());
+fn one(seed: u64, options: &Options) -> bool {
+    let is_wanted = |bug: &Bug| options.only.as_ref().is_some_and(|only| *only == format!("{bug:?}"));
+    let bug = Bug::ALL.into_iter().find(is_wanted);
+    let outcome = world::run(seed, options.seconds, bug, options_tell());
     for (what, count) in outcome.coverage.counts() {
         println!("{count:8} {what}");
     }

@@ -197,9 +197,13 @@ impl World {
         let is_settled = members.learners.is_empty() && members.voters_outgoing.is_empty();
         let is_voter = |replica: Option<u64>| replica.is_some_and(|id| members.voters.contains(&id));
         let knows = |node: &Node| {
-            node.running
-                .as_ref()
-                .is_some_and(|running| running.state.read().membership().voters == members.voters)
+            node.running.as_ref().is_some_and(|running| {
+                let state = running.state.read();
+                let known = state.membership();
+                known.voters == members.voters
+                    && known.voters_outgoing.is_empty()
+                    && known.learners.is_empty()
+            })
         };
         // While one is replaced, or not all have heard that it was, a second loss would be one too many.
         is_settled
@@ -249,9 +253,13 @@ impl World {
         let others: Vec<usize> = (0..self.nodes.len()).filter(|n| *n != leader).collect();
         let rival = self.chance.of(&others);
         let length = self.plan.election_ms * MILLI * 6;
+        // Nobody writes, or the rival's log would not be good enough.
+        let quiet = 300 * MILLI;
+        self.quiet_until = self.now + quiet + 2 * self.plan.election_ms * MILLI;
+        let until = self.now + length;
         for other in &others {
-            self.block(leader, *other, length, false);
-            self.block(*other, leader, length, false);
+            self.push(quiet, leader, Event::Cut { to: *other, until, holds: false });
+            self.push(quiet, *other, Event::Cut { to: leader, until, holds: false });
         }
         self.snare = Some(Snare { leader, rival, until: self.now + length, release: None });
     }
@@ -288,6 +296,7 @@ impl World {
                 // Then what was said arrives, and the leader is not heard for a moment.
                 let beat = self.plan.heartbeat_ms * MILLI;
                 let release = self.now + heard + self.chance.between(beat, 3 * beat);
+                self.quiet_until = release;
                 let until = release + self.chance.between(beat, 3 * beat);
                 for other in (0..self.nodes.len()).filter(|n| *n != snare.leader && *n != snare.rival) {
                     let wait = release - self.now;

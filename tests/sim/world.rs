@@ -185,6 +185,8 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub blocked: BTreeMap<(usize, usize), Block>,
     pub snare: Option<Snare>,
+    /// Until then clients ask for nothing.
+    pub quiet_until: u64,
     pub clients: Vec<Client>,
     pub operations: Vec<Operation>,
     pub journal: Journal,
@@ -256,6 +258,7 @@ impl World {
             nodes: Vec::new(),
             blocked: BTreeMap::new(),
             snare: None,
+            quiet_until: 0,
             clients: Vec::new(),
             operations: Vec::new(),
             journal: Journal::new(&members),
@@ -1012,6 +1015,10 @@ impl World {
     fn on_client(&mut self, c: usize) {
         if self.is_closing || self.clients[c].current.is_some() {
             return;
+        }
+        if self.quiet_until > self.now {
+            let wait = self.quiet_until - self.now;
+            return self.push(wait, NOBODY, Event::Client(c));
         }
         let gap = self.plan.client_gap;
         let n = match self.clients[c].home {
