@@ -221,15 +221,23 @@ impl World {
 
     /// The log's file is damaged: what was synced last is gone, although it was synced.
     fn lose_end(&mut self, n: usize) {
-        let Some((_, mark)) = self.nodes[n].disk.watermark else { return };
+        let Some(mark) = self.nodes[n].disk.watermark else { return };
         if !self.may_lose(n) || self.nodes[n].running.is_none() {
             return;
         }
         self.crash(n);
         // What was synced after the watermark was written last nobody can miss: that much is not lost here.
-        let is_seen = State::applied_of(&self.nodes[n].disk.flushed).is_ok_and(|applied| applied.0 < mark);
-        let first_kept = mark.saturating_sub(self.chance.below(20)).max(self.nodes[n].disk.purged + 1);
-        if !is_seen || first_kept > mark {
+        let is_seen = State::applied_of(&self.nodes[n].disk.flushed).is_ok_and(|applied| applied.0 < mark.1);
+        let first_kept = mark.1.saturating_sub(self.chance.below(20)).max(self.nodes[n].disk.purged + 1);
+        let end_then = self.nodes[n]
+            .disk
+            .log
+            .lock()
+            .entries
+            .range(..first_kept)
+            .next_back()
+            .map(|(_, e)| (e.term, e.index));
+        if !is_seen || first_kept > mark.1 || end_then.is_none_or(|end| end >= mark) {
             return self.push(100 * MILLI, n, Event::Boot);
         }
         let mut log = self.nodes[n].disk.log.lock();

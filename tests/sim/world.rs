@@ -352,7 +352,8 @@ impl World {
         let n = item.node;
         if let Some(node) = self.nodes.get(n) {
             let is_of_world = matches!(item.event, Event::Crash { .. } | Event::Cut { .. });
-            let is_for_any_life = is_of_world || matches!(item.event, Event::Boot | Event::AskToJoin);
+            let is_for_any_life = is_of_world
+                || matches!(item.event, Event::Boot | Event::AskToJoin | Event::SnapshotArrives { .. });
             let is_for_joiner = matches!(item.event, Event::Deliver { .. }) && node.disk.replica.is_none();
             if !is_for_any_life && !is_for_joiner && (item.life != node.life || node.running.is_none()) {
                 return;
@@ -379,7 +380,8 @@ impl World {
             Event::LinkSilent(_) => {}
             Event::EndCuts => self.end_cuts(),
             Event::SnapshotArrives { from, from_life, to_replica, message, rows } => {
-                self.on_snapshot_arrives(n, from, from_life, to_replica, &message, *rows);
+                let is_there = item.life == self.nodes[n].life && self.nodes[n].running.is_some();
+                self.on_snapshot_arrives(n, (from, from_life), is_there, to_replica, &message, *rows);
             }
             Event::AskToJoin => self.ask_to_join(n),
             Event::Client(client) => self.on_client(client),
@@ -839,6 +841,7 @@ impl World {
             Err(error) => return self.fail(&format!("a snapshot cannot be loaded: {error}")),
         };
         self.coverage.saw("a snapshot is put in place");
+        self.say(|| format!("node {} has put a snapshot of {} in place", n + 1, job.index));
         let Some(running) = &mut self.nodes[n].running else { return };
         running.shared.counters.set_flushed(job.index);
         running.installing = None;
@@ -855,6 +858,13 @@ impl World {
                 let path = checkpoint.to_string_lossy().into_owned();
                 let copy = self.nodes[n].disk.copies.iter().find(|(name, _)| *name == path);
                 let rows = copy.map(|(_, rows)| rows.clone());
+                self.say(|| {
+                    format!(
+                        "node {} sends replica {to_replica} the snapshot {path}, there: {}",
+                        n + 1,
+                        rows.is_some()
+                    )
+                });
                 let to = to.0 as usize - 1;
                 let is_lost = self.chance.is(100_000);
                 match rows {
@@ -888,13 +898,14 @@ impl World {
     fn on_snapshot_arrives(
         &mut self,
         n: usize,
-        from: usize,
-        from_life: u64,
+        (from, from_life): (usize, u64),
+        is_there: bool,
         to_replica: u64,
         message: &[u8],
         rows: RowMap,
     ) {
-        let is_whole = !self.is_cut(n, from);
+        let is_whole = is_there && !self.is_cut(n, from);
+        self.say(|| format!("a snapshot of node {} arrives at node {}, whole: {is_whole}", from + 1, n + 1));
         if is_whole {
             self.next_name += 1;
             let incoming = format!("in{}", self.next_name);
