@@ -34,11 +34,13 @@ pub enum Bug {
     VoteNotWritten,
     /// A follower's read does not wait until its index is applied.
     BarrierNotAwaited,
+    /// What is due is proposed again until it is applied (Holdfast, found by the simulator).
+    ExpireFlood,
 }
 
 impl Bug {
     /// Every bug, in the order above.
-    pub const ALL: [Bug; 13] = [
+    pub const ALL: [Bug; 14] = [
         Bug::CommitOffByOne,
         Bug::RowsWithoutIndex,
         Bug::AckBeforePersist,
@@ -52,6 +54,7 @@ impl Bug {
         Bug::PromiseForgotten,
         Bug::VoteNotWritten,
         Bug::BarrierNotAwaited,
+        Bug::ExpireFlood,
     ];
 }
 

@@ -185,6 +185,9 @@ impl Cluster {
     pub fn hold(&mut self, id: u64) {
         self.node(id).signal("STOP");
         self.held.insert(id);
+        // The signal is delivered thread by thread.
+        let node = self.node(id);
+        wait_for("the node to stand still", Millis(10_000), || node.stands_still().then_some(()));
     }
 
     /// Lets a held node go on.

@@ -180,6 +180,17 @@ impl Node {
         assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success());
     }
 
+    /// True while SIGSTOP holds every one of its threads.
+    pub fn stands_still(&self) -> bool {
+        let running = self.process.as_ref().expect("the node runs");
+        let threads = std::fs::read_dir(format!("/proc/{}/task", running.child.id())).unwrap();
+        threads.flatten().all(|thread| {
+            // The state follows the name in parentheses. A thread that has ended meanwhile does nothing either.
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with(['T', 'X', 'Z']))
+        })
+    }
+
     /// Waits until it has ended by itself.
     pub fn wait(&mut self) -> ExitStatus {
         let running = self.process.as_mut().expect("the node runs");

@@ -978,6 +978,7 @@ impl Driver {
         if batches.iter().flatten().any(|queued| queued.stamp.is_none()) {
             // Until it is applied what is due is still there, and must not be proposed again and again.
             self.expires_at = entries.last().map(|entry| entry.index);
+            self.expire_pending &= !is_planted(Bug::ExpireFlood);
         }
         let mut members = BTreeMap::new();
         if let Some(cluster) = &mut self.cluster {

@@ -11,6 +11,7 @@ mod linearizable;
 mod log_matching;
 mod members_agree;
 mod messages_conserved;
+mod no_flood;
 mod no_stale_read;
 mod state_digest;
 mod tokens_increase;
@@ -75,6 +76,7 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<tokens_increase::TokensIncrease>::default(),
         Box::<messages_conserved::MessagesConserved>::default(),
         Box::<no_stale_read::NoStaleRead>::default(),
+        Box::<no_flood::NoFlood>::default(),
         Box::<acknowledged::Acknowledged>::default(),
         Box::<linearizable::Linearizable>::default(),
     ]
