@@ -11,6 +11,7 @@
 
 use std::path::Path;
 
+use crate::config::AppendFsync;
 use crate::config::Config;
 use crate::consensus::raft::replica::BootError;
 use crate::consensus::raft::replica::META_REPLICA;
@@ -25,8 +26,8 @@ use crate::storage::disk;
 use crate::storage::disk::Ballast;
 use crate::storage::disk::DiskLimits;
 use crate::storage::disk::DiskState;
+use crate::storage::record_file;
 use crate::storage::rejoin;
-use crate::storage::rejoin::Stage;
 use crate::types::GroupId;
 use crate::types::LogIndex;
 
@@ -38,6 +39,8 @@ const FIRST_OF_SEVERAL: LogIndex = LogIndex(2);
 const EXIT_DAMAGED: u8 = 65;
 /// Exit status when less is on disk than was synced, or when the node gave up its data again and again (EX_NOINPUT).
 const EXIT_LOST: u8 = 66;
+/// Where the end of a log is kept that was cut off.
+const TORN_TAIL: &str = "torn-tail";
 
 /// The exit status that goes with an error of the start.
 #[must_use]
@@ -72,7 +75,7 @@ pub fn is_damage(error: &anyhow::Error) -> bool {
 pub fn prepare(dir: &Path, config: &Config) -> anyhow::Result<()> {
     make_room(dir, config);
     let has_peers = cluster::has_peers(config);
-    if !has_peers && rejoin::read(dir)?.is_some_and(|found| found.stage == Stage::Wanted) {
+    if !has_peers && rejoin::read(dir)?.is_some() {
         anyhow::bail!(
             "data directory {} was given up by a node of a cluster of several nodes: give the cluster-node lines of all \
              of them, or choose another dir",
@@ -80,6 +83,7 @@ pub fn prepare(dir: &Path, config: &Config) -> anyhow::Result<()> {
         );
     }
     put_aside(dir)?;
+    mend_log(dir, config)?;
     match examine(dir) {
         Err(error) if has_peers && error.is_damage() => {
             rejoin::order(dir, &error.to_string())?;
@@ -87,6 +91,17 @@ pub fn prepare(dir: &Path, config: &Config) -> anyhow::Result<()> {
         }
         examined => Ok(examined?),
     }
+}
+
+/// Cuts off what was being written when the power went, as far as nobody was told of it.
+fn mend_log(dir: &Path, config: &Config) -> Result<(), StorageError> {
+    let log = dir.join("log");
+    if !log.is_dir() {
+        return Ok(());
+    }
+    let known = Watermark::examine(dir)?.map_or(0, |watermark| watermark.change());
+    let always = config.appendfsync == AppendFsync::Always;
+    record_file::cut_torn_tail(&log, always, known, &dir.join(TORN_TAIL)).map(drop)
 }
 
 /// RocksDB cannot open on a full disk.

@@ -11,7 +11,7 @@ mod data;
 pub mod disk;
 mod format;
 mod log;
-mod record_file;
+pub mod record_file;
 pub mod rejoin;
 pub mod snapshot;
 mod watermark;
@@ -169,7 +169,7 @@ pub enum StorageError {
     /// This node rejoined its cluster again and again, and never came to serve.
     #[error(
         "this node gave up its data {times} times in a row without serving once, last because {why}. Look at \
-         the disk. To let it try again with an empty one, remove {dir}/log and {dir}/data, then {dir}/REJOIN",
+         the disk. To let it try again with an empty one, remove {dir}/log, {dir}/data and {dir}/WATERMARK, then {dir}/REJOIN",
         dir = dir.display()
     )]
     RejoinsInVain {

@@ -13,9 +13,12 @@
 
 use std::fs;
 use std::fs::File;
+use std::fs::OpenOptions;
 use std::io;
 use std::io::Read;
+use std::io::Seek;
 use std::path::Path;
+use std::path::PathBuf;
 
 use crate::storage::StorageError;
 
@@ -54,13 +57,140 @@ pub fn check_store(dir: &Path) -> Result<(), StorageError> {
         return Err(damaged(&manifest, "CURRENT names it, and it is not there"));
     }
     check_file(&manifest)?;
-    for entry in fs::read_dir(dir).map_err(|error| StorageError::io(dir, error))? {
-        let path = entry.map_err(|error| StorageError::io(dir, error))?.path();
-        if path.extension().is_some_and(|extension| extension == "log") {
-            check_file(&path)?;
+    let logs = log_files(dir)?;
+    for (at, path) in logs.iter().enumerate() {
+        let is_newest = at + 1 == logs.len();
+        match check_file(path) {
+            // RocksDB knows whether it still needs an older one, which a power cut may have brought back half.
+            Err(error) if error.is_damage() && !is_newest && torn_tail(path)?.is_some_and(Torn::is_end) => {}
+            checked => checked?,
         }
     }
     Ok(())
+}
+
+/// The write-ahead logs of a store, the oldest first.
+fn log_files(dir: &Path) -> Result<Vec<PathBuf>, StorageError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(|error| StorageError::io(dir, error))? {
+        let path = entry.map_err(|error| StorageError::io(dir, error))?.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            found.push(path);
+        }
+    }
+    // Their numbers have leading zeros.
+    found.sort_by_key(|path| (path.as_os_str().len(), path.clone()));
+    Ok(found)
+}
+
+/// Where a log stops being whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Torn {
+    offset: u64,
+    /// The number of the last change before it.
+    change: u64,
+    /// A whole record comes after it.
+    is_followed: bool,
+    /// It is no record of this program.
+    is_foreign: bool,
+}
+
+impl Torn {
+    /// True when it looks like the end of what was being written when the power went.
+    fn is_end(self) -> bool {
+        !self.is_followed && !self.is_foreign
+    }
+}
+
+/// Cuts off what was being written to the newest log of a store when the power went: part of it reached the disk. With
+/// `always` that is one record, and nothing whole comes after it; otherwise it is whatever comes after the change
+/// `known`, the last one that is known to have been synced. What is cut off is kept in `kept`. True when there was
+/// such a tail.
+///
+/// # Errors
+/// When the disk fails.
+pub fn cut_torn_tail(dir: &Path, always: bool, known: u64, kept: &Path) -> Result<bool, StorageError> {
+    let Some(path) = log_files(dir)?.pop() else { return Ok(false) };
+    let Some(torn) = torn_tail(&path)? else { return Ok(false) };
+    let is_tail = torn.change >= known && !torn.is_foreign && (torn.is_end() || !always);
+    if !is_tail {
+        return Ok(false);
+    }
+    let cut = || {
+        let mut file = OpenOptions::new().read(true).write(true).open(&path)?;
+        file.seek(io::SeekFrom::Start(torn.offset))?;
+        let mut copy = File::create(kept)?;
+        io::copy(&mut file, &mut copy)?;
+        copy.sync_all()?;
+        file.set_len(torn.offset)?;
+        file.sync_all()
+    };
+    cut().map_err(|error| StorageError::io(&path, error))?;
+    tracing::warn!(
+        "{}: the last write was cut off at offset {} when this node stopped; it is kept in {}",
+        path.display(),
+        torn.offset,
+        kept.display()
+    );
+    Ok(true)
+}
+
+/// Finds the first place of a log that is not whole; a record that the end of the file cuts off is none.
+fn torn_tail(path: &Path) -> Result<Option<Torn>, StorageError> {
+    let mut file = File::open(path).map_err(|error| StorageError::io(path, error))?;
+    let mut block = vec![0; BLOCK];
+    let (mut offset, mut change, mut torn, mut hole) = (0u64, 0u64, None::<Torn>, None::<u64>);
+    loop {
+        let length = fill(&mut file, &mut block).map_err(|error| StorageError::io(path, error))?;
+        let block = &block[..length];
+        if let Some(torn) = &mut torn {
+            // Every block begins with a record.
+            torn.is_followed |= whole_record(block).is_some();
+        } else if let Some(hole) = hole {
+            if block.iter().any(|byte| *byte != 0) {
+                let is_followed = whole_record(block).is_some();
+                torn = Some(Torn { offset: hole, change, is_followed, is_foreign: false });
+            }
+        } else {
+            let mut at = 0;
+            while let Some(record) = whole_record(&block[at..]) {
+                if let (Some(number), 1 | 2) = (change_of(record), record[TYPE_AT]) {
+                    change = change.max(number);
+                }
+                at += record.len();
+            }
+            match check_block(block) {
+                Ok(false) => {}
+                Ok(true) => hole = Some(offset + at as u64),
+                Err((wrong, _)) => {
+                    let is_followed = (wrong + 1..length).any(|from| whole_record(&block[from..]).is_some());
+                    let is_foreign = block.get(wrong + TYPE_AT).is_some_and(|kind| RECYCLED.contains(kind));
+                    torn = Some(Torn { offset: offset + wrong as u64, change, is_followed, is_foreign });
+                }
+            }
+        }
+        if length < BLOCK {
+            return Ok(torn);
+        }
+        offset += length as u64;
+    }
+}
+
+/// The record that these bytes begin with, header included, if it is whole.
+fn whole_record(bytes: &[u8]) -> Option<&[u8]> {
+    let header: &[u8; HEADER] = bytes.first_chunk()?;
+    let length = usize::from(u16::from_le_bytes([header[4], header[5]]));
+    let record = bytes.get(..HEADER + length).filter(|_| matches!(header[TYPE_AT], 1..=4))?;
+    let stored = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+    (masked(crc32c::crc32c(&record[TYPE_AT..])) == stored).then_some(record)
+}
+
+/// The number of the last change that a batch of RocksDB makes, whose first record this is: the batch begins with the
+/// number of its first change and how many there are.
+fn change_of(record: &[u8]) -> Option<u64> {
+    let first: &[u8; 8] = record.get(HEADER..)?.first_chunk()?;
+    let count: &[u8; 4] = record.get(HEADER + 8..)?.first_chunk()?;
+    Some((u64::from_le_bytes(*first) + u64::from(u32::from_le_bytes(*count))).saturating_sub(1))
 }
 
 /// Checks one file, from front to end.
@@ -176,6 +306,59 @@ mod tests {
         }
         fs::write(&path, [&whole[..], &vec![0; 3 * BLOCK]].concat()).unwrap();
         check_file(&path).unwrap();
+    }
+
+    /// The log with its last record damaged from some byte on, as a power cut leaves one that was being written.
+    fn tear(whole: &[u8], seed: u64) -> Vec<u8> {
+        let mut torn = whole.to_vec();
+        let keep = whole.len() - 1 - (seed * 37 % 9_000) as usize;
+        torn[keep..].fill((seed % 3) as u8 * 0x5A);
+        torn
+    }
+
+    #[test]
+    fn a_write_that_the_power_cut_off_is_cut_off_the_log_and_what_was_before_is_there() {
+        for seed in 0..40 {
+            let dir = TestDir::new();
+            let log = dir.path().join("log");
+            {
+                let store = LogStore::open(dir.path()).unwrap();
+                for index in 1..=30u64 {
+                    let mut batch = LogBatch::new();
+                    let data = vec![index as u8; if index == 30 { 20_000 } else { 1_500 }];
+                    batch.append(GroupId(0), &LogEntryRecord { index, term: 1, data, ..Default::default() });
+                    store.write(batch, true).unwrap();
+                }
+            }
+            let path = only_log_file(dir.path());
+            let whole = fs::read(&path).unwrap();
+            fs::write(&path, tear(&whole, seed)).unwrap();
+            let kept = dir.path().join("torn-tail");
+            // Whether it is a tail is not asked where it is known that it was synced.
+            assert!(!cut_torn_tail(&log, true, 1_000, &kept).unwrap());
+            cut_torn_tail(&log, true, 10, &kept).unwrap();
+            check_store(&log).unwrap();
+            let store = LogStore::open(dir.path()).unwrap();
+            let entries = store.load(GroupId(0), crate::types::LogIndex(1)).unwrap().entries;
+            assert_eq!(entries.len(), 29, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn damage_before_whole_records_is_no_torn_tail() {
+        let dir = TestDir::new();
+        fill_log(dir.path());
+        let (log, kept) = (dir.path().join("log"), dir.path().join("torn-tail"));
+        let path = only_log_file(dir.path());
+        let mut damaged = fs::read(&path).unwrap();
+        damaged[HEADER + 20] ^= 1;
+        fs::write(&path, &damaged).unwrap();
+        assert!(!cut_torn_tail(&log, true, 0, &kept).unwrap());
+        assert!(!kept.exists() && check_store(&log).is_err());
+        // Where nothing was synced, nothing that was promised is lost with it.
+        assert!(!cut_torn_tail(&log, false, 1, &kept).unwrap());
+        assert!(cut_torn_tail(&log, false, 0, &kept).unwrap());
+        check_store(&log).unwrap();
     }
 
     #[test]

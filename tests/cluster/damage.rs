@@ -165,8 +165,9 @@ fn nodes_that_all_gave_up_their_data_form_no_new_cluster() {
         for file in log_files(&cluster.node(id).data_dir(), "log") {
             fs::remove_file(file).unwrap();
         }
-        cluster.spawn(id);
     }
+    // Together: one that met another with its data would ask that to be taken in.
+    cluster.ids().into_iter().for_each(|id| cluster.spawn(id));
     for id in cluster.ids() {
         wait_for("the node to say what it waits for", PATIENCE, || {
             let log = cluster.node(id).log();

@@ -55,7 +55,11 @@ pub fn acceptable<S: Storage>(raft: &Raft<S>, message: &Message) -> Verdict {
     match message.get_msg_type() {
         MessageType::MsgAppend => judge_append(raft, message),
         MessageType::MsgHeartbeat if message.commit > last && message.term >= raft.term => {
-            Verdict::Quarantine(LOST_ENTRIES)
+            // Only a member's word counts: a node gives its data up for it.
+            let voters = raft.prs().conf().to_conf_state();
+            let is_voter =
+                voters.voters.contains(&message.from) || voters.voters_outgoing.contains(&message.from);
+            if is_voter { Verdict::Quarantine(LOST_ENTRIES) } else { Verdict::Drop }
         }
         MessageType::MsgSnapshot => judge_snapshot(message),
         MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {

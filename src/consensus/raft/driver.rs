@@ -481,7 +481,13 @@ impl Driver {
             }
             Event::MakeSnapshot => self.make_snapshot(),
             Event::SnapshotMade { job, path } => self.on_snapshot_made(&job, path),
-            Event::SnapshotSent { to, ok } => self.step(Input::SnapshotSent { to, ok }),
+            Event::SnapshotSent { to, ok } => {
+                if !ok {
+                    // The log waits only for those who take their snapshot.
+                    self.sending.remove(&to);
+                }
+                self.step(Input::SnapshotSent { to, ok });
+            }
             Event::SnapshotReceived { message, incoming } => self.on_snapshot(message, incoming),
             Event::Installed { token, membership } => self.on_installed(token, membership),
             Event::Messages { from, clock, messages } => self.on_messages(from, clock, messages, now),
