@@ -8,6 +8,7 @@ use raft::Raft;
 use raft::StateRole;
 use raft::Storage;
 use raft::eraftpb::ConfState;
+use raft::eraftpb::Entry;
 use raft::eraftpb::EntryType;
 use raft::eraftpb::Message;
 use raft::eraftpb::MessageType;
@@ -19,7 +20,9 @@ const INDEX_MAX: u64 = 1 << 62;
 /// Contexts are read barriers' numbers and the name of a hand-over.
 const CONTEXT_MAX: usize = 64;
 
-/// Why a replica whose disk lost what it had acknowledged must not go on.
+/// Why a replica must not go on whose group agreed on something else than what was committed here: the others lost it.
+pub const OTHER_ENTRIES: &str = "a leader's log contradicts what is committed here";
+/// Why a replica must not go on whose disk lost what it had acknowledged.
 pub const LOST_ENTRIES: &str = "the leader believes that this replica holds entries that it does not have";
 
 /// What is to be done with a message.
@@ -55,11 +58,7 @@ pub fn acceptable<S: Storage>(raft: &Raft<S>, message: &Message) -> Verdict {
     match message.get_msg_type() {
         MessageType::MsgAppend => judge_append(raft, message),
         MessageType::MsgHeartbeat if message.commit > last && message.term >= raft.term => {
-            // Only a member's word counts: a node gives its data up for it.
-            let voters = raft.prs().conf().to_conf_state();
-            let is_voter =
-                voters.voters.contains(&message.from) || voters.voters_outgoing.contains(&message.from);
-            if is_voter { Verdict::Quarantine(LOST_ENTRIES) } else { Verdict::Drop }
+            quarantine(raft, message, LOST_ENTRIES)
         }
         MessageType::MsgSnapshot => judge_snapshot(message),
         MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {
@@ -82,6 +81,13 @@ pub fn acceptable<S: Storage>(raft: &Raft<S>, message: &Message) -> Verdict {
     }
 }
 
+/// A node gives its data up for it, so only a voter's word counts.
+fn quarantine<S: Storage>(raft: &Raft<S>, message: &Message, why: &'static str) -> Verdict {
+    let conf = raft.prs().conf().to_conf_state();
+    let is_voter = [&conf.voters, &conf.voters_outgoing].into_iter().any(|ids| ids.contains(&message.from));
+    if is_voter { Verdict::Quarantine(why) } else { Verdict::Drop }
+}
+
 fn drop_if(is_wrong: bool) -> Verdict {
     if is_wrong { Verdict::Drop } else { Verdict::Take }
 }
@@ -101,14 +107,22 @@ fn judge_append<S: Storage>(raft: &Raft<S>, message: &Message) -> Verdict {
         return Verdict::Drop;
     }
     let log = &raft.raft_log;
-    if message.term < raft.term || message.index < log.committed {
+    if message.term < raft.term {
+        return Verdict::Take;
+    }
+    // A majority may have lost what it had not synced, and agreed on something else in its place.
+    let is_other = |entry: &Entry| {
+        entry.index <= log.committed && log.term(entry.index).is_ok_and(|term| term != entry.term)
+    };
+    if message.entries.iter().any(is_other) {
+        return quarantine(raft, message, OTHER_ENTRIES);
+    }
+    if message.index < log.committed {
         return Verdict::Take;
     }
     // The entry before is at or after our commit: no leader's log has an older term there than what is committed.
     match log.term(log.committed) {
-        Ok(committed) if message.log_term < committed => {
-            Verdict::Quarantine("a leader's log contradicts what is committed here")
-        }
+        Ok(committed) if message.log_term < committed => quarantine(raft, message, OTHER_ENTRIES),
         _ => Verdict::Take,
     }
 }

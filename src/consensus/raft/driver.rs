@@ -940,8 +940,10 @@ impl Driver {
                 None => self.fetches.push(fetch),
             },
             Output::Quarantine(why) => {
-                if self.shared.on_quarantine(why, self.clock.monotonic()) && !self.stopping {
-                    restart::rejoin(&self.config.get().dir, why);
+                let config = self.config.get();
+                let is_synced = config.appendfsync == AppendFsync::Always;
+                if self.shared.on_quarantine(why, is_synced, self.clock.monotonic()) && !self.stopping {
+                    restart::rejoin(&config.dir, why);
                 }
             }
             Output::Proposed { .. } | Output::Dropped => {}

@@ -43,6 +43,7 @@ use crate::consensus::Status;
 use crate::consensus::cluster_clock::ClusterClock;
 use crate::consensus::mailbox::Mailbox;
 use crate::consensus::raft::acceptable::LOST_ENTRIES;
+use crate::consensus::raft::acceptable::OTHER_ENTRIES;
 use crate::consensus::raft::applier::Applier;
 use crate::consensus::raft::applier::ApplyMessage;
 use crate::consensus::raft::driver::ApplyBy;
@@ -493,16 +494,17 @@ impl Shared {
         self.answered.lock().get(&node).filter(|(known, _)| *known == epoch).map_or(0, |(_, seq)| *seq)
     }
 
-    /// Notes that this replica's log is not what the group believes; says so once a minute. True when a leader has said
-    /// of late, more than once, that entries are missing here that this replica acknowledged.
-    pub fn on_quarantine(&self, why: &'static str, now: Monotonic) -> bool {
+    /// Notes that this replica's log is not what the group believes; says so once a minute. True when it must be given
+    /// up: a leader has said of late, more than once, that entries are missing here that this replica acknowledged; or
+    /// a majority lost what it had not synced, which only `is_synced` (`appendfsync always`) rules out.
+    pub fn on_quarantine(&self, why: &'static str, is_synced: bool, now: Monotonic) -> bool {
         let last = self.quarantine_warned.load(Ordering::Acquire);
         if last == 0 || now.since(Monotonic(last)) >= Millis(60_000) {
             self.quarantine_warned.store(now.0.max(1), Ordering::Release);
             tracing::error!("{why}: it takes no part");
         }
         if why != LOST_ENTRIES {
-            return false;
+            return why == OTHER_ENTRIES && !is_synced;
         }
         let mut told = self.losses_told.lock();
         if told.0 == 0 || now.since(told.1) > LOSSES_WITHIN {

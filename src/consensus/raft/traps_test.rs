@@ -433,6 +433,15 @@ fn an_append_never_touches_what_is_committed() {
     net.step(2, Input::Message(Box::new(forged)));
     net.run();
     assert_eq!((net.peer(2).log[&2].term, net.core(2).commit_index()), (1, 2));
+    // Others agreed on something else in its place: they lost it.
+    assert_eq!(net.peer(2).quarantined.len(), 1);
+    net.goes_on();
+    // A stranger may say what he wants.
+    let mut net = Net::led(3);
+    let mut forged = message(MessageType::MsgHeartbeat, 77, 2, 5);
+    forged.commit = 99;
+    net.step(2, Input::Message(Box::new(forged)));
+    assert!(net.peer(2).quarantined.is_empty());
     net.goes_on();
     // Its log ends at our commit with an older term: it cannot be a leader's.
     let mut net = Net::led(3);
