@@ -227,7 +227,10 @@ impl World {
         }
         self.crash(n);
         // What was synced after the watermark was written last nobody can miss: that much is not lost here.
-        let is_seen = State::applied_of(&self.nodes[n].disk.flushed).is_ok_and(|applied| applied.0 < mark.1);
+        let is_seen = State::load(&self.nodes[n].disk.flushed).is_ok_and(|state| {
+            let meta = state.meta();
+            (meta.applied_term.0, meta.applied.0) < mark
+        });
         let first_kept = mark.1.saturating_sub(self.chance.below(20)).max(self.nodes[n].disk.purged + 1);
         let end_then = self.nodes[n]
             .disk

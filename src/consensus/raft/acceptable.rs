@@ -112,7 +112,9 @@ fn judge_append<S: Storage>(raft: &Raft<S>, message: &Message) -> Verdict {
     }
     // A majority may have lost what it had not synced, and agreed on something else in its place.
     let is_other = |entry: &Entry| {
-        entry.index <= log.committed && log.term(entry.index).is_ok_and(|term| term != entry.term)
+        // Of what was purged the term is 0.
+        entry.index <= log.committed
+            && log.term(entry.index).is_ok_and(|term| term != 0 && term != entry.term)
     };
     if message.entries.iter().any(is_other) {
         return quarantine(raft, message, OTHER_ENTRIES);
