@@ -88,7 +88,7 @@ impl Journal {
 
     /// True when a digest is kept of this index.
     pub fn has_digest(index: u64) -> bool {
-        index % DIGEST_EVERY == 0
+        index.is_multiple_of(DIGEST_EVERY)
     }
 
     pub fn digest(&self, index: u64) -> Option<u128> {

@@ -36,7 +36,8 @@ impl Invariant for Indices {
         let core = running.driver.core();
         let (applied, commit, last) = (running.applied(), core.commit_index(), core.last_index());
         let installing = running.installing.is_some() || core.is_installing();
-        if !installing && !(node.disk.purged <= applied && applied <= commit && commit <= last) {
+        let in_order = node.disk.purged <= applied && applied <= commit && commit <= last;
+        if !installing && !in_order {
             return Err(format!(
                 "node {}: purged {}, applied {applied}, committed {commit}, last {last}",
                 n + 1,
