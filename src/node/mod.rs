@@ -56,6 +56,7 @@ use crate::storage::snapshot;
 use crate::telemetry::logging::Level;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::process;
 use crate::types::GroupId;
 
 pub use recovery::exit_status;
@@ -241,7 +242,7 @@ async fn stop_while_loading(services: Arc<Services>) {
     services.shutdown.requested().await;
     if !services.group.is_set() {
         tracing::info!("Told to stop before it served");
-        std::process::exit(0);
+        process::exit_now(0);
     }
 }
 

@@ -86,6 +86,8 @@ use crate::storage::StorageError;
 use crate::storage::Watermark;
 use crate::storage::disk::DiskGauge;
 use crate::telemetry::metrics::RAFT_FSYNC_SECONDS;
+#[cfg(not(feature = "sim"))]
+use crate::telemetry::process;
 use crate::types::Boottime;
 use crate::types::ClusterTime;
 use crate::types::GroupId;
@@ -105,9 +107,6 @@ const WAITING_BYTES_MAX: usize = 1 << 30;
 /// Exit status after a storage error or a broken invariant (EX_SOFTWARE).
 #[cfg(not(feature = "sim"))]
 const EXIT_FATAL: i32 = 70;
-/// A process that does not end within this time is aborted.
-#[cfg(not(feature = "sim"))]
-const LAST_RESORT: std::time::Duration = std::time::Duration::from_secs(3);
 /// An outage longer than this is a wall clock that was set wrongly (COMMANDS.md 3.2, rule 7).
 const OUTAGE_MAX: Millis = Millis(30 * 24 * 3600 * 1000);
 /// Name of the record with this replica's id, in the group's part of the log.
@@ -143,12 +142,7 @@ pub fn stop_process(what: &str, error: &dyn Display) -> ! {
 fn stop_this_process(what: &str, error: &dyn Display) -> ! {
     tracing::error!("{what}: {error}");
     eprintln!("holdfast: fatal: {what}: {error}. The node stops; what it had not answered yet is unknown.");
-    // Leaving runs what libraries left to be done at the end, which may wait for what is broken.
-    let _ = std::thread::Builder::new().name("last-resort".to_owned()).spawn(|| {
-        std::thread::sleep(LAST_RESORT);
-        std::process::abort();
-    });
-    std::process::exit(EXIT_FATAL);
+    process::exit_now(EXIT_FATAL);
 }
 
 /// Why a replica could not start. Nothing was served.
