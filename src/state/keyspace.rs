@@ -243,11 +243,4 @@ impl Keyspace {
             part.shrink_to_fit(|row| xxh3_64(row.key()));
         }
     }
-
-    /// Bytes the tables themselves take.
-    #[must_use]
-    pub fn table_bytes(&self) -> usize {
-        self.parts.iter().map(HashTable::allocation_size).sum::<usize>()
-            + self.parts.capacity() * std::mem::size_of::<HashTable<Box<Row>>>()
-    }
 }

@@ -1,8 +1,14 @@
 //! What goes wrong, and when.
 
+use bytes::Bytes;
 use holdfast::consensus::raft::driver::Event as DriverEvent;
+use holdfast::consensus::raft::hub::Arrived;
+use holdfast::consensus::raft::hub::decode;
+use holdfast::peer::Channel;
 use holdfast::state::State;
 use holdfast::types::NodeId;
+use raft::eraftpb::Message;
+use raft::eraftpb::MessageType;
 
 use crate::node::Node;
 use crate::plan::FAULTS;
@@ -11,12 +17,6 @@ use crate::plan::SECOND;
 use crate::world::Event;
 use crate::world::NOBODY;
 use crate::world::World;
-use bytes::Bytes;
-use holdfast::consensus::raft::hub::Arrived;
-use holdfast::consensus::raft::hub::decode;
-use holdfast::peer::Channel;
-use raft::eraftpb::Message;
-use raft::eraftpb::MessageType;
 
 /// What a rival of the leader says about its election is heard late.
 #[derive(Debug, Clone, Copy)]
