@@ -176,13 +176,32 @@ fn torn_tail(path: &Path) -> Result<Option<Torn>, StorageError> {
     }
 }
 
+/// What a record says of itself.
+struct Header {
+    stored: u32,
+    length: usize,
+    kind: u8,
+}
+
+impl Header {
+    /// The header that these bytes begin with; `None` when they are too few.
+    fn of(bytes: &[u8]) -> Option<Header> {
+        let header: &[u8; HEADER] = bytes.first_chunk()?;
+        let stored = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+        let length = usize::from(u16::from_le_bytes([header[4], header[5]]));
+        Some(Header { stored, length, kind: header[TYPE_AT] })
+    }
+
+    /// True when the checksum is that of the type and the bytes behind it.
+    fn covers(&self, record: &[u8]) -> bool {
+        masked(crc32c::crc32c(&record[TYPE_AT..])) == self.stored
+    }
+}
+
 /// The record that these bytes begin with, header included, if it is whole.
 fn whole_record(bytes: &[u8]) -> Option<&[u8]> {
-    let header: &[u8; HEADER] = bytes.first_chunk()?;
-    let length = usize::from(u16::from_le_bytes([header[4], header[5]]));
-    let record = bytes.get(..HEADER + length).filter(|_| matches!(header[TYPE_AT], 1..=4))?;
-    let stored = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
-    (masked(crc32c::crc32c(&record[TYPE_AT..])) == stored).then_some(record)
+    let header = Header::of(bytes).filter(|header| matches!(header.kind, 1..=4))?;
+    bytes.get(..HEADER + header.length).filter(|record| header.covers(record))
 }
 
 /// The number of the last change that a batch of RocksDB makes, whose first record this is: the batch begins with the
@@ -233,27 +252,22 @@ fn fill(file: &mut File, block: &mut [u8]) -> io::Result<usize> {
 /// written. The error is where something is wrong, and what.
 fn check_block(block: &[u8]) -> Result<bool, (usize, &'static str)> {
     let mut at = 0;
-    while block.len() - at >= HEADER {
-        let record = &block[at..];
-        let number = |range: std::ops::Range<usize>| {
-            record[range].iter().rev().fold(0u32, |number, byte| number << 8 | u32::from(*byte))
-        };
-        let (stored, length, kind) = (number(0..4), number(4..6) as usize, record[TYPE_AT]);
-        if kind == 0 && length == 0 {
-            let is_empty = record.iter().all(|byte| *byte == 0);
+    while let Some(header) = Header::of(&block[at..]) {
+        if header.kind == 0 && header.length == 0 {
+            let is_empty = block[at..].iter().all(|byte| *byte == 0);
             return if is_empty { Ok(true) } else { Err((at, "a record without a type")) };
         }
-        if RECYCLED.contains(&kind) {
+        if RECYCLED.contains(&header.kind) {
             return Err((at, "a record of a type that is not written here"));
         }
-        let Some(covered) = record.get(TYPE_AT..HEADER + length) else {
+        let Some(record) = block[at..].get(..HEADER + header.length) else {
             let is_end = block.len() < BLOCK;
             return if is_end { Ok(false) } else { Err((at, "a record that is too long for its block")) };
         };
-        if masked(crc32c::crc32c(covered)) != stored {
+        if !header.covers(record) {
             return Err((at, "checksum mismatch"));
         }
-        at += HEADER + length;
+        at += record.len();
     }
     Ok(false)
 }
