@@ -982,7 +982,7 @@ impl World {
             return;
         }
         if let Ok(answer) = result
-            && let Ok(replica) = decode_joined(answer)
+            && let Ok(Some(replica)) = decode_joined(answer, node.life)
         {
             node.disk.replica = Some(replica);
             self.coverage.saw("a node without its disk gets a new replica id");

@@ -142,12 +142,12 @@ impl Applier {
             ReplyTo::Node { node, epoch, seq } => {
                 outcomes.entry((node, epoch)).or_default().push((seq, for_node(outcome)));
             }
-            ReplyTo::Joiner(node) => {
+            ReplyTo::Joiner { node, nonce } => {
                 if let BatchOutcome::Done(replies) = outcome
                     && let Some(Reply::Integer(replica)) = replies.first()
                 {
                     let replica = u64::try_from(*replica).unwrap_or(0);
-                    self.shared.events.post(Event::Allocated { node, replica });
+                    self.shared.events.post(Event::Allocated { node, nonce, replica });
                 }
             }
             ReplyTo::Submitter => {

@@ -179,6 +179,7 @@ pub enum Event {
     /// The state gave a replica id for a node that joins.
     Allocated {
         node: NodeId,
+        nonce: u64,
         replica: u64,
     },
     /// Make a snapshot now.
@@ -522,12 +523,12 @@ impl Driver {
                 let Some(cluster) = &mut self.cluster else { return };
                 let submission = cluster.members.join(is_leading, node, nonce, address, done);
                 if let Some(submission) = submission {
-                    self.proposer.push(Queued { submission, stamp: None, reply_to: ReplyTo::Joiner(node) });
+                    self.proposer.push(Queued { submission, stamp: None, reply_to: ReplyTo::Joiner { node, nonce } });
                 }
             }
-            Event::Allocated { node, replica } => {
+            Event::Allocated { node, nonce, replica } => {
                 if let Some(cluster) = &mut self.cluster {
-                    cluster.members.allocated(node, replica);
+                    cluster.members.allocated(node, nonce, replica);
                 }
             }
         }

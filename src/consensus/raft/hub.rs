@@ -144,6 +144,8 @@ pub type OwnStatus = Box<dyn Fn() -> NodeStatus + Send + Sync>;
 
 struct Forming {
     formation: Formation,
+    /// Names this life of the node when it asks for a replica id.
+    nonce: u64,
     rejoin_through: Option<NodeId>,
     formed: Option<Formed>,
 }
@@ -184,7 +186,7 @@ impl Hub {
             snapshots: Arc::default(),
             engine: OnceLock::new(),
             own_status: OnceLock::new(),
-            forming: Mutex::new(Forming { formation, rejoin_through: None, formed: None }),
+            forming: Mutex::new(Forming { formation, nonce: 0, rejoin_through: None, formed: None }),
             has_formed: Condvar::new(),
             statuses: Mutex::default(),
             admin: Mutex::default(),
@@ -214,6 +216,7 @@ impl Hub {
         let mut looks = 0;
         loop {
             let mut forming = self.forming.lock();
+            forming.nonce = nonce;
             self.form(&mut forming, formation::Input::Tick);
             if forming.formed.is_none() {
                 self.has_formed.wait_for(&mut forming, FORMATION_LOOK);
@@ -292,11 +295,13 @@ impl Hub {
         if forming.formed.is_some() || forming.rejoin_through.is_none() {
             return;
         }
-        match answer.as_deref().map(decode_joined) {
-            Ok(Ok(replica)) => {
+        let nonce = forming.nonce;
+        match answer.as_deref().map(|answer| decode_joined(answer, nonce)) {
+            Ok(Ok(Some(replica))) => {
                 let outputs = forming.formation.joined_as(replica);
                 self.carry_out(&mut forming, outputs);
             }
+            Ok(Ok(None)) => tracing::info!("an answer to an earlier life of this node came late"),
             Ok(Err(error)) => warn!("the answer to the request for a replica id cannot be read: {error}"),
             Err(reason) => tracing::info!("no replica id yet: {reason}"),
         }

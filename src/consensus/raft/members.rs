@@ -45,6 +45,8 @@ enum Stage {
 }
 
 struct Join {
+    /// Names the life of the node that asks.
+    nonce: u64,
     address: NodeAddress,
     stage: Stage,
     done: AdminDone,
@@ -164,15 +166,15 @@ impl Members {
             return None;
         }
         // A node that asks again did not hear the answer.
-        self.joins.insert(node, Join { address, stage: Stage::Allocating, done });
+        self.joins.insert(node, Join { nonce, address, stage: Stage::Allocating, done });
         let mut batch = Batch::new(b"");
         batch.push_allocate_replica(node, nonce);
         Some(Submission::new(batch, None))
     }
 
-    /// The log gave an id.
-    pub fn allocated(&mut self, node: NodeId, replica: u64) {
-        if let Some(join) = self.joins.get_mut(&node) {
+    /// The log gave an id. What it gave to an earlier life of the node is not this one's.
+    pub fn allocated(&mut self, node: NodeId, nonce: u64, replica: u64) {
+        if let Some(join) = self.joins.get_mut(&node).filter(|join| join.nonce == nonce) {
             join.stage = Stage::Adding(replica);
         }
     }
@@ -241,6 +243,7 @@ impl Members {
             let Stage::Adding(replica) = join.stage else { continue };
             let mut answer = Vec::new();
             put_varint(&mut answer, replica);
+            put_varint(&mut answer, join.nonce);
             (join.done)(Ok(answer));
         }
     }
@@ -299,12 +302,15 @@ fn decode_context(context: &[u8]) -> Result<(u64, NodeAddress), CodecError> {
     Ok((replica, NodeAddress { node, host, port }))
 }
 
-/// Reads the answer to a node that joins: its replica id.
+/// Reads the answer to a node that asked for a replica id with this nonce: the id. `None` when the answer is that to
+/// an earlier life of the node, whose id must not be used again.
 ///
 /// # Errors
 /// When the answer is none.
-pub fn decode_joined(answer: &[u8]) -> Result<u64, CodecError> {
-    Reader::new(answer).varint()
+pub fn decode_joined(answer: &[u8], nonce: u64) -> Result<Option<u64>, CodecError> {
+    let mut reader = Reader::new(answer);
+    let replica = reader.varint()?;
+    Ok((reader.varint()? == nonce).then_some(replica))
 }
 
 #[cfg(test)]
@@ -343,14 +349,16 @@ mod tests {
         let (hear, heard) = done();
         assert!(members.join(true, NodeId(3), 7, address(3), hear).is_some());
         assert_eq!(tick(&mut members, &conf, &[]), None);
-        members.allocated(NodeId(3), 1_001);
+        members.allocated(NodeId(3), 6, 1_000);
+        assert_eq!(tick(&mut members, &conf, &[]), None, "an id of an earlier life");
+        members.allocated(NodeId(3), 7, 1_001);
         let (proposed, context) = tick(&mut members, &conf, &[]).unwrap();
         assert_eq!(proposed, change(&[(ConfChangeType::AddLearnerNode, 1_001)]));
         conf.learners = vec![1_001];
         members.changed(&conf, &context);
         assert_eq!(members.node_of(1_001), Some(NodeId(3)));
         assert_eq!(tick(&mut members, &conf, &[progress(1_001, 10)]), None, "it is behind");
-        assert_eq!(decode_joined(&heard.recv().unwrap().unwrap()), Ok(1_001));
+        assert_eq!(decode_joined(&heard.recv().unwrap().unwrap(), 7), Ok(Some(1_001)));
         let (proposed, _) = tick(&mut members, &conf, &[progress(1_001, 4_500)]).unwrap();
         assert_eq!(proposed, change(&[(ConfChangeType::RemoveNode, 3), (ConfChangeType::AddNode, 1_001)]));
         (conf.learners, conf.voters) = (vec![], vec![1, 2, 1_001]);

@@ -34,7 +34,7 @@ pub enum ReplyTo {
     /// Another node, which knows the batch by this session and number.
     Node { node: NodeId, epoch: u64, seq: u64 },
     /// A node that waits for a replica id.
-    Joiner(NodeId),
+    Joiner { node: NodeId, nonce: u64 },
 }
 
 /// A batch that wants to be in the log.
