@@ -196,14 +196,18 @@ impl World {
         let members = self.journal.newest_members();
         let is_settled = members.learners.is_empty() && members.voters_outgoing.is_empty();
         let is_voter = |replica: Option<u64>| replica.is_some_and(|id| members.voters.contains(&id));
+        let since = self.journal.members_since();
         let knows = |node: &Node| {
-            node.running.as_ref().is_some_and(|running| {
-                let state = running.state.read();
-                let known = state.membership();
-                known.voters == members.voters
-                    && known.voters_outgoing.is_empty()
-                    && known.learners.is_empty()
-            })
+            // A crash must not make it forget that the change was committed.
+            let is_durable = node.disk.log.lock().hard_state.commit >= since;
+            is_durable
+                && node.running.as_ref().is_some_and(|running| {
+                    let state = running.state.read();
+                    let known = state.membership();
+                    known.voters == members.voters
+                        && known.voters_outgoing.is_empty()
+                        && known.learners.is_empty()
+                })
         };
         // While one is replaced, or not all have heard that it was, a second loss would be one too many.
         is_settled

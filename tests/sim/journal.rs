@@ -108,6 +108,11 @@ impl Journal {
         &self.members[self.members.len() - 1].1
     }
 
+    /// The index of the last change of the members.
+    pub fn members_since(&self) -> u64 {
+        self.members[self.members.len() - 1].0
+    }
+
     /// The members that were in force lately, the newest first.
     pub fn members(&self) -> impl Iterator<Item = &Membership> {
         self.members.iter().rev().map(|(_, members)| members)
