@@ -381,6 +381,41 @@ fn lines_typed_by_hand_are_read_as_redis_reads_them() {
     fail_with_reason(outcome);
 }
 
+#[test]
+fn subscribers_are_answered_as_in_redis() {
+    let directory = Directory::new();
+    let Some((_redis, address)) = start_redis(&directory) else { return };
+    let node = Node::start(&[]);
+    let mut servers = [Server::new("Holdfast", node.address()), Server::new("Redis", address)];
+    for (line, replies) in [
+        ("UNSUBSCRIBE", 1),
+        ("PUNSUBSCRIBE p", 1),
+        ("UNSUBSCRIBE a b", 2),
+        ("SUBSCRIBE a b a", 3),
+        ("PSUBSCRIBE p* p*", 2),
+        ("GET a", 1),
+        ("SUBSCRIBE", 1),
+        ("PING", 1),
+        ("PING x", 1),
+        ("PING x y", 1),
+        ("MULTI", 1),
+        ("CLIENT ID", 1),
+        ("NOSUCH", 1),
+        ("UNSUBSCRIBE a c", 2),
+        ("UNSUBSCRIBE", 1),
+        ("PUNSUBSCRIBE", 1),
+        ("PING", 1),
+        ("SUBSCRIBE a", 1),
+        ("RESET", 1),
+        ("ECHO free", 1),
+    ] {
+        let line = format!("{line}\r\n");
+        let [ours, theirs] =
+            servers.each_mut().map(|server| server.exchange(0, line.as_bytes(), replies).unwrap());
+        assert_eq!(ours, theirs, "{line}");
+    }
+}
+
 /// The names of all commands of the table, of containers with each subcommand.
 fn all_commands() -> Vec<String> {
     let names = |spec: &'static holdfast::commands::spec::CommandSpec| -> Vec<String> {

@@ -34,6 +34,13 @@ use holdfast::resp::reply_codec::encode_replies;
 use holdfast::state::Object;
 use holdfast::state::Settings;
 use holdfast::state::State;
+use holdfast::state::locks::Hold;
+use holdfast::state::locks::Lock;
+use holdfast::state::locks::Mode;
+use holdfast::state::locks::graph::VictimChoice;
+use holdfast::state::notices::ClaimEnd;
+use holdfast::state::notices::Grant;
+use holdfast::state::notices::Notice;
 use holdfast::state::queues::MessageState;
 use holdfast::types::ClusterTime;
 use holdfast::types::LogIndex;
@@ -42,9 +49,11 @@ use holdfast::types::NodeId;
 use holdfast::types::Term;
 use holdfast::types::WallMillis;
 
+use sim::model::End;
 use sim::model::Model;
 use sim::model::Thing;
 use sim::model::Verdict;
+use sim::model::Wait;
 use support::Random;
 use support::number_from_env;
 
@@ -86,6 +95,11 @@ impl Pair {
                 real.outcomes.len(),
                 results.len()
             ));
+        }
+        let notices: Vec<(u64, End)> = real.notices.iter().filter_map(end_of).collect();
+        let ended = self.model.ended().iter().map(|ended| (ended.claim, ended.end.clone()));
+        if !ended.eq(notices.iter().cloned()) {
+            return Err(format!("entry {index} ends {notices:?}, the model {:?}", self.model.ended()));
         }
         let mut replies = Vec::new();
         for (at, (outcome, result)) in real.outcomes.into_iter().zip(results).enumerate() {
@@ -155,13 +169,7 @@ impl Pair {
                     (Object::String, Some(Thing::String(value, deadline))) => {
                         row.as_string() == Some(&value[..]) && row.deadline().map(|at| at.0) == *deadline
                     }
-                    (Object::Lock(lock), Some(Thing::Lock(hold))) => {
-                        *lock.owner().user == *hold.user
-                            && *lock.owner().owner == *hold.owner
-                            && lock.token().0 == hold.token
-                            && lock.lease_until().0 == hold.until
-                            && lock.since().0 == hold.since
-                    }
+                    (Object::Lock(lock), Some(Thing::Lock(model))) => is_same_lock(lock, model),
                     (Object::Queue(queue), Some(Thing::Queue(model))) => {
                         let is_equal = |id| {
                             let (Some(real), Some(model)) =
@@ -203,6 +211,25 @@ impl Pair {
         if real != model {
             return Err(format!("after {index}: {real:?}, the model {model:?}"));
         }
+        let real: Vec<(u64, Vec<(u64, u64)>)> = self
+            .state
+            .waits()
+            .iter()
+            .map(|(id, wait)| (id.0, wait.claims.iter().map(|claim| (claim.id.0, claim.until.0)).collect()))
+            .collect();
+        let claims = |wait: &Wait| wait.claims.iter().map(|claim| (claim.id, claim.until)).collect();
+        let model: Vec<(u64, Vec<(u64, u64)>)> =
+            self.model.waits().iter().map(|(id, wait)| (*id, claims(wait))).collect();
+        if real != model {
+            return Err(format!("after {index}: {real:?} wait, of the model {model:?}"));
+        }
+        if let Some(id) = self.model.forgotten_wait() {
+            return Err(format!("after {index}: it is the turn of {id}, which waits"));
+        }
+        let stuck = self.model.stuck();
+        if !stuck.is_empty() {
+            return Err(format!("after {index}: {stuck:?} are in a deadlock"));
+        }
         for node in (0..=NODES).map(NodeId) {
             let real = self.state.sessions().get(node).map(|s| (s.epoch(), s.last(), s.remembered()));
             if real != self.model.session(node) {
@@ -211,6 +238,38 @@ impl Pair {
         }
         Ok(())
     }
+}
+
+/// The end of a client's wait, as the model tells it.
+fn end_of(notice: &Notice) -> Option<(u64, End)> {
+    let Notice::ClaimEnded { claim, end, .. } = notice else { return None };
+    let end = match end {
+        ClaimEnd::Granted(granted) => {
+            let grant = |grant: &Grant| (grant.key.to_vec(), grant.token.0, grant.touches);
+            End::Granted { grants: granted.grants.iter().map(grant).collect(), order: granted.order.clone() }
+        }
+        ClaimEnd::Over => End::Over,
+        ClaimEnd::Failed(text) => End::Failed(text.clone()),
+    };
+    Some((claim.0, end))
+}
+
+fn is_same_lock(lock: &Lock, model: &sim::model::Lock) -> bool {
+    let is_same = |(hold, model): (&Hold, &sim::model::Hold)| {
+        *hold.owner().user == *model.user
+            && *hold.owner().owner == *model.owner
+            && hold.token().0 == model.token
+            && hold.lease_until().0 == model.until
+            && hold.since().0 == model.since
+            && hold.touches() == model.touches
+            && hold.data() == model.data.as_deref()
+    };
+    let mode = |is_shared: bool| if is_shared { Mode::Shared } else { Mode::Exclusive };
+    lock.holds().len() == model.holds.len()
+        && lock.holds().iter().zip(&model.holds).all(is_same)
+        && lock.waiters().map(|id| id.0).eq(model.queue.iter().copied())
+        && lock.delayed_until().0 == model.delayed_until
+        && (model.holds.is_empty() || (lock.mode(), lock.limit()) == (mode(model.is_shared), model.limit))
 }
 
 fn encoded(replies: &[Reply]) -> Bytes {
@@ -231,7 +290,8 @@ fn shown(words: &[&[u8]]) -> String {
 fn unpacked(step: &Step) -> String {
     let Ok((stamps, mut reader)) = decode_stamps(&step.entry) else { return "malformed".to_owned() };
     let mut text = format!("{}: clock {} wall {}", step.index, stamps.clock.0, stamps.wall.0);
-    while let Ok(Some((user, count, session))) = decode_batch_head(&mut reader) {
+    while let Ok(Some(head)) = decode_batch_head(&mut reader) {
+        let (user, count, session) = (head.user, head.count, head.session);
         let stamp = session.map(|s| format!(" {}.{}.{} ack {}", s.node, s.epoch, s.seq, s.ack));
         text.push_str(&format!("\n    {}{}", user.escape_ascii(), stamp.unwrap_or_default()));
         for _ in 0..count {
@@ -285,6 +345,8 @@ struct Maker {
     origins: Vec<(u64, u64, u64)>,
     /// Batches that were made, which may come again.
     made: Vec<(SessionStamp, Batch)>,
+    victim: VictimChoice,
+    last_token: u64,
 }
 
 impl Maker {
@@ -297,6 +359,8 @@ impl Maker {
             receipts: Vec::new(),
             origins: vec![(1, 0, 0); NODES as usize + 1],
             made: Vec::new(),
+            victim: VictimChoice::ALL[seed as usize % 3].1,
+            last_token: 0,
         }
     }
 
@@ -385,10 +449,10 @@ impl Maker {
         let owner = match self.below(30) {
             0 => Vec::new(),
             1 => vec![b'o'; 256 + self.below(2) as usize],
-            _ => self.pick(&["o1", "o2"]),
+            _ => self.pick(&["o1", "o2", "o3"]),
         };
-        match self.below(8) {
-            0..=3 => {
+        match self.below(12) {
+            0..=5 => {
                 let mut line = vec![self.pick(&["LOCK", "lock"]), self.key("l"), owner];
                 match self.below(10) {
                     0 => {}
@@ -399,12 +463,63 @@ impl Maker {
                 if self.one_in(30) {
                     line.extend([b"PX".to_vec(), self.millis()]);
                 }
+                if self.one_in(3) {
+                    line.push(b"SHARED".to_vec());
+                    if self.one_in(2) {
+                        line.extend([b"LIMIT".to_vec(), self.pick(&["2", "2", "2", "1", "0", "x"])]);
+                    }
+                }
+                if !self.one_in(3) {
+                    line.extend([
+                        b"BLOCK".to_vec(),
+                        self.pick(&["0", "100", "1000", "20000", "20000", "-1"]),
+                    ]);
+                }
+                if self.one_in(4) {
+                    line.extend([b"GRACE".to_vec(), self.pick(&["0", "100", "2000"])]);
+                }
+                if self.one_in(4) {
+                    line.extend([b"DATA".to_vec(), self.value()]);
+                }
                 line
             }
-            4 | 5 => {
+            6 => {
+                let count = self.below(4);
+                let mut line = vec![b"MLOCK".to_vec(), count.to_string().into_bytes()];
+                for _ in 0..count {
+                    let key = self.key("l");
+                    line.push(key);
+                }
+                line.push(owner);
+                if self.one_in(3) {
+                    line.push(b"SHARED".to_vec());
+                }
+                if !self.one_in(3) {
+                    line.extend([b"BLOCK".to_vec(), self.pick(&["0", "1000", "20000"])]);
+                }
+                line
+            }
+            7 => match self.below(3) {
+                0 => vec![b"LOCKS".to_vec(), b"RELEASE".to_vec(), owner],
+                1 => vec![b"LOCKS".to_vec(), b"KILL".to_vec(), self.key("l")],
+                _ => vec![b"LOCKS".to_vec(), b"KILL".to_vec(), self.key("l"), b"OWNER".to_vec(), owner],
+            },
+            8 => match self.below(2) {
+                0 => vec![b"FENCE".to_vec(), self.key("l"), self.token()],
+                _ => vec![
+                    b"SET".to_vec(),
+                    self.key("s"),
+                    self.value(),
+                    b"FENCE".to_vec(),
+                    self.key("l"),
+                    self.token(),
+                ],
+            },
+            9 | 10 => {
                 let mut line = vec![b"UNLOCK".to_vec(), self.key("l"), owner];
                 match self.below(8) {
                     0 | 1 => line.extend([b"TOKEN".to_vec(), self.number()]),
+                    4..=6 => line.extend([b"TOKEN".to_vec(), self.token()]),
                     2 => line.extend([
                         b"TOKEN".to_vec(),
                         self.pick(&["0", "9007199254740992", "9007199254740991"]),
@@ -428,6 +543,12 @@ impl Maker {
                 line
             }
         }
+    }
+
+    /// Mostly one that was given out of late.
+    fn token(&mut self) -> Vec<u8> {
+        let token = self.last_token.saturating_sub(self.below(5)).max(1);
+        if self.one_in(10) { self.pick(&["0", "x", "1-1:1", "7:"]) } else { token.to_string().into_bytes() }
     }
 
     fn queue_line(&mut self) -> Line {
@@ -596,19 +717,54 @@ impl Maker {
                     watched.push(Watched { db, key: key.into(), changed });
                 }
                 let mut commands = Vec::new();
+                if self.one_in(4) {
+                    let mut line = vec![b"ONCE".to_vec(), self.pick(&["n1", "n2", "n3", "n4"])];
+                    if self.one_in(2) {
+                        line.extend([b"PX".to_vec(), self.pick(&["10", "1000", "20000", "0"])]);
+                    }
+                    commands.push(Queued { db: 0, args: line.into_iter().map(Bytes::from).collect() });
+                }
                 for _ in 0..self.below(4) {
                     let (db, line) = (self.db(), self.line());
                     commands.push(Queued { db, args: line.into_iter().map(Bytes::from).collect() });
                 }
-                batch.push_transaction(&watched, &commands);
+                let is_atomic = self.one_in(2);
+                batch.push_transaction(&watched, &commands, is_atomic);
             }
             5 if self.one_in(3) => batch.push_verify(),
+            7 => {
+                let claims: Vec<u64> = (0..1 + self.below(3)).map(|_| self.claim(state)).collect();
+                batch.push_cancel(&claims);
+            }
+            8 => {
+                let grants: Vec<(Vec<u8>, u64, u64)> = (0..1 + self.below(2))
+                    .map(|_| {
+                        (self.key("l"), self.last_token.saturating_sub(self.below(4)), 1 + self.below(2))
+                    })
+                    .collect();
+                let owner = self.pick(&["o1", "o2", "o3"]);
+                let grants: Vec<(&[u8], u64, u64)> =
+                    grants.iter().map(|(key, token, touches)| (key.as_slice(), *token, *touches)).collect();
+                batch.push_take_back(0, &owner, grants.into_iter());
+            }
+            9 if self.one_in(4) => {
+                let node = 1 + self.below(NODES);
+                batch.push_end_claims(NodeId(node), (self.origins[node as usize].0 >> 16) + self.below(2));
+            }
             6 if self.one_in(3) => batch.push_allocate_replica(NodeId(self.below(3)), self.below(3)),
             _ => {
                 let (db, line) = (self.db(), self.line());
                 batch.push_command(db, line.iter().map(Vec::as_slice));
             }
         }
+    }
+
+    /// One that waits, or waited.
+    fn claim(&mut self, state: &State) -> u64 {
+        let waiting: Vec<u64> =
+            state.waits().iter().flat_map(|(_, wait)| &wait.claims).map(|claim| claim.id.0).collect();
+        let at = self.below(waiting.len() as u64 + 1) as usize;
+        waiting.get(at).copied().unwrap_or(1)
     }
 
     /// A batch, new or made before, with the session that it is sent in.
@@ -633,7 +789,8 @@ impl Maker {
         let node = 1 + self.below(NODES);
         let (mut epoch, mut last, mut ack) = self.origins[node as usize];
         if self.one_in(25) {
-            (epoch, last, ack) = (epoch + 1, 0, 0);
+            // Sometimes the process is another one, too.
+            (epoch, last, ack) = (epoch + if self.one_in(2) { 1 } else { 1 << 16 }, 0, 0);
         }
         // Now and then one is left out.
         last += 1 + u64::from(self.one_in(40));
@@ -652,6 +809,10 @@ impl Maker {
             databases: DATABASES,
             lock_default_ttl: Millis(1_000),
             lease_failover_grace: Millis(400),
+            lock_deadlock_victim: self.victim,
+            lock_release_memory: 6,
+            once_max_entries: 8,
+            ..Settings::default()
         };
         let outage = Millis(if self.one_in(2) { 0 } else { self.below(5_000) });
         batch.push_leader_start(&LeaderStart { outage, settings });
@@ -659,6 +820,7 @@ impl Maker {
     }
 
     fn step(&mut self, state: &State) -> Step {
+        self.last_token = state.meta().last_token.0;
         self.index += 1 + u64::from(self.one_in(20));
         let passed = match self.below(20) {
             0..=9 => self.below(10),
@@ -741,6 +903,7 @@ fn kind(reply: &Reply) -> String {
         Reply::Bulk(_) => "bulk".to_owned(),
         Reply::Array(_) => "array".to_owned(),
         Reply::Map(_) => "map".to_owned(),
+        Reply::Waiting(_) => "waiting".to_owned(),
         other => format!("{other:?}"),
     }
 }

@@ -10,7 +10,11 @@ mod support;
 mod resp {
     mod connection;
     mod disk;
+    mod guards;
     mod keys;
+    mod lock_admin;
+    mod lock_events;
+    mod lock_waits;
     mod locks;
     mod operations;
     mod protocol;

@@ -604,7 +604,10 @@ mod tests {
     fn list_filters() {
         assert_eq!(shown(list(&words("FILTERBY MODULE json"))), "[]");
         assert_eq!(shown(list(&words("filterby aclcat nope"))), "[]");
-        assert_eq!(shown(list(&words("FILTERBY ACLCAT transaction"))), "[multi exec discard watch unwatch]");
+        assert_eq!(
+            shown(list(&words("FILTERBY ACLCAT transaction"))),
+            "[once multi exec discard watch unwatch]"
+        );
         assert_eq!(shown(list(&words("FILTERBY PATTERN CONFIG|RES*"))), "[config|resetstat]");
         for wrong in ["x", "FILTERBY x y", "FILTERBY PATTERN", "x PATTERN y"] {
             assert_eq!(shown(list(&words(wrong))), "-ERR syntax error", "{wrong}");

@@ -223,20 +223,35 @@ fn parse_cursor(word: &[u8]) -> Option<u64> {
 fn scan(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
     let scan = parse_scan(args)?;
     let key_now = ctx.state.key_now(ctx.now);
-    let space = ctx.state.database(ctx.db);
     let wanted = |row: &Row| {
         row.deadline().is_none_or(|at| at > key_now)
             && scan.pattern.is_none_or(|pattern| matches(pattern, row.key()))
             && scan.type_name.is_none_or(|name| eq_ignore_case(name, row.object().type_name()))
     };
-    let (mut found, mut seen, mut part) = (Vec::new(), 0, scan.cursor);
-    while part < PARTS && seen < scan.count {
+    Ok(walk(ctx, scan.cursor, scan.count, wanted))
+}
+
+/// SCAN's walk over the keys of other families: those that are wanted, from a cursor on.
+pub(super) fn scan_keys(
+    ctx: &ReadContext<'_>,
+    cursor: &[u8],
+    count: usize,
+    wanted: impl Fn(&Row) -> bool,
+) -> CommandResult {
+    let cursor = parse_cursor(cursor).ok_or(CommandError::other("ERR invalid cursor"))?;
+    Ok(walk(ctx, usize::try_from(cursor).unwrap_or(PARTS), count, wanted))
+}
+
+fn walk(ctx: &ReadContext<'_>, cursor: usize, count: usize, wanted: impl Fn(&Row) -> bool) -> Reply {
+    let space = ctx.state.database(ctx.db);
+    let (mut found, mut seen, mut part) = (Vec::new(), 0, cursor);
+    while part < PARTS && seen < count {
         seen += space.part(part).count();
-        found.extend(rows_of_part(space, part, wanted).iter().map(|row| Reply::bulk(row.key())));
+        found.extend(rows_of_part(space, part, &wanted).iter().map(|row| Reply::bulk(row.key())));
         part += 1;
     }
     let next = if part < PARTS { part } else { 0 };
-    Ok(Reply::Array(vec![Reply::text(next.to_string()), Reply::Array(found)]))
+    Reply::Array(vec![Reply::text(next.to_string()), Reply::Array(found)])
 }
 
 // ---- lifetimes ----------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
-//! The lock verbs: LOCK, UNLOCK, LOCKEXTEND (COMMANDS.md 2.2).
-//!
-//! This version has exclusive locks that do not wait. The options of what is still to come are known
-//! and refused by name, so that a client learns the reason and not just of a syntax error.
+//! The lock verbs: LOCK, MLOCK, UNLOCK, LOCKEXTEND (COMMANDS.md 2.2). Who looks at locks and breaks them is in
+//! `lock_admin`.
 
 use std::collections::BTreeSet;
 
@@ -19,11 +17,15 @@ use crate::resp::Reply;
 use crate::resp::arguments::eq_ignore_case;
 use crate::resp::arguments::parse_i64;
 use crate::state::locks;
-use crate::state::locks::Acquire;
-use crate::state::locks::ExtendOutcome;
-use crate::state::locks::LockOutcome;
+use crate::state::locks::Acquired;
+use crate::state::locks::HOLDERS_MAX;
+use crate::state::locks::LockRequest;
+use crate::state::locks::Mode;
 use crate::state::locks::OwnerName;
-use crate::state::locks::ReleaseOutcome;
+use crate::state::locks::Wanted;
+use crate::state::locks::graph::shown;
+use crate::state::notices::Grant;
+use crate::types::ClusterTime;
 use crate::types::FencingToken;
 use crate::types::Millis;
 
@@ -31,45 +33,177 @@ use crate::types::Millis;
 const LEASE_MS_MIN: i64 = 100;
 /// Longest lease of a lock, in milliseconds: 24 hours.
 const LEASE_MS_MAX: i64 = 86_400_000;
+/// Longest BLOCK, in milliseconds: a year. 0 is for ever.
+const BLOCK_MS_MAX: i64 = 365 * 86_400_000;
 /// Longest owner, in bytes.
 const OWNER_BYTES_MAX: usize = 256;
+/// Longest DATA, in bytes.
+const DATA_BYTES_MAX: usize = 1024;
+/// Most keys of one MLOCK.
+const MLOCK_KEYS_MAX: i64 = 128;
 /// Tokens are below this, so that every client's numbers hold them exactly.
 const TOKEN_END: u64 = 1 << 53;
-/// Options of LOCK that later versions bring.
-const LATER_OPTIONS: [&str; 5] = ["SHARED", "LIMIT", "BLOCK", "GRACE", "DATA"];
+/// How much of an unknown option its error repeats, in bytes.
+const SHOWN_BYTES_MAX: usize = 64;
+
+/// What LOCK and MLOCK are asked for besides keys and owner.
+#[derive(Debug, Default)]
+struct Options {
+    is_shared: bool,
+    limit: Option<u32>,
+    lease: Option<Millis>,
+    block: Option<Millis>,
+    grace: Option<Millis>,
+    data: Option<Box<[u8]>>,
+}
+
+impl Options {
+    /// Reads the words behind the owner. `allowed` names the options that the verb takes.
+    fn parse(verb: &str, allowed: &[&str], words: Args<'_>) -> Result<Options, CommandError> {
+        let mut options = Options::default();
+        let mut rest = words;
+        while let [word, tail @ ..] = rest {
+            rest = tail;
+            let Some(name) = allowed.iter().find(|name| eq_ignore_case(word, name)) else {
+                let shown = word[..word.len().min(SHOWN_BYTES_MAX)].escape_ascii();
+                return Err(syntax(format!("{verb} has no option '{shown}'")));
+            };
+            if *name == "SHARED" {
+                if std::mem::replace(&mut options.is_shared, true) {
+                    return Err(twice(name));
+                }
+                continue;
+            }
+            let [value, tail @ ..] = rest else { return Err(syntax(format!("{name} needs a value"))) };
+            rest = tail;
+            let is_new = match *name {
+                "LIMIT" => options.limit.replace(read_limit(value)?).is_none(),
+                "BLOCK" => options.block.replace(read_within(value, "BLOCK", 0, BLOCK_MS_MAX)?).is_none(),
+                "GRACE" => options.grace.replace(read_within(value, "GRACE", 0, LEASE_MS_MAX)?).is_none(),
+                "DATA" => options.data.replace(read_data(value)?).is_none(),
+                "EX" => options.lease.replace(read_lease(value, 1000)?).is_none(),
+                _ => options.lease.replace(read_lease(value, 1)?).is_none(),
+            };
+            if !is_new {
+                return Err(twice(name));
+            }
+        }
+        if options.limit.is_some() && !options.is_shared {
+            return Err(syntax("LIMIT needs SHARED".to_owned()));
+        }
+        Ok(options)
+    }
+
+    fn until(&self, now: ClusterTime) -> Option<ClusterTime> {
+        self.block.map(|block| if block.0 == 0 { ClusterTime::NEVER } else { now.after(block) })
+    }
+
+    fn wanted(self, default_lease: Millis) -> Wanted {
+        Wanted {
+            mode: if self.is_shared { Mode::Shared } else { Mode::Exclusive },
+            limit: self.limit.unwrap_or(0),
+            lease: self.lease.unwrap_or(default_lease),
+            grace: self.grace.unwrap_or(Millis(0)),
+            data: self.data,
+        }
+    }
+}
 
 fn lock(context: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
     let owner = owner_name(context.user, args[2])?;
-    let lease = lock_options(&args[3..])?.unwrap_or(context.state.settings().lock_default_ttl);
-    let wanted = Acquire { owner, lease };
-    let outcome = locks::acquire(context.state, context.db, args[1], &wanted, context.now)
-        .ok_or(CommandError::WrongType)?;
-    Ok(match outcome {
-        LockOutcome::Granted { token, .. } | LockOutcome::Renewed { token, .. } => token_reply(token),
-        LockOutcome::HeldBy { .. } => Reply::Null,
-    })
+    let allowed = ["SHARED", "LIMIT", "EX", "PX", "BLOCK", "GRACE", "DATA"];
+    let options = Options::parse("LOCK", &allowed, &args[3..])?;
+    match acquire(context, &[args[1]], None, &owner, options)? {
+        Got::Grants(grants) => Ok(token_reply(grants[0].token)),
+        Got::Waiting(reply) => Ok(reply),
+        Got::Nothing => Ok(Reply::Null),
+    }
 }
 
-/// Reads `[EX seconds | PX milliseconds]`.
-fn lock_options(words: Args<'_>) -> Result<Option<Millis>, CommandError> {
-    let mut lease = None;
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        if let Some(option) = LATER_OPTIONS.iter().find(|option| eq_ignore_case(word, option)) {
-            let text = format!("ERR LOCK option {option} is not supported by this version");
-            return Err(CommandError::other(text));
+fn mlock(context: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
+    let count = parse_i64(args[1]).ok_or(CommandError::NotAnInteger)?;
+    if !(1..=MLOCK_KEYS_MAX).contains(&count) {
+        let text = format!("ERR MLOCK numkeys must be between 1 and {MLOCK_KEYS_MAX}");
+        return Err(CommandError::other(text));
+    }
+    let count = usize::try_from(count).expect("it was found to be small");
+    let (Some(named), Some(owner)) = (args.get(2..2 + count), args.get(2 + count)) else {
+        return Err(CommandError::other(
+            "ERR MLOCK numkeys does not match the number of keys: an owner follows them",
+        ));
+    };
+    let owner = owner_name(context.user, owner)?;
+    let options = Options::parse("MLOCK", &["SHARED", "EX", "PX", "BLOCK"], &args[3 + count..])?;
+    let mut keys: Vec<&[u8]> = Vec::new();
+    let mut order = Vec::with_capacity(count);
+    for key in named {
+        let place = keys.iter().position(|known| known == key).unwrap_or_else(|| {
+            keys.push(key);
+            keys.len() - 1
+        });
+        order.push(u32::try_from(place).expect("there are few keys"));
+    }
+    match acquire(context, &keys, Some(&order), &owner, options)? {
+        Got::Grants(grants) => Ok(tokens_reply(&grants, &order)),
+        Got::Waiting(reply) => Ok(reply),
+        Got::Nothing => Ok(Reply::NullArray),
+    }
+}
+
+/// What LOCK and MLOCK answer to a grant that came later.
+#[must_use]
+pub fn granted_reply(grants: &[Grant], order: Option<&[u32]>) -> Reply {
+    match order {
+        Some(order) => tokens_reply(grants, order),
+        None => grants.first().map_or(Reply::Null, |grant| token_reply(grant.token)),
+    }
+}
+
+fn tokens_reply(grants: &[Grant], order: &[u32]) -> Reply {
+    let token = |place: &u32| grants.get(*place as usize).map(|grant| token_reply(grant.token));
+    Reply::Array(order.iter().filter_map(token).collect())
+}
+
+enum Got {
+    Grants(Vec<Grant>),
+    Waiting(Reply),
+    Nothing,
+}
+
+fn acquire(
+    context: &mut WriteContext<'_>,
+    keys: &[&[u8]],
+    order: Option<&[u32]>,
+    owner: &OwnerName,
+    options: Options,
+) -> Result<Got, CommandError> {
+    // A transaction never waits.
+    let until = options.until(context.now).filter(|_| !context.in_transaction);
+    let wanted = options.wanted(context.state.settings().lock_default_ttl);
+    let request =
+        LockRequest { db: context.db, keys, order, owner, wanted: &wanted, until, origin: context.origin };
+    let error = |text: String| Err(CommandError::other(text));
+    match locks::acquire(context.state, &request, context.now) {
+        Acquired::Held(grants) => Ok(Got::Grants(grants)),
+        Acquired::Waiting(claim) => Ok(Got::Waiting(Reply::Waiting(claim.0))),
+        Acquired::Taken { key, holder } if context.in_transaction => {
+            let (holder, ttl) = match holder {
+                Some((owner, until)) => (shown(&owner.owner), context.now.until(until).0),
+                // Somebody who waits for another lock as well is before it.
+                None => ("none".to_owned(), 0),
+            };
+            error(format!("LOCKED {} holder={holder} ttl={ttl}", shown(&key)))
         }
-        let factor = match word {
-            word if eq_ignore_case(word, "EX") => 1000,
-            word if eq_ignore_case(word, "PX") => 1,
-            _ => return Err(CommandError::Syntax),
-        };
-        let number = words.next().ok_or(CommandError::Syntax)?;
-        if lease.replace(read_lease(number, factor)?).is_some() {
-            return Err(CommandError::Syntax);
+        Acquired::Taken { .. } => Ok(Got::Nothing),
+        Acquired::WrongType => Err(CommandError::WrongType),
+        Acquired::LimitDiffers { limit } => error(locks::limit_differs(limit)),
+        Acquired::OtherMode => error("ERR this owner waits for this already, in another mode".to_owned()),
+        Acquired::Deadlock(text) => error(text),
+        Acquired::TooMany => error("TRYAGAIN too many requests wait for this lock".to_owned()),
+        Acquired::GraphTooLarge => {
+            error("TRYAGAIN more wait for each other than lock-graph-max allows to look at".to_owned())
         }
     }
-    Ok(lease)
 }
 
 fn unlock(context: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
@@ -77,21 +211,20 @@ fn unlock(context: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
     let token = match &args[3..] {
         [] => None,
         [word, token] if eq_ignore_case(word, "TOKEN") => Some(read_token(token)?),
-        _ => return Err(CommandError::Syntax),
+        _ => return Err(syntax("UNLOCK takes key, owner and TOKEN token".to_owned())),
     };
-    let outcome =
-        locks::release(context.state, context.db, args[1], &owner, token).ok_or(CommandError::WrongType)?;
-    Ok(match outcome {
-        ReleaseOutcome::Released => Reply::Integer(1),
-        ReleaseOutcome::NotHeld => Reply::Integer(0),
-    })
+    let outcome = locks::release(context.state, context.db, args[1], &owner, token, context.now);
+    Ok(Reply::Integer(i64::from(outcome.ok_or(CommandError::WrongType)?)))
 }
 
 fn lockextend(context: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
     let owner = owner_name(context.user, args[1])?;
     let lease = read_lease(args[2], 1)?;
     let (extended, lost) = match named_keys(&args[3..])? {
-        None => (locks::extend_all(context.state, context.db, &owner, lease, context.now), Vec::new()),
+        None => {
+            let origin = context.origin;
+            (locks::extend_all(context.state, context.db, &owner, lease, origin, context.now), Vec::new())
+        }
         Some(keys) => extend_named(context, &owner, lease, keys)?,
     };
     Ok(Reply::Map(vec![
@@ -105,7 +238,7 @@ fn named_keys<'a>(words: Args<'a>) -> Result<Option<Args<'a>>, CommandError> {
     let (count, keys) = match words {
         [] => return Ok(None),
         [word, count, keys @ ..] if eq_ignore_case(word, "KEYS") => (count, keys),
-        _ => return Err(CommandError::Syntax),
+        _ => return Err(syntax("LOCKEXTEND takes owner, milliseconds and KEYS numkeys key ...".to_owned())),
     };
     let count = parse_i64(count).ok_or(CommandError::NotAnInteger)?;
     if count < 1 {
@@ -131,16 +264,30 @@ fn extend_named(
     let mut extended = 0;
     let mut lost = Vec::new();
     for key in keys.iter().filter(|key| seen.insert(**key)) {
-        let outcome = locks::extend(context.state, context.db, key, owner, lease, context.now);
-        match outcome.ok_or(CommandError::WrongType)? {
-            ExtendOutcome::Extended { .. } => extended += 1,
-            ExtendOutcome::Lost => lost.push(Reply::bulk(key)),
+        let outcome =
+            locks::extend(context.state, context.db, key, owner, lease, context.origin, context.now);
+        if outcome.ok_or(CommandError::WrongType)? {
+            extended += 1;
+        } else {
+            lost.push(Reply::bulk(key));
         }
     }
     Ok((extended, lost))
 }
 
-fn owner_name(user: &[u8], owner: &[u8]) -> Result<OwnerName, CommandError> {
+fn syntax(what: String) -> CommandError {
+    CommandError::other(format!("ERR syntax error: {what}"))
+}
+
+fn twice(option: &str) -> CommandError {
+    match option {
+        "EX" | "PX" => syntax("the lease is given twice".to_owned()),
+        option => syntax(format!("{option} is given twice")),
+    }
+}
+
+/// An owner as a command names it.
+pub(super) fn owner_name(user: &[u8], owner: &[u8]) -> Result<OwnerName, CommandError> {
     if owner.is_empty() || owner.len() > OWNER_BYTES_MAX {
         return Err(CommandError::other("ERR lock owner must be 1 to 256 bytes long"));
     }
@@ -156,12 +303,35 @@ fn read_lease(number: &[u8], factor: i64) -> Result<Millis, CommandError> {
     ms.map(Millis).ok_or_else(|| CommandError::other(text))
 }
 
-fn read_token(number: &[u8]) -> Result<FencingToken, CommandError> {
+fn read_within(number: &[u8], option: &str, min: i64, max: i64) -> Result<Millis, CommandError> {
+    let number = parse_i64(number).ok_or(CommandError::NotAnInteger)?;
+    let in_range = u64::try_from(number).ok().filter(|_| (min..=max).contains(&number));
+    let text = || CommandError::other(format!("ERR {option} must be between {min} and {max} milliseconds"));
+    in_range.map(Millis).ok_or_else(text)
+}
+
+fn read_limit(number: &[u8]) -> Result<u32, CommandError> {
+    let number = parse_i64(number).ok_or(CommandError::NotAnInteger)?;
+    let limit = usize::try_from(number).ok().filter(|limit| (1..=HOLDERS_MAX).contains(limit));
+    let text = || CommandError::other(format!("ERR LIMIT must be between 1 and {HOLDERS_MAX}"));
+    limit.and_then(|limit| u32::try_from(limit).ok()).ok_or_else(text)
+}
+
+fn read_data(data: &[u8]) -> Result<Box<[u8]>, CommandError> {
+    if data.len() > DATA_BYTES_MAX {
+        return Err(CommandError::other(format!("ERR DATA must be at most {DATA_BYTES_MAX} bytes long")));
+    }
+    Ok(data.into())
+}
+
+/// A fencing token as a command names it.
+pub(super) fn read_token(number: &[u8]) -> Result<FencingToken, CommandError> {
     let token = parse_i64(number).and_then(|token| u64::try_from(token).ok());
     token.filter(|token| (1..TOKEN_END).contains(token)).map(FencingToken).ok_or(CommandError::NotAnInteger)
 }
 
-fn token_reply(token: FencingToken) -> Reply {
+/// A token as replies show it.
+pub(super) fn token_reply(token: FencingToken) -> Reply {
     Reply::Integer(i64::try_from(token.0).expect("tokens are below 2^53"))
 }
 
@@ -169,16 +339,34 @@ fn token_reply(token: FencingToken) -> Reply {
 pub static ROWS: &[CommandSpec] = &[
     CommandSpec {
         name: "lock",
-        syntax: "LOCK key owner [EX seconds | PX milliseconds]",
+        syntax: "LOCK key owner [SHARED [LIMIT limit]] [EX seconds | PX milliseconds] [BLOCK milliseconds] [GRACE milliseconds] [DATA value]",
         group: Group::Locks,
         since: "0.1.0",
-        summary: "Takes a lock for a while and returns its fencing token, or null if another owner holds it.",
-        complexity: "O(1)",
+        summary: "Takes a lock for a while and returns its fencing token, or null if it is not to be had, in time with BLOCK.",
+        complexity: "O(log(N)) with N being the number of locks held; O(E) more with the E edges that are searched for a deadlock",
         arity: -3,
-        flags: Flags::WRITE.and(Flags::DENYOOM).and(Flags::FAST),
+        flags: Flags::WRITE.and(Flags::DENYOOM).and(Flags::BLOCKING).and(Flags::ORIGIN),
         keys: KeySpec::one(1),
         acl: Categories::LOCK,
         execute: Execute::Write(lock),
+        subcommands: &[],
+    },
+    CommandSpec {
+        name: "mlock",
+        syntax: "MLOCK numkeys key [key ...] owner [SHARED] [EX seconds | PX milliseconds] [BLOCK milliseconds]",
+        group: Group::Locks,
+        since: "0.1.0",
+        summary: "Takes several locks at once or none of them, and returns their fencing tokens.",
+        complexity: "O(K*log(N)) with K keys and N locks held",
+        arity: -4,
+        flags: Flags::WRITE
+            .and(Flags::DENYOOM)
+            .and(Flags::BLOCKING)
+            .and(Flags::MOVABLE_KEYS)
+            .and(Flags::ORIGIN),
+        keys: KeySpec::NumKeys { at: 1 },
+        acl: Categories::LOCK,
+        execute: Execute::Write(mlock),
         subcommands: &[],
     },
     CommandSpec {
@@ -187,7 +375,7 @@ pub static ROWS: &[CommandSpec] = &[
         group: Group::Locks,
         since: "0.1.0",
         summary: "Releases a lock that the owner holds and returns 1, or 0 if the owner does not hold it.",
-        complexity: "O(1)",
+        complexity: "O(log(N)) with N being the number of locks held",
         arity: -3,
         flags: Flags::WRITE.and(Flags::FAST),
         keys: KeySpec::one(1),
@@ -203,7 +391,7 @@ pub static ROWS: &[CommandSpec] = &[
         summary: "Sets the remaining lease of the owner's locks in this database, all or the named ones.",
         complexity: "O(N) with N being the number of locks",
         arity: -3,
-        flags: Flags::WRITE.and(Flags::FAST).and(Flags::MOVABLE_KEYS),
+        flags: Flags::WRITE.and(Flags::FAST).and(Flags::MOVABLE_KEYS).and(Flags::ORIGIN),
         keys: KeySpec::KeywordNumKeys { word: "KEYS", from: 3 },
         acl: Categories::LOCK,
         execute: Execute::Write(lockextend),
@@ -214,165 +402,598 @@ pub static ROWS: &[CommandSpec] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::guards;
+    use crate::commands::lock_admin;
+    use crate::commands::spec::ReadContext;
+    use crate::commands::table;
+    use crate::commands::table::testing::show;
     use crate::state::State;
-    use crate::types::ClusterTime;
+    use crate::state::notices::ClaimEnd;
+    use crate::state::notices::Notice;
+    use crate::state::notices::Origin;
     use crate::types::LogIndex;
     use crate::types::Term;
     use crate::types::WallMillis;
 
-    /// Runs one command line as an entry of its own at this time, as a user.
-    fn run_as(state: &mut State, user: &str, now: u64, line: &str) -> CommandResult {
-        let args: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
-        let spec = ROWS.iter().find(|spec| eq_ignore_case(args[0], spec.name)).unwrap();
-        assert!(spec.arity_allows(args.len()), "{line}");
-        let now = ClusterTime(now);
-        state.begin_entry(LogIndex(state.meta().applied.0 + 1), Term(1), now, WallMillis(0));
-        for at in spec.keys.positions(&args) {
-            state.expire_touched(0, args[at], now);
-        }
-        let mut context = WriteContext { state, db: 0, user: user.as_bytes(), now, wall: WallMillis(0) };
-        match spec.execute {
-            Execute::Write(execute) => execute(&mut context, &args),
-            Execute::Read(_) | Execute::Session(_) => panic!("lock verbs are writes"),
-        }
+    /// A state and what was told of it.
+    struct Bench {
+        state: State,
     }
 
-    fn run(state: &mut State, now: u64, line: &str) -> CommandResult {
-        run_as(state, "default", now, line)
-    }
+    impl Bench {
+        fn new() -> Bench {
+            Bench { state: State::new(16) }
+        }
 
-    fn extended(count: i64, lost: &[&str]) -> CommandResult {
-        Ok(Reply::Map(vec![
-            (Reply::bulk("extended"), Reply::Integer(count)),
-            (Reply::bulk("lost"), Reply::Array(lost.iter().map(Reply::bulk).collect())),
-        ]))
+        /// Runs one command line as an entry of its own at this time, as a user.
+        fn run_as(&mut self, user: &str, now: u64, line: &str) -> String {
+            let args: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+            let rows = [ROWS, lock_admin::ROWS, guards::ROWS].into_iter().flatten();
+            let row = rows.into_iter().find(|spec| eq_ignore_case(args[0], spec.name)).unwrap();
+            let spec = table::leaf(row, &args);
+            if !spec.arity_allows(args.len()) {
+                return "arity".to_owned();
+            }
+            let (now, wall) = (ClusterTime(now), WallMillis(0));
+            let state = &mut self.state;
+            state.begin_entry(LogIndex(state.meta().applied.0 + 1), Term(1), now, wall);
+            for at in spec.keys.positions(&args) {
+                state.expire_touched(0, args[at], now);
+            }
+            let (user, origin) = (user.as_bytes(), Origin { address: "addr".into(), ..Origin::default() });
+            let result = match spec.execute {
+                Execute::Write(execute) => {
+                    let mut context = WriteContext {
+                        state,
+                        db: 0,
+                        user,
+                        now,
+                        wall,
+                        origin: &origin,
+                        in_transaction: false,
+                    };
+                    execute(&mut context, &args)
+                }
+                Execute::Read(execute) => {
+                    execute(&ReadContext { state, db: 0, user, now, wall, seed: 0 }, &args)
+                }
+                Execute::Session(_) => panic!("lock verbs need the state"),
+            };
+            show(&result.unwrap_or_else(Reply::from))
+        }
+
+        fn run(&mut self, now: u64, line: &str) -> String {
+            self.run_as("default", now, line)
+        }
+
+        /// Ends what is due.
+        fn expire(&mut self, now: u64) -> usize {
+            let (index, now) = (LogIndex(self.state.meta().applied.0 + 1), ClusterTime(now));
+            self.state.begin_entry(index, Term(1), now, WallMillis(0));
+            self.state.expire_due(now, 1024)
+        }
+
+        /// How waits ended since the last call: "claim: reply".
+        fn ends(&mut self) -> Vec<String> {
+            let told = |notice| match notice {
+                Notice::ClaimEnded { claim, end, .. } => {
+                    let end = match end {
+                        ClaimEnd::Granted(granted) => {
+                            show(&granted_reply(&granted.grants, granted.order.as_deref()))
+                        }
+                        ClaimEnd::Over => "null".to_owned(),
+                        ClaimEnd::Failed(text) => format!("-{text}"),
+                    };
+                    Some(format!("{}: {end}", claim.0))
+                }
+                Notice::ClaimBegan { .. } | Notice::Lock { .. } => None,
+            };
+            self.state.take_notices().0.into_iter().filter_map(told).collect()
+        }
+
+        fn check(&mut self, steps: &[(u64, &str, &str)]) {
+            for (now, line, reply) in steps {
+                assert_eq!(self.run(*now, line), *reply, "{line} at {now}");
+            }
+        }
     }
 
     #[test]
     fn a_first_session_with_locks() {
-        let mut state = State::new(1);
-        for (now, line, reply) in [
-            (0, "LOCK jobs a PX 1000", Reply::Integer(1)),
-            (10, "lock jobs a ex 2", Reply::Integer(1)),
-            (20, "LOCK jobs b", Reply::Null),
-            (20, "LOCK other b", Reply::Integer(2)),
-            (30, "UNLOCK jobs b", Reply::Integer(0)),
-            (30, "UNLOCK jobs a TOKEN 2", Reply::Integer(0)),
-            (2_009, "LOCK jobs b", Reply::Null),
-            (2_010, "LOCK jobs b", Reply::Integer(3)),
-            (2_010, "UNLOCK jobs a", Reply::Integer(0)),
-            (2_020, "UNLOCK jobs b token 3", Reply::Integer(1)),
-            (2_030, "UNLOCK jobs b TOKEN 3", Reply::Integer(0)),
-            (30_019, "LOCK other c", Reply::Null),
-            (30_020, "LOCK other c", Reply::Integer(4)),
-        ] {
-            assert_eq!(run(&mut state, now, line), Ok(reply), "{line} at {now}");
-        }
+        Bench::new().check(&[
+            (0, "LOCK jobs a PX 1000", ":1"),
+            (10, "lock jobs a ex 2", ":1"),
+            (20, "LOCK jobs b", "null"),
+            (20, "LOCK other b", ":2"),
+            (30, "UNLOCK jobs b", ":0"),
+            (30, "UNLOCK jobs a TOKEN 2", ":0"),
+            (2_009, "LOCK jobs b", "null"),
+            (2_010, "LOCK jobs b", ":3"),
+            (2_010, "UNLOCK jobs a", ":0"),
+            (2_020, "UNLOCK jobs b token 3", ":1"),
+            (2_030, "UNLOCK jobs b TOKEN 3", ":1"),
+            (2_030, "UNLOCK jobs c TOKEN 3", ":0"),
+            (602_019, "UNLOCK jobs b TOKEN 3", ":1"),
+            (602_020, "UNLOCK jobs b TOKEN 3", ":0"),
+            (602_020, "LOCK other c", ":4"),
+        ]);
     }
 
     #[test]
     fn lockextend_says_what_it_extended_and_what_was_lost() {
-        let mut state = State::new(1);
+        let mut bench = Bench::new();
         for key in ["x", "y", "z"] {
-            assert!(run(&mut state, 0, &format!("LOCK {key} a PX 1000")).is_ok());
+            bench.run(0, &format!("LOCK {key} a PX 1000"));
         }
-        assert_eq!(run(&mut state, 0, "LOCK w b PX 1000"), Ok(Reply::Integer(4)));
-        assert_eq!(
-            run(&mut state, 10, "LOCKEXTEND a 5000 KEYS 4 x nowhere w x"),
-            extended(1, &["nowhere", "w"])
-        );
-        assert_eq!(run(&mut state, 20, "LOCKEXTEND a 2000"), extended(3, &[]));
-        assert_eq!(run(&mut state, 2_019, "LOCKEXTEND a 100 keys 1 x"), extended(1, &[]));
-        assert_eq!(run(&mut state, 2_020, "LOCKEXTEND a 9000"), extended(1, &[]));
-        assert_eq!(run(&mut state, 2_021, "LOCKEXTEND a 9000 KEYS 2 x y"), extended(1, &["y"]));
-        assert_eq!(run(&mut state, 2_022, "LOCKEXTEND nobody 9000"), extended(0, &[]));
+        bench.check(&[
+            (0, "LOCK w b PX 1000", ":4"),
+            (10, "LOCKEXTEND a 5000 KEYS 4 x nowhere w x", "{extended: :1, lost: [nowhere w]}"),
+            (20, "LOCKEXTEND a 2000", "{extended: :3, lost: []}"),
+            (2_019, "LOCKEXTEND a 100 keys 1 x", "{extended: :1, lost: []}"),
+            (2_020, "LOCKEXTEND a 9000", "{extended: :1, lost: []}"),
+            (2_021, "LOCKEXTEND a 9000 KEYS 2 x y", "{extended: :1, lost: [y]}"),
+            (2_022, "LOCKEXTEND nobody 9000", "{extended: :0, lost: []}"),
+        ]);
     }
 
     #[test]
     fn an_owner_is_known_within_its_user_only() {
-        let mut state = State::new(1);
-        assert_eq!(run_as(&mut state, "alice", 0, "LOCK k o"), Ok(Reply::Integer(1)));
-        assert_eq!(run_as(&mut state, "bob", 0, "LOCK k o"), Ok(Reply::Null));
-        assert_eq!(run_as(&mut state, "bob", 0, "UNLOCK k o TOKEN 1"), Ok(Reply::Integer(0)));
-        assert_eq!(run_as(&mut state, "bob", 0, "LOCKEXTEND o 1000"), extended(0, &[]));
+        let mut bench = Bench::new();
+        assert_eq!(bench.run_as("alice", 0, "LOCK k o"), ":1");
+        assert_eq!(bench.run_as("bob", 0, "LOCK k o"), "null");
+        assert_eq!(bench.run_as("bob", 0, "UNLOCK k o TOKEN 1"), ":0");
+        assert_eq!(bench.run_as("bob", 0, "LOCKEXTEND o 1000"), "{extended: :0, lost: []}");
+    }
+
+    #[test]
+    fn who_waits_gets_the_lock_in_order_whatever_the_modes() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK k a", ":1"),
+            (1, "LOCK k r1 SHARED BLOCK 0", "waiting 1"),
+            (2, "LOCK k r2 SHARED BLOCK 0", "waiting 2"),
+            (3, "LOCK k w BLOCK 0", "waiting 3"),
+            (4, "LOCK k r3 SHARED BLOCK 0", "waiting 4"),
+            (5, "UNLOCK k a", ":1"),
+        ]);
+        assert_eq!(bench.ends(), ["1: :2", "2: :3"], "the writer comes before the last reader");
+        bench.check(&[(6, "LOCK k r4 SHARED", "null"), (6, "UNLOCK k r1", ":1"), (7, "UNLOCK k r2", ":1")]);
+        assert_eq!(bench.ends(), ["3: :4"]);
+        bench.check(&[(8, "UNLOCK k w", ":1")]);
+        assert_eq!(bench.ends(), ["4: :5"]);
+        assert_eq!(bench.run(9, "UNLOCK k r3"), ":1");
+        assert_eq!(bench.run(9, "LOCKS INFO k"), "null");
+    }
+
+    #[test]
+    fn a_wait_ends_in_time_and_the_lease_begins_with_the_grant() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK k a PX 1000", ":1"),
+            (0, "LOCK k b PX 500 BLOCK 900", "waiting 1"),
+            (0, "LOCK k c PX 500 BLOCK 5000", "waiting 2"),
+        ]);
+        assert_eq!(bench.expire(899), 0);
+        assert_eq!(bench.expire(900), 1);
+        assert_eq!(bench.ends(), ["1: null"]);
+        assert_eq!(bench.expire(1_000), 1);
+        assert_eq!(bench.ends(), ["2: :2"]);
+        bench.check(&[(1_499, "FENCE k 2", "OK"), (1_500, "FENCE k 2", "-STALETOKEN k 2 current=none")]);
+    }
+
+    #[test]
+    fn who_asks_again_joins_its_own_wait() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK k a", ":1"),
+            (0, "LOCK k b BLOCK 1000", "waiting 1"),
+            (0, "LOCK k c BLOCK 0", "waiting 2"),
+            (1, "LOCK k b BLOCK 9000", "waiting 3"),
+            (1, "LOCK k b SHARED BLOCK 9000", "-ERR this owner waits for this already, in another mode"),
+        ]);
+        assert_eq!(bench.expire(1_000), 1);
+        assert_eq!(bench.ends(), ["1: null"]);
+        assert_eq!(bench.run(1_001, "UNLOCK k a"), ":1");
+        assert_eq!(bench.ends(), ["3: :2"], "it kept its place");
+        assert_eq!(bench.run(1_002, "UNLOCK k c"), ":0");
+        assert_eq!(bench.ends(), ["2: null"], "UNLOCK ends a wait");
+    }
+
+    #[test]
+    fn a_request_of_another_shape_waits_by_itself_and_gets_its_own_reply() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK k a", ":1"),
+            (0, "MLOCK 1 k b BLOCK 0", "waiting 1"),
+            (0, "LOCK k b BLOCK 0", "waiting 2"),
+            (0, "MLOCK 2 k k b BLOCK 0", "waiting 3"),
+            (1, "UNLOCK k a", ":1"),
+        ]);
+        assert_eq!(bench.ends(), ["1: [:2]", "2: :2", "3: [:2 :2]"]);
+    }
+
+    #[test]
+    fn a_grant_that_another_client_was_told_of_too_is_not_taken_back() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK k a", ":1"),
+            (0, "LOCK k b BLOCK 0", "waiting 1"),
+            (0, "LOCK k b BLOCK 0", "waiting 2"),
+            (1, "UNLOCK k a", ":1"),
+        ]);
+        let notices = bench.state.take_notices().0;
+        let granted = notices.iter().filter_map(|notice| match notice {
+            Notice::ClaimEnded { end: ClaimEnd::Granted(granted), .. } => Some(granted),
+            _ => None,
+        });
+        let granted: Vec<_> = granted.collect();
+        assert_eq!(granted.len(), 2);
+        // The first client is gone, the second holds it.
+        for grant in &granted[0].grants {
+            let grant = (&*grant.key, grant.token, grant.touches);
+            let owner = granted[0].owner.clone();
+            assert!(!locks::take_back(&mut bench.state, 0, &owner, grant, ClusterTime(2)));
+        }
+        assert_eq!(bench.run(3, "UNLOCK k b TOKEN 2"), ":1");
+    }
+
+    #[test]
+    fn a_semaphore_has_so_many_places() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK s a SHARED LIMIT 2", ":1"),
+            (0, "LOCK s b SHARED LIMIT 2", ":2"),
+            (0, "LOCK s c SHARED LIMIT 2", "null"),
+            (
+                0,
+                "LOCK s c SHARED LIMIT 3",
+                "-ERR this lock is shared with LIMIT 2; ask for it with the same one",
+            ),
+            (0, "LOCK s c SHARED", "-ERR this lock is shared with LIMIT 2; ask for it with the same one"),
+            (0, "LOCK s c SHARED LIMIT 2 BLOCK 0", "waiting 1"),
+            (1, "UNLOCK s a", ":1"),
+        ]);
+        assert_eq!(bench.ends(), ["1: :3"]);
+        assert_eq!(bench.run(2, "LOCK r a SHARED"), ":4");
+        assert_eq!(
+            bench.run(2, "LOCK r b SHARED LIMIT 2"),
+            "-ERR this lock is shared without a LIMIT; ask for it without one"
+        );
+    }
+
+    #[test]
+    fn an_upgrade_goes_before_all_others_and_two_of_them_are_a_deadlock() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK k a SHARED", ":1"),
+            (0, "LOCK k b SHARED", ":2"),
+            (0, "LOCK k w BLOCK 0", "waiting 1"),
+            (1, "LOCK k a BLOCK 0", "waiting 2"),
+            (2, "LOCK k b BLOCK 0", "-DEADLOCK victim=b cycle=\"b -[k]-> a -[k]-> b\""),
+            (3, "UNLOCK k b", ":1"),
+        ]);
+        assert_eq!(bench.ends(), ["2: :3"]);
+        bench.check(&[
+            (4, "FENCE k 1", "-STALETOKEN k 1 current=3"),
+            (4, "LOCK k a SHARED", ":3"),
+            (5, "LOCK k r SHARED", "null"),
+            (6, "UNLOCK k a", ":1"),
+        ]);
+        assert_eq!(bench.ends(), ["1: :4"]);
+    }
+
+    #[test]
+    fn a_downgrade_lets_readers_in() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK k a", ":1"),
+            (0, "LOCK k r SHARED BLOCK 0", "waiting 1"),
+            (1, "LOCK k a SHARED", ":1"),
+        ]);
+        assert_eq!(bench.ends(), ["1: :2"]);
+    }
+
+    #[test]
+    fn a_cycle_of_owners_has_one_victim_and_the_rest_goes_on() {
+        let mut bench = Bench::new();
+        for n in 0..5 {
+            bench.run(0, &format!("LOCK k{n} o{n}"));
+        }
+        for n in 0..4 {
+            bench.run(1, &format!("LOCK k{} o{n} BLOCK 0", n + 1));
+        }
+        assert_eq!(
+            bench.run(2, "LOCK k0 o4 BLOCK 0"),
+            "-DEADLOCK victim=o4 cycle=\"o4 -[k0]-> o0 -[k1]-> o1 -[k2]-> o2 -[k3]-> o3 -[k4]-> o4\""
+        );
+        assert_eq!(bench.run(3, "LOCKS GRAPH"), "[:11 [[o0 k1 o1] [o1 k2 o2] [o2 k3 o3] [o3 k4 o4]]]");
+        assert!(bench.ends().is_empty());
+        assert_eq!(bench.run(4, "UNLOCK k4 o4"), ":1");
+        assert_eq!(bench.ends(), ["4: :6"]);
+        assert!(bench.run(5, "LOCKS DEADLOCKS COUNT 1").starts_with("[{index: :10, age_ms: :3, victim: o4"));
+    }
+
+    #[test]
+    fn another_victim_can_be_chosen() {
+        use crate::state::Settings;
+        use crate::state::locks::graph::VictimChoice;
+        for (choice, ends) in [
+            // The youngest is who holds the greatest token; b holds fewer locks.
+            (VictimChoice::Youngest, ["1: -DEADLOCK victim=b"]),
+            (VictimChoice::FewestLocks, ["1: -DEADLOCK victim=b"]),
+        ] {
+            let mut bench = Bench::new();
+            bench.state.set_settings(Settings {
+                databases: 16,
+                lock_deadlock_victim: choice,
+                ..Settings::default()
+            });
+            bench.check(&[
+                (0, "LOCK k1 a", ":1"),
+                (0, "LOCK k3 a", ":2"),
+                (0, "LOCK k2 b", ":3"),
+                (1, "LOCK k1 b BLOCK 0", "waiting 1"),
+                (2, "LOCK k2 a BLOCK 0", "waiting 2"),
+            ]);
+            let told = bench.ends();
+            assert!(told.iter().zip(ends).all(|(told, end)| told.starts_with(end)), "{told:?}");
+            assert_eq!(told.len(), 1);
+            assert_eq!(bench.run(3, "UNLOCK k2 b"), ":1");
+            assert_eq!(bench.ends(), ["2: :4"]);
+        }
+    }
+
+    #[test]
+    fn a_full_semaphore_is_a_deadlock_only_when_no_place_can_come_free() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK s a SHARED LIMIT 2", ":1"),
+            (0, "LOCK s b SHARED LIMIT 2", ":2"),
+            (0, "LOCK k c", ":3"),
+            (1, "LOCK k a BLOCK 0", "waiting 1"),
+            // b may still give its place back.
+            (2, "LOCK s c SHARED LIMIT 2 BLOCK 0", "waiting 2"),
+            (3, "LOCK k b BLOCK 0", "-DEADLOCK victim=b cycle=\"b -[k]-> c -[s]-> b\""),
+        ]);
+    }
+
+    #[test]
+    fn an_upgrade_at_once_may_close_a_cycle_through_another_wait_of_its_owner() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK k1 x", ":1"),
+            (0, "LOCK k0 b SHARED", ":2"),
+            // It goes with b's shared hold, and waits for x.
+            (1, "MLOCK 2 k0 k1 a SHARED BLOCK 0", "waiting 1"),
+            (2, "LOCK k1 b BLOCK 0", "waiting 2"),
+            (3, "LOCK k0 b", ":3"),
+        ]);
+        assert_eq!(bench.ends(), ["2: -DEADLOCK victim=b cycle=\"b -[k1]-> a -[k0]-> b\""]);
+    }
+
+    #[test]
+    fn several_locks_are_taken_at_once_or_not_at_all() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "MLOCK 3 a b a me", "[:1 :2 :1]"),
+            (0, "MLOCK 3 a b a me", "[:1 :2 :1]"),
+            (0, "MLOCK 2 b c you", "null-array"),
+            (0, "MLOCK 2 b c you BLOCK 0", "waiting 1"),
+            // Nobody passes by, though c is free.
+            (0, "LOCK c other", "null"),
+            (0, "LOCK c other BLOCK 0", "waiting 2"),
+            (0, "MLOCK 2 c b third BLOCK 100", "waiting 3"),
+            (1, "UNLOCK b me", ":1"),
+        ]);
+        assert_eq!(bench.ends(), ["1: [:3 :4]"]);
+        assert_eq!(bench.expire(100), 1);
+        assert_eq!(bench.run(101, "UNLOCK c you"), ":1");
+        assert_eq!(bench.ends(), ["3: null", "2: :5"]);
+    }
+
+    #[test]
+    fn multi_locks_in_any_order_never_deadlock() {
+        let mut bench = Bench::new();
+        bench.run(0, "MLOCK 2 a b o0 BLOCK 0");
+        for n in 1..20 {
+            let line = match n % 3 {
+                0 => format!("MLOCK 2 a b o{n} BLOCK 0"),
+                1 => format!("MLOCK 2 b a o{n} BLOCK 0"),
+                _ => format!("MLOCK 3 b c a o{n} BLOCK 0 SHARED"),
+            };
+            assert_eq!(bench.run(1, &line), format!("waiting {n}"));
+        }
+        let mut granted = 0;
+        for n in 0..20 {
+            granted += bench.ends().len();
+            bench.run(2, &format!("LOCKS RELEASE o{n}"));
+        }
+        assert_eq!(granted + bench.ends().len(), 19);
+    }
+
+    #[test]
+    fn a_lock_with_grace_is_nobodys_for_a_while_after_it_expired() {
+        let mut bench = Bench::new();
+        bench.check(&[(0, "LOCK k a PX 1000 GRACE 500", ":1"), (0, "LOCK k b BLOCK 0", "waiting 1")]);
+        assert_eq!(bench.expire(1_000), 1);
+        assert_eq!(bench.run(1_100, "LOCKS INFO k").split(',').next(), Some("{mode: delayed"));
+        assert_eq!(bench.run(1_100, "FENCE k 1"), "-STALETOKEN k 1 current=none");
+        assert_eq!(bench.expire(1_499), 0);
+        assert!(bench.ends().is_empty());
+        assert_eq!(bench.expire(1_500), 1);
+        assert_eq!(bench.ends(), ["1: :2"]);
+        bench.check(&[(1_600, "UNLOCK k b", ":1"), (1_600, "LOCK k c", ":3")]);
+    }
+
+    #[test]
+    fn an_operator_sees_who_holds_and_breaks_it() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK k a PX 5000 DATA http://a", ":1"),
+            (100, "LOCK k b BLOCK 0", "waiting 1"),
+            (
+                200,
+                "LOCKS INFO k",
+                "{mode: exclusive, limit: :0, holders: [[a :1 :4800 default addr :200]], waiters: [[b exclusive :100 addr]], \
+                 grants: :1, expiries: :0, delay_ms: :0, data: http://a}",
+            ),
+            (200, "LOCKS LIST 0 COUNT 100000 OWNER b", "[0 [k]]"),
+            (200, "LOCKS LIST 0 COUNT 100000 MATCH x*", "[0 []]"),
+            (200, "LOCKS KILL k OWNER nobody", ":0"),
+            (200, "LOCKS KILL k OWNER a REASON stuck", ":1"),
+        ]);
+        assert_eq!(bench.ends(), ["1: :2"]);
+        bench.check(&[
+            (201, "FENCE k 1", "-STALETOKEN k 1 current=2"),
+            (201, "UNLOCK k a TOKEN 1", ":0"),
+            (202, "LOCKS RELEASE b", ":1"),
+            (202, "LOCKS RELEASE b", ":0"),
+        ]);
     }
 
     #[test]
     fn every_wrong_use_has_its_error_and_changes_nothing() {
         let range = "ERR lock lease must be between 100 milliseconds and 24 hours";
         let integer = "ERR value is not an integer or out of range";
-        let syntax = "ERR syntax error";
+        let syntax = |what: &str| format!("ERR syntax error: {what}");
         let numkeys = "ERR LOCKEXTEND numkeys does not match the number of keys";
         let owner = "ERR lock owner must be 1 to 256 bytes long";
         let wrong_type = "WRONGTYPE Operation against a key holding the wrong kind of value";
-        let later = |option: &str| format!("ERR LOCK option {option} is not supported by this version");
+        let block = "ERR BLOCK must be between 0 and 31536000000 milliseconds";
+        let grace = "ERR GRACE must be between 0 and 86400000 milliseconds";
+        let limit = "ERR LIMIT must be between 1 and 100000";
+        let mkeys = "ERR MLOCK numkeys must be between 1 and 128";
+        let mcount = "ERR MLOCK numkeys does not match the number of keys: an owner follows them";
+        let token = "ERR invalid token: want the number that LOCK gave, or the receipt that QPOP gave";
         let long = format!("LOCK k {}", "o".repeat(257));
-        let mut state = State::new(1);
-        state.put_string(0, b"s", b"v", None);
-        let before = state.digest();
+        let data = format!("LOCK k o DATA {}", "d".repeat(1025));
+        let reason = format!("LOCKS KILL k REASON {}", "r".repeat(513));
+        let many = format!("MLOCK 129{} o", " k".repeat(129));
+        let mut bench = Bench::new();
+        bench.state.put_string(0, b"s", b"v", None);
+        let before = bench.state.digest();
         for (line, error) in [
-            ("LOCK k ", owner),
-            (&long, owner),
-            ("LOCK k o PX", syntax),
-            ("LOCK k o NX", syntax),
-            ("LOCK k o PX 1000 PX 1000", syntax),
-            ("LOCK k o PX 1000 EX 1", syntax),
-            ("LOCK k o PX ten", integer),
-            ("LOCK k o PX 1.5", integer),
-            ("LOCK k o PX 99999999999999999999", integer),
-            ("LOCK k o PX 99", range),
-            ("LOCK k o PX 0", range),
-            ("LOCK k o PX -1000", range),
-            ("LOCK k o PX 86400001", range),
-            ("LOCK k o EX 86401", range),
-            ("LOCK k o EX 9223372036854775807", range),
-            ("LOCK k o SHARED", &later("SHARED")),
-            ("LOCK k o PX 1000 limit 3", &later("LIMIT")),
-            ("LOCK k o BLOCK 0", &later("BLOCK")),
-            ("LOCK k o GRACE 5", &later("GRACE")),
-            ("LOCK k o DATA d", &later("DATA")),
-            ("LOCK s o", wrong_type),
-            ("UNLOCK k ", owner),
-            ("UNLOCK k o 7", syntax),
-            ("UNLOCK k o TOKEN", syntax),
-            ("UNLOCK k o TOKEN 1 TOKEN 1", syntax),
-            ("UNLOCK k o TOKEN x", integer),
-            ("UNLOCK k o TOKEN 0", integer),
-            ("UNLOCK k o TOKEN 9007199254740992", integer),
-            ("UNLOCK s o", wrong_type),
-            ("LOCKEXTEND  1000", owner),
-            ("LOCKEXTEND o x", integer),
-            ("LOCKEXTEND o 99", range),
-            ("LOCKEXTEND o 86400001", range),
-            ("LOCKEXTEND o 1000 k", syntax),
-            ("LOCKEXTEND o 1000 KEYS", syntax),
-            ("LOCKEXTEND o 1000 KEYS x k", integer),
-            ("LOCKEXTEND o 1000 KEYS 0", "ERR numkeys should be greater than 0"),
-            ("LOCKEXTEND o 1000 KEYS -1 k", "ERR numkeys should be greater than 0"),
-            ("LOCKEXTEND o 1000 KEYS 2 k", numkeys),
-            ("LOCKEXTEND o 1000 KEYS 1 k l", numkeys),
-            ("LOCKEXTEND o 1000 KEYS 2 k s", wrong_type),
+            ("LOCK k ", owner.to_owned()),
+            (&long, owner.to_owned()),
+            ("LOCK k o PX", syntax("PX needs a value")),
+            ("LOCK k o NX", syntax("LOCK has no option 'NX'")),
+            ("LOCK k o PX 1000 PX 1000", syntax("the lease is given twice")),
+            ("LOCK k o PX 1000 EX 1", syntax("the lease is given twice")),
+            ("LOCK k o PX ten", integer.to_owned()),
+            ("LOCK k o PX 1.5", integer.to_owned()),
+            ("LOCK k o PX 99999999999999999999", integer.to_owned()),
+            ("LOCK k o PX 99", range.to_owned()),
+            ("LOCK k o PX 0", range.to_owned()),
+            ("LOCK k o PX -1000", range.to_owned()),
+            ("LOCK k o PX 86400001", range.to_owned()),
+            ("LOCK k o EX 86401", range.to_owned()),
+            ("LOCK k o EX 9223372036854775807", range.to_owned()),
+            ("LOCK k o SHARED SHARED", syntax("SHARED is given twice")),
+            ("LOCK k o LIMIT 3", syntax("LIMIT needs SHARED")),
+            ("LOCK k o SHARED LIMIT", syntax("LIMIT needs a value")),
+            ("LOCK k o SHARED LIMIT 0", limit.to_owned()),
+            ("LOCK k o SHARED LIMIT 100001", limit.to_owned()),
+            ("LOCK k o SHARED LIMIT x", integer.to_owned()),
+            ("LOCK k o SHARED LIMIT 2 LIMIT 2", syntax("LIMIT is given twice")),
+            ("LOCK k o BLOCK", syntax("BLOCK needs a value")),
+            ("LOCK k o BLOCK -1", block.to_owned()),
+            ("LOCK k o BLOCK 31536000001", block.to_owned()),
+            ("LOCK k o BLOCK soon", integer.to_owned()),
+            ("LOCK k o BLOCK 1 BLOCK 1", syntax("BLOCK is given twice")),
+            ("LOCK k o GRACE -1", grace.to_owned()),
+            ("LOCK k o GRACE 86400001", grace.to_owned()),
+            ("LOCK k o GRACE 1 GRACE 1", syntax("GRACE is given twice")),
+            ("LOCK k o DATA", syntax("DATA needs a value")),
+            ("LOCK k o DATA a DATA b", syntax("DATA is given twice")),
+            (&data, "ERR DATA must be at most 1024 bytes long".to_owned()),
+            ("LOCK s o", wrong_type.to_owned()),
+            ("LOCK s o BLOCK 0", wrong_type.to_owned()),
+            ("MLOCK x k o", integer.to_owned()),
+            ("MLOCK 0 k o", mkeys.to_owned()),
+            ("MLOCK -1 k o", mkeys.to_owned()),
+            (&many, mkeys.to_owned()),
+            ("MLOCK 2 k o", mcount.to_owned()),
+            ("MLOCK 3 k o", mcount.to_owned()),
+            ("MLOCK 1 k o LIMIT 2", syntax("MLOCK has no option 'LIMIT'")),
+            ("MLOCK 1 k o GRACE 2", syntax("MLOCK has no option 'GRACE'")),
+            ("MLOCK 1 k o DATA d", syntax("MLOCK has no option 'DATA'")),
+            ("MLOCK 1 k o extra", syntax("MLOCK has no option 'extra'")),
+            ("MLOCK 2 k s o", wrong_type.to_owned()),
+            ("UNLOCK k ", owner.to_owned()),
+            ("UNLOCK k o 7", syntax("UNLOCK takes key, owner and TOKEN token")),
+            ("UNLOCK k o TOKEN", syntax("UNLOCK takes key, owner and TOKEN token")),
+            ("UNLOCK k o TOKEN 1 TOKEN 1", syntax("UNLOCK takes key, owner and TOKEN token")),
+            ("UNLOCK k o TOKEN x", integer.to_owned()),
+            ("UNLOCK k o TOKEN 0", integer.to_owned()),
+            ("UNLOCK k o TOKEN 9007199254740992", integer.to_owned()),
+            ("UNLOCK s o", wrong_type.to_owned()),
+            ("LOCKEXTEND  1000", owner.to_owned()),
+            ("LOCKEXTEND o x", integer.to_owned()),
+            ("LOCKEXTEND o 99", range.to_owned()),
+            ("LOCKEXTEND o 86400001", range.to_owned()),
+            ("LOCKEXTEND o 1000 k", syntax("LOCKEXTEND takes owner, milliseconds and KEYS numkeys key ...")),
+            (
+                "LOCKEXTEND o 1000 KEYS",
+                syntax("LOCKEXTEND takes owner, milliseconds and KEYS numkeys key ..."),
+            ),
+            ("LOCKEXTEND o 1000 KEYS x k", integer.to_owned()),
+            ("LOCKEXTEND o 1000 KEYS 0", "ERR numkeys should be greater than 0".to_owned()),
+            ("LOCKEXTEND o 1000 KEYS -1 k", "ERR numkeys should be greater than 0".to_owned()),
+            ("LOCKEXTEND o 1000 KEYS 2 k", numkeys.to_owned()),
+            ("LOCKEXTEND o 1000 KEYS 1 k l", numkeys.to_owned()),
+            ("LOCKEXTEND o 1000 KEYS 2 k s", wrong_type.to_owned()),
+            ("LOCKS LIST x", "ERR invalid cursor".to_owned()),
+            ("LOCKS LIST 0 COUNT", syntax("LOCKS LIST takes MATCH, OWNER and COUNT")),
+            ("LOCKS LIST 0 TYPE lock", syntax("LOCKS LIST takes MATCH, OWNER and COUNT")),
+            ("LOCKS LIST 0 COUNT x", integer.to_owned()),
+            ("LOCKS INFO s", wrong_type.to_owned()),
+            ("LOCKS GRAPH DOT", syntax("LOCKS GRAPH takes FORMAT LIST or FORMAT DOT")),
+            ("LOCKS GRAPH FORMAT svg", syntax("LOCKS GRAPH takes FORMAT LIST or FORMAT DOT")),
+            ("LOCKS DEADLOCKS 3", syntax("LOCKS DEADLOCKS takes COUNT count")),
+            ("LOCKS DEADLOCKS COUNT 0", "ERR COUNT must be between 1 and 128".to_owned()),
+            ("LOCKS DEADLOCKS COUNT 129", "ERR COUNT must be between 1 and 128".to_owned()),
+            ("LOCKS DEADLOCKS COUNT x", integer.to_owned()),
+            ("LOCKS RELEASE ", owner.to_owned()),
+            ("LOCKS KILL k a", syntax("LOCKS KILL takes OWNER owner and REASON text")),
+            ("LOCKS KILL k OWNER a OWNER b", syntax("LOCKS KILL takes OWNER owner and REASON text")),
+            (&reason, "ERR REASON must be at most 512 bytes long".to_owned()),
+            ("LOCKS KILL s", wrong_type.to_owned()),
+            ("FENCE k x", token.to_owned()),
+            ("FENCE k 0", token.to_owned()),
+            ("FENCE k 1-1:x", token.to_owned()),
+            ("FENCE k 1 l", "ERR wrong number of arguments for 'fence' command".to_owned()),
+            ("FENCE s 1", "STALETOKEN s 1 current=none".to_owned()),
+            ("FENCE k 1-1:1", "STALETOKEN k 1-1:1 current=none".to_owned()),
+            ("ONCE id", "ERR ONCE must be the first command after MULTI".to_owned()),
+            ("ONCE ", "ERR ONCE id must be 1 to 256 bytes long".to_owned()),
+            ("ONCE id PX 0", "ERR ONCE PX must be between 1 and 604800000 milliseconds".to_owned()),
+            ("ONCE id EX 5", syntax("ONCE takes id and PX milliseconds")),
         ] {
-            let refusal = run(&mut state, 0, line).map_err(|error| error.to_string());
-            assert_eq!(refusal, Err(error.to_owned()), "{line}");
+            assert_eq!(bench.run(0, line), format!("-{error}"), "{line}");
         }
-        state.meta.applied = LogIndex(0);
-        state.meta.applied_term = Term(0);
-        assert_eq!(state.digest(), before);
+        for line in
+            ["LOCK k", "MLOCK 1 k", "UNLOCK k", "LOCKEXTEND o", "LOCKS INFO", "LOCKS KILL", "FENCE k", "ONCE"]
+        {
+            assert_eq!(bench.run(0, line), "arity", "{line}");
+        }
+        bench.state.meta.applied = LogIndex(0);
+        bench.state.meta.applied_term = Term(0);
+        assert_eq!(bench.state.digest(), before);
     }
 
     #[test]
     fn the_limits_of_every_number_are_allowed() {
-        let mut state = State::new(1);
+        let mut bench = Bench::new();
         let owner = "o".repeat(256);
         for line in [
             format!("LOCK k {owner} PX 100"),
             format!("LOCK k {owner} PX 86400000"),
-            format!("LOCK k {owner} EX 1"),
-            format!("LOCK k {owner} EX 86400"),
+            format!("LOCK k {owner} EX 1 BLOCK 31536000000 GRACE 86400000"),
+            format!("LOCK k {owner} EX 86400 DATA {}", "d".repeat(1024)),
         ] {
-            assert_eq!(run(&mut state, 0, &line), Ok(Reply::Integer(1)), "{line}");
+            assert_eq!(bench.run(0, &line), ":1", "{line}");
         }
-        assert_eq!(run(&mut state, 0, "UNLOCK k o TOKEN 9007199254740991"), Ok(Reply::Integer(0)));
+        assert_eq!(bench.run(0, "UNLOCK k o TOKEN 9007199254740991"), ":0");
+        assert_eq!(bench.run(0, &format!("MLOCK 128{} o", " m".repeat(128))).split(' ').count(), 128);
     }
 }

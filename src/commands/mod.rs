@@ -2,7 +2,9 @@
 
 pub mod command_docs;
 pub mod error;
+pub mod guards;
 pub mod keys;
+pub mod lock_admin;
 pub mod locks;
 pub mod long_double;
 pub mod queues;

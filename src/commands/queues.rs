@@ -227,6 +227,7 @@ pub static ROWS: &[CommandSpec] = &[
 mod tests {
     use super::*;
     use crate::state::State;
+    use crate::state::notices::Origin;
     use crate::types::ClusterTime;
     use crate::types::LogIndex;
     use crate::types::Term;
@@ -244,7 +245,13 @@ mod tests {
         }
         let user = b"default";
         match spec.execute {
-            Execute::Write(execute) => execute(&mut WriteContext { state, db: 0, user, now, wall }, &args),
+            Execute::Write(execute) => {
+                let origin = Origin::default();
+                let in_transaction = false;
+                let mut context =
+                    WriteContext { state, db: 0, user, now, wall, origin: &origin, in_transaction };
+                execute(&mut context, &args)
+            }
             Execute::Read(execute) => execute(&ReadContext { state, db: 0, user, now, wall, seed: 0 }, &args),
             Execute::Session(_) => panic!("queue verbs need the state"),
         }

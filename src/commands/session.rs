@@ -45,8 +45,77 @@ const fn row(
     }
 }
 
+const fn channels(
+    name: &'static str,
+    syntax: &'static str,
+    summary: &'static str,
+    arity: i32,
+    command: SessionCommand,
+) -> CommandSpec {
+    CommandSpec {
+        group: Group::Pubsub,
+        complexity: "O(N) with N being the number of channels.",
+        ..row(name, syntax, summary, arity, CONNECTION.and(Flags::PUBSUB).and(Flags::NO_MULTI), command)
+    }
+}
+
+const fn pubsub(name: &'static str, syntax: &'static str, summary: &'static str, arity: i32) -> CommandSpec {
+    CommandSpec {
+        group: Group::Pubsub,
+        ..row(name, syntax, summary, arity, ANYTIME.and(Flags::PUBSUB), SessionCommand::Pubsub)
+    }
+}
+
 /// The commands that need nothing of the replicated state.
 pub static ROWS: &[CommandSpec] = &[
+    channels(
+        "subscribe",
+        "SUBSCRIBE channel [channel ...]",
+        "Sends the connection what is published on channels, as __lock__:key tells of a lock.",
+        -2,
+        SessionCommand::Subscribe,
+    ),
+    channels(
+        "psubscribe",
+        "PSUBSCRIBE pattern [pattern ...]",
+        "Sends the connection what is published on channels that match.",
+        -2,
+        SessionCommand::Psubscribe,
+    ),
+    channels(
+        "unsubscribe",
+        "UNSUBSCRIBE [channel [channel ...]]",
+        "Ends subscriptions to channels, all or the named ones.",
+        -1,
+        SessionCommand::Unsubscribe,
+    ),
+    channels(
+        "punsubscribe",
+        "PUNSUBSCRIBE [pattern [pattern ...]]",
+        "Ends subscriptions to patterns, all or the named ones.",
+        -1,
+        SessionCommand::Punsubscribe,
+    ),
+    CommandSpec {
+        complexity: "Depends on subcommand.",
+        subcommands: &[
+            pubsub(
+                "channels",
+                "PUBSUB CHANNELS [pattern]",
+                "Returns the channels of this node with subscribers.",
+                -2,
+            ),
+            pubsub(
+                "numsub",
+                "PUBSUB NUMSUB [channel [channel ...]]",
+                "Counts this node's subscribers of channels.",
+                -2,
+            ),
+            pubsub("numpat", "PUBSUB NUMPAT", "Counts the patterns subscribed to on this node.", 2),
+            pubsub("help", "PUBSUB HELP", "Lists the subcommands.", 2),
+        ],
+        ..pubsub("pubsub", "PUBSUB", "A container for commands about subscriptions.", -2)
+    },
     CommandSpec {
         group: Group::Connection,
         acl: Categories::CONNECTION,
@@ -366,6 +435,12 @@ const CLIENT_SUBCOMMANDS: &[CommandSpec] = &[
             SessionCommand::Client,
         )
     },
+    client(
+        "execmode",
+        "CLIENT EXECMODE <ATOMIC | COMPAT | AUTO>",
+        "Chooses whether the connection's transactions are all or nothing.",
+        3,
+    ),
     client("reply", "CLIENT REPLY <ON | OFF | SKIP>", "Chooses whether commands are answered.", 3),
     CommandSpec {
         group: Group::Connection,

@@ -7,6 +7,7 @@ use crate::commands::error::CommandError;
 use crate::resp::Reply;
 use crate::state::DbIndex;
 use crate::state::State;
+use crate::state::notices::Origin;
 use crate::types::ClusterTime;
 use crate::types::WallMillis;
 
@@ -41,6 +42,10 @@ pub struct WriteContext<'a> {
     pub now: ClusterTime,
     /// The entry's wall stamp: for turning absolute expiries into remaining time, and for nothing else.
     pub wall: WallMillis,
+    /// Where the command came from.
+    pub origin: &'a Origin,
+    /// It is one of a transaction's, which never waits.
+    pub in_transaction: bool,
 }
 
 /// How a command runs.
@@ -82,6 +87,11 @@ pub enum SessionCommand {
     Discard,
     Watch,
     Unwatch,
+    Subscribe,
+    Unsubscribe,
+    Psubscribe,
+    Punsubscribe,
+    Pubsub,
 }
 
 /// Properties of a command, as Redis's command flags.
@@ -104,6 +114,8 @@ impl Flags {
     pub const NO_MULTI: Flags = Flags(1 << 11);
     pub const MOVABLE_KEYS: Flags = Flags(1 << 12);
     pub const ALLOW_BUSY: Flags = Flags(1 << 13);
+    /// The log says which client sent it.
+    pub const ORIGIN: Flags = Flags(1 << 14);
 
     /// Both sets together.
     #[must_use]
@@ -208,6 +220,7 @@ pub enum Group {
     Connection,
     Server,
     Transactions,
+    Pubsub,
     Locks,
     Queues,
 }
@@ -222,6 +235,7 @@ impl Group {
             Group::Connection => "connection",
             Group::Server => "server",
             Group::Transactions => "transactions",
+            Group::Pubsub => "pubsub",
             Group::Locks => "locks",
             Group::Queues => "queues",
         }
@@ -263,8 +277,10 @@ impl CommandSpec {
     /// QPOP gave. These run on a full disk.
     #[must_use]
     pub fn is_deletion(&self) -> bool {
-        const NAMES: [&str; 9] =
-            ["del", "unlink", "delex", "getdel", "flushdb", "flushall", "unlock", "qpop", "qack"];
+        const NAMES: [&str; 11] = [
+            "del", "unlink", "delex", "getdel", "flushdb", "flushall", "unlock", "release", "kill", "qpop",
+            "qack",
+        ];
         NAMES.contains(&self.name)
     }
 

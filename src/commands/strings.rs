@@ -5,6 +5,7 @@
 //! with the entry's wall stamp (COMMANDS.md 3.2, rule 9).
 
 use crate::commands::error::CommandError;
+use crate::commands::guards::check_fence;
 use crate::commands::long_double::LongDouble;
 use crate::commands::spec::Args;
 use crate::commands::spec::Categories;
@@ -161,10 +162,13 @@ struct SetOptions<'a> {
     condition: Condition<'a>,
     lifetime: Lifetime<'a>,
     get: bool,
+    /// A key and the token that must be current of it.
+    fence: Option<(&'a [u8], &'a [u8])>,
 }
 
 fn parse_set_options<'a>(words: Args<'a>) -> Result<SetOptions<'a>, CommandError> {
-    let mut options = SetOptions { condition: Condition::Always, lifetime: Lifetime::Default, get: false };
+    let mut options =
+        SetOptions { condition: Condition::Always, lifetime: Lifetime::Default, get: false, fence: None };
     let mut words = words.iter().copied();
     while let Some(word) = words.next() {
         let mut operand = || words.next().ok_or(CommandError::Syntax);
@@ -183,7 +187,10 @@ fn parse_set_options<'a>(words: Args<'a>) -> Result<SetOptions<'a>, CommandError
         } else if is("GET") {
             options.get = true;
         } else if is("FENCE") {
-            return Err(CommandError::other("ERR SET option FENCE is not supported by this version"));
+            let fence = (operand()?, operand()?);
+            if options.fence.replace(fence).is_some() {
+                return Err(CommandError::Syntax);
+            }
         } else {
             let wanted = if is("NX") {
                 Condition::Absent
@@ -225,6 +232,12 @@ fn set_with_options(ctx: &mut WriteContext<'_>, key: &[u8], value: &[u8], words:
         Lifetime::Default | Lifetime::Keep | Lifetime::Persist => None,
     };
     refuse_lock_or_queue(ctx.state, ctx.db, key)?;
+    if let Some((fence, token)) = options.fence
+        && !ctx.in_transaction
+    {
+        ctx.state.expire_touched(ctx.db, fence, ctx.now);
+        check_fence(ctx.state, ctx.db, fence, token, ctx.now)?;
+    }
     let row = ctx.state.row(ctx.db, key);
     let kept = row.and_then(|row| row.deadline()).filter(|_| options.lifetime == Lifetime::Keep);
     let old = row.and_then(|row| row.as_string());
@@ -238,6 +251,12 @@ fn set_with_options(ctx: &mut WriteContext<'_>, key: &[u8], value: &[u8], words:
         put(ctx, key, value, remaining, kept);
     }
     Ok(reply)
+}
+
+/// The key and the token of `SET … FENCE key token`; a transaction looks at them before it does anything.
+#[must_use]
+pub fn fence_of_set<'a>(words: Args<'a>) -> Option<(&'a [u8], &'a [u8])> {
+    parse_set_options(words.get(3..)?).ok()?.fence
 }
 
 /// Sets a string that lives for `remaining` milliseconds, or until `kept`, or for ever. One whose time is
@@ -766,7 +785,7 @@ mod tests {
             ("SET a 1 EX 9223372036854775807", INVALID),
             ("SET a 1 PX 9223372036854775807", INVALID),
             ("SET a 1 EX x", "-ERR value is not an integer or out of range"),
-            ("SET a 1 FENCE k 7", "-ERR SET option FENCE is not supported by this version"),
+            ("SET a 1 FENCE k 7", "-STALETOKEN k 7 current=none"),
             ("SETEX a 0 v", "-ERR invalid expire time in 'setex' command"),
             ("PSETEX a -1 v", "-ERR invalid expire time in 'psetex' command"),
             ("EXISTS a", ":0"),

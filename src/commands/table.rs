@@ -6,7 +6,9 @@ use std::sync::LazyLock;
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::commands::guards;
 use crate::commands::keys;
+use crate::commands::lock_admin;
 use crate::commands::locks;
 use crate::commands::queues;
 use crate::commands::session;
@@ -28,7 +30,9 @@ static BY_NAME: LazyLock<HashTable<&'static CommandSpec>> = LazyLock::new(|| {
 
 /// Every command, family by family.
 pub fn all() -> impl Iterator<Item = &'static CommandSpec> {
-    [strings::ROWS, keys::ROWS, locks::ROWS, queues::ROWS, session::ROWS].into_iter().flatten()
+    [strings::ROWS, keys::ROWS, locks::ROWS, lock_admin::ROWS, guards::ROWS, queues::ROWS, session::ROWS]
+        .into_iter()
+        .flatten()
 }
 
 /// The row of a command, whatever the case of its name. `None` when there is no such command.
@@ -63,6 +67,7 @@ pub fn readme_table() -> String {
         (Group::String, "Strings"),
         (Group::Generic, "Keys"),
         (Group::Transactions, "Transactions"),
+        (Group::Pubsub, "Channels"),
         (Group::Connection, "Connections"),
         (Group::Server, "Server"),
     ] {
@@ -95,6 +100,7 @@ pub(crate) mod testing {
     use crate::resp::Reply;
     use crate::state::DbIndex;
     use crate::state::State;
+    use crate::state::notices::Origin;
     use crate::types::ClusterTime;
     use crate::types::WallMillis;
 
@@ -135,12 +141,17 @@ pub(crate) mod testing {
                 self.state.expire_touched(self.db, words[at], self.now);
             }
             let (db, user, now, wall) = (self.db, &b"default"[..], self.now, self.wall);
-            let result = match spec.execute {
+            let result = match inner.execute {
                 Execute::Read(read) => {
                     read(&ReadContext { state: &self.state, db, user, now, wall, seed: self.seed }, words)
                 }
                 Execute::Write(write) => {
-                    write(&mut WriteContext { state: &mut self.state, db, user, now, wall }, words)
+                    let (state, origin) = (&mut self.state, Origin::default());
+                    let in_transaction = false;
+                    write(
+                        &mut WriteContext { state, db, user, now, wall, origin: &origin, in_transaction },
+                        words,
+                    )
                 }
                 Execute::Session(_) => panic!("{} belongs to the connection", spec.name),
             };
@@ -182,6 +193,7 @@ pub(crate) mod testing {
                 format!("{{{}}}", pairs.join(", "))
             }
             Reply::Verbatim(_, text) => text.clone(),
+            Reply::Waiting(claim) => format!("waiting {claim}"),
         }
     }
 }

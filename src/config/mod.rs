@@ -121,6 +121,16 @@ pub struct Config {
     pub lock_default_ttl: Millis,
     /// Time that a new leader adds to running leases.
     pub lease_failover_grace: Millis,
+    /// Whom a deadlock of locks costs its wait; as the state knows it by code.
+    pub lock_deadlock_victim: u8,
+    /// Edges of the wait-for graph that one search looks at, at most.
+    pub lock_graph_max: u64,
+    /// Releases of locks that are remembered, at most.
+    pub lock_release_memory: u64,
+    /// Named transactions that are remembered, at most.
+    pub once_max_entries: u64,
+    /// How long nothing may be heard of a leader before clients that wait are told so.
+    pub cluster_node_timeout: Millis,
     /// Threads that serve clients; 0 is chosen by the number of processors.
     pub io_threads: usize,
     /// Where to write the process id; `None` writes none.
@@ -270,6 +280,16 @@ impl Values {
         T::try_from(number).unwrap_or_else(|_| unreachable!("the range of {name} fits its field"))
     }
 
+    /// Which of its words a directive has, from 0.
+    fn place(&self, name: &str) -> u8 {
+        let Value::Choice(word) = *self.of(name) else { unreachable!("{name} is a word in its row") };
+        let directive = options::find(name).expect("the row is there");
+        let options::Kind::Enum(words) = options::DIRECTIVES[directive].kind else {
+            unreachable!("{name} is a choice in its row")
+        };
+        words.iter().position(|known| *known == word).map_or(0, |place| place as u8)
+    }
+
     fn flag(&self, name: &str) -> bool {
         *self.of(name) == Value::Bool(true)
     }
@@ -409,6 +429,11 @@ impl Config {
             indoubt_timeout: values.millis("indoubt-timeout"),
             lock_default_ttl: values.millis("lock-default-ttl"),
             lease_failover_grace: values.millis("lease-failover-grace"),
+            lock_deadlock_victim: values.place("lock-deadlock-victim"),
+            lock_graph_max: values.number("lock-graph-max"),
+            lock_release_memory: values.number("lock-release-memory"),
+            once_max_entries: values.number("once-max-entries"),
+            cluster_node_timeout: values.millis("cluster-node-timeout"),
             io_threads: values.number("io-threads"),
             pid_file: values.some_text("pidfile").map(PathBuf::from),
             values,

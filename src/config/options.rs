@@ -666,6 +666,14 @@ pub static DIRECTIVES: &[Directive] = &[
     )
     .settable(),
     Directive::new(
+        "cluster-node-timeout",
+        Group::Cluster,
+        Kind::Millis { min: 100, max: 600_000 },
+        "5000",
+        "Clients that wait for a lock are told CLUSTERDOWN when no leader was heard for so long.",
+    )
+    .settable(),
+    Directive::new(
         "lock-default-ttl",
         Group::Locks,
         Kind::Millis { min: 100, max: DAY_MS },
@@ -679,6 +687,38 @@ pub static DIRECTIVES: &[Directive] = &[
         Kind::Millis { min: 0, max: 600_000 },
         "3000",
         "Time that a new leader adds to running leases, for the renewals that were lost with the old one.",
+    )
+    .cluster(),
+    Directive::new(
+        "lock-deadlock-victim",
+        Group::Locks,
+        Kind::Enum(&["requester", "youngest", "fewest-locks"]),
+        "requester",
+        "Whom a deadlock costs its wait: who closed the cycle, who began last, or who holds the fewest locks.",
+    )
+    .cluster(),
+    Directive::new(
+        "lock-graph-max",
+        Group::Locks,
+        Kind::Integer { min: 100, max: 100_000_000 },
+        "100000",
+        "Edges of the wait-for graph that a LOCK which would wait looks at; beyond it is refused with TRYAGAIN.",
+    )
+    .cluster(),
+    Directive::new(
+        "lock-release-memory",
+        Group::Locks,
+        Kind::Integer { min: 0, max: 100_000_000 },
+        "1000000",
+        "Releases under a token that are remembered for ten minutes, so that a repetition is told the same.",
+    )
+    .cluster(),
+    Directive::new(
+        "once-max-entries",
+        Group::Locks,
+        Kind::Integer { min: 1, max: 100_000_000 },
+        "1000000",
+        "Transactions named by ONCE that are remembered; new names are refused beyond.",
     )
     .cluster(),
     Directive::new(

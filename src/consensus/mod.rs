@@ -3,6 +3,7 @@
 //! A [`Group`] is the handle of one replicated state on this node: propose commands, read what was
 //! applied, learn where the group stands. Behind it is a [`Replicator`]; Raft is the first.
 
+pub mod claims;
 pub mod cluster_clock;
 pub mod formation;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use parking_lot::RwLockReadGuard;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
+use crate::consensus::claims::Claims;
 use crate::consensus::cluster_clock::ClusterClock;
 use crate::machine::apply::BatchReplies;
 use crate::machine::entry::Batch;
@@ -215,6 +217,7 @@ pub struct Group {
     replicator: Arc<dyn Replicator>,
     state: Arc<RwLock<State>>,
     clock: Arc<ClusterClock>,
+    claims: Arc<Claims>,
 }
 
 impl Group {
@@ -224,8 +227,9 @@ impl Group {
         replicator: Arc<dyn Replicator>,
         state: Arc<RwLock<State>>,
         clock: Arc<ClusterClock>,
+        claims: Arc<Claims>,
     ) -> Group {
-        Group { replicator, state, clock }
+        Group { replicator, state, clock, claims }
     }
 
     /// Proposes a batch; resolves after it was applied, with one reply per item. Cancel safe in the sense
@@ -267,6 +271,19 @@ impl Group {
             }
             receiver.await.unwrap_or(Err(ProposeError::Stopped))
         }
+    }
+
+    /// The clients of this node that wait for locks.
+    #[must_use]
+    pub fn claims(&self) -> &Arc<Claims> {
+        &self.claims
+    }
+
+    /// Whether every change of a lock is told to whoever listens to the claims, or only what a holder loses. It is asked
+    /// for under the state's lock, so that of two who change it at once the later answer stands.
+    pub fn tell_lock_changes(&self, all: impl Fn() -> bool) {
+        let mut state = self.state.write();
+        state.tell_lock_changes(all());
     }
 
     /// How long ago this node heard of a leader that leads; zero for the leader; `None`: never.

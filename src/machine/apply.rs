@@ -5,11 +5,11 @@
 
 use bytes::Bytes;
 
-use crate::commands::spec::CommandSpec;
 use crate::commands::spec::Execute;
 use crate::commands::spec::ReadContext;
 use crate::commands::spec::WriteContext;
 use crate::commands::table;
+use crate::machine::entry::BatchHead;
 use crate::machine::entry::Item;
 use crate::machine::entry::LeaderStart;
 use crate::machine::entry::SessionStamp;
@@ -17,14 +17,26 @@ use crate::machine::entry::Stamps;
 use crate::machine::entry::decode_batch_head;
 use crate::machine::entry::decode_item;
 use crate::machine::entry::decode_stamps;
+use crate::machine::entry::life_of;
 use crate::machine::entry::skip_item;
+use crate::machine::transaction::apply_transaction;
 use crate::resp::Reply;
 use crate::state::DbIndex;
 use crate::state::EXPIRE_AT_MOST;
 use crate::state::State;
+use crate::state::Timing;
+use crate::state::locks::ClaimId;
+use crate::state::locks::OwnerName;
+use crate::state::locks::end_claim;
+use crate::state::locks::end_claims_before;
+use crate::state::locks::take_back;
 use crate::state::membership::Membership;
+use crate::state::notices::Notice;
+use crate::state::notices::Origin;
 use crate::state::sessions::Admission;
 use crate::state::sessions::Remembered;
+use crate::types::ClusterTime;
+use crate::types::FencingToken;
 use crate::types::LogIndex;
 use crate::types::Millis;
 use crate::types::Term;
@@ -43,6 +55,9 @@ pub struct Applied {
     pub outcomes: Vec<BatchOutcome>,
     /// The entry asks that the replicas be compared as of this index: the caller should freeze the state now.
     pub verify: bool,
+    /// What came about besides, in order.
+    pub notices: Vec<Notice>,
+    pub timings: Vec<Timing>,
 }
 
 /// What came of one batch. Only the first executed anything now.
@@ -82,14 +97,17 @@ pub fn apply_entry(
     // Whatever a leader stamped, time does not go back within the log.
     let stamps = Stamps { clock: state.meta().clock, wall: state.meta().wall, ..stamps };
     let mut scratch = Vec::new();
-    while let Some((user, count, session)) = decode_batch_head(&mut reader)? {
-        let mut batch = OpenBatch { stamps: &stamps, since_last, user, count, verify: &mut applied.verify };
-        let outcome = match session {
+    while let Some(head) = decode_batch_head(&mut reader)? {
+        let origin = origin_of(&head);
+        let caller = Caller { stamps: &stamps, user: head.user, origin: &origin, in_transaction: false };
+        let mut batch = OpenBatch { caller, since_last, count: head.count, verify: &mut applied.verify };
+        let outcome = match head.session {
             None => BatchOutcome::Done(batch.execute(state, &mut reader)?),
             Some(session) => batch.execute_once(state, &mut reader, session, &mut scratch)?,
         };
         applied.outcomes.push(outcome);
     }
+    (applied.notices, applied.timings) = state.take_notices();
     Ok(applied)
 }
 
@@ -104,12 +122,23 @@ fn begin_without_stamps(state: &mut State, index: LogIndex, term: Term) {
     state.begin_entry(index, term, meta.clock, meta.wall);
 }
 
+/// Where a batch came from; node 0 is a cluster of one.
+fn origin_of(head: &BatchHead<'_>) -> Origin {
+    let mut origin = Origin::default();
+    if let Some(session) = head.session {
+        (origin.node, origin.life) = (session.node, life_of(session.epoch));
+    }
+    if let Some((client, address)) = head.client {
+        (origin.client, origin.address) = (client, address.into());
+    }
+    origin
+}
+
 /// A batch whose head was read; its items come next.
 struct OpenBatch<'a> {
-    stamps: &'a Stamps,
+    caller: Caller<'a>,
     /// How far the wall stamp went on since the entry before.
     since_last: Millis,
-    user: &'a [u8],
     count: usize,
     verify: &'a mut bool,
 }
@@ -125,6 +154,10 @@ impl OpenBatch<'_> {
         let SessionStamp { node, epoch, seq, ack } = session;
         let outcome = match state.admit_batch(node, epoch, seq, ack) {
             Admission::Execute => {
+                if seq == 1 {
+                    // The clients of the node's earlier lives are gone.
+                    end_claims_before(state, node, life_of(epoch), self.caller.stamps.clock);
+                }
                 let replies = self.execute(state, reader)?;
                 state.remember_replies(node, seq, Remembered::of(&replies, scratch));
                 return Ok(BatchOutcome::Done(replies));
@@ -152,39 +185,28 @@ impl OpenBatch<'_> {
                 Item::LeaderStart(start) => {
                     // Two leaders that both slept through the outage must not both age the keys by it.
                     let outage = start.outage.min(self.since_last);
-                    apply_leader_start(state, self.stamps, &LeaderStart { outage, ..start });
+                    apply_leader_start(state, self.caller.stamps, &LeaderStart { outage, ..start });
                     Reply::Ok
                 }
-                item => apply_item(state, self.stamps, self.user, item),
+                item => apply_item(state, &self.caller, item),
             });
         }
         Ok(replies)
     }
 }
 
-fn apply_item(state: &mut State, stamps: &Stamps, user: &[u8], item: Item<'_>) -> Reply {
+fn apply_item(state: &mut State, caller: &Caller<'_>, item: Item<'_>) -> Reply {
+    let now = caller.stamps.clock;
     match item {
-        Item::Command { db, words } => apply_command(state, stamps, user, db, &words),
-        Item::Transaction { watched, commands } => {
-            for (db, key, _) in &watched {
-                state.expire_touched(*db, key, stamps.clock);
-            }
-            let unchanged = |(db, key, changed): &(DbIndex, &[u8], Option<LogIndex>)| {
-                state.row(*db, key).map(crate::state::Row::changed) == *changed
-            };
-            if !watched.iter().all(unchanged) {
-                return Reply::NullArray;
-            }
-            let run = |(db, words): (DbIndex, crate::machine::entry::Words<'_>)| {
-                apply_command(state, stamps, user, db, &words)
-            };
-            Reply::Array(commands.into_iter().map(run).collect())
+        Item::Command { db, words } => apply_command(state, caller, db, &words),
+        Item::Transaction { watched, commands, is_atomic } => {
+            apply_transaction(state, caller, &watched, &commands, is_atomic)
         }
         Item::Expire { keys } => {
             let ended = if keys.is_empty() {
-                state.expire_due(stamps.clock, EXPIRE_AT_MOST)
+                state.expire_due(now, EXPIRE_AT_MOST)
             } else {
-                let end = |(db, key)| state.expire_touched(db, key, stamps.clock);
+                let end = |(db, key)| state.expire_touched(db, key, now);
                 keys.into_iter().map(end).sum()
             };
             Reply::Integer(i64::try_from(ended).unwrap_or(i64::MAX))
@@ -194,6 +216,16 @@ fn apply_item(state: &mut State, stamps: &Stamps, user: &[u8], item: Item<'_>) -
         Item::AllocateReplica { node, nonce } => state
             .allocate_replica(node, nonce)
             .map_or_else(|| Reply::error("ERR no replica id is left"), integer),
+        Item::Cancel { claims } => {
+            let cancelled = claims.into_iter().filter(|claim| end_claim(state, ClaimId(*claim), now)).count();
+            integer(cancelled as u64)
+        }
+        Item::TakeBack { db, owner, grants } => {
+            let owner = OwnerName::new(caller.user, owner);
+            let grants = grants.into_iter().map(|(key, token, touches)| (key, FencingToken(token), touches));
+            integer(grants.filter(|grant| take_back(state, db, &owner, *grant, now)).count() as u64)
+        }
+        Item::EndClaims { node, life } => integer(end_claims_before(state, node, life, now) as u64),
     }
 }
 
@@ -210,43 +242,47 @@ fn apply_leader_start(state: &mut State, stamps: &Stamps, start: &LeaderStart) {
     state.grant_grace(stamps.clock);
 }
 
-fn apply_command(state: &mut State, stamps: &Stamps, user: &[u8], db: DbIndex, words: &[&[u8]]) -> Reply {
-    let Some(spec) = words.first().and_then(|name| table::find(name)) else {
+/// Who wants a command done, and when.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    pub stamps: &'a Stamps,
+    pub user: &'a [u8],
+    pub origin: &'a Origin,
+    pub in_transaction: bool,
+}
+
+/// Runs one command.
+pub(super) fn apply_command(state: &mut State, caller: &Caller<'_>, db: DbIndex, words: &[&[u8]]) -> Reply {
+    let Some(row) = words.first().and_then(|name| table::find(name)) else {
         return Reply::error("ERR unknown command in the log");
     };
     if usize::from(db) >= state.databases() {
         return Reply::error("ERR a database out of range in the log");
     }
-    if !spec.arity_allows(words.len()) {
+    let spec = table::leaf(row, words);
+    if !spec.arity_allows(words.len()) || !row.arity_allows(words.len()) {
         return Reply::error("ERR malformed command in the log");
     }
+    let Caller { stamps, user, origin, in_transaction } = *caller;
     if state.anything_due(stamps.clock) {
-        expire_named(state, stamps, spec, db, words);
+        expire_named(state, stamps.clock, db, words);
     }
+    let (now, wall, seed) = (stamps.clock, stamps.wall, stamps.seed);
     let outcome = match spec.execute {
         Execute::Write(write) => {
-            write(&mut WriteContext { state, db, user, now: stamps.clock, wall: stamps.wall }, words)
+            write(&mut WriteContext { state, db, user, now, wall, origin, in_transaction }, words)
         }
-        Execute::Read(read) => {
-            let context =
-                ReadContext { state, db, user, now: stamps.clock, wall: stamps.wall, seed: stamps.seed };
-            read(&context, words)
-        }
+        Execute::Read(read) => read(&ReadContext { state, db, user, now, wall, seed }, words),
         Execute::Session(_) => return Reply::error("ERR a connection's own command in the log"),
     };
     outcome.unwrap_or_else(Reply::from)
 }
 
 /// What a command names and is due ends before the command runs (DESIGN.md D9).
-fn expire_named(
-    state: &mut State,
-    stamps: &Stamps,
-    spec: &'static CommandSpec,
-    db: DbIndex,
-    words: &[&[u8]],
-) {
-    for at in table::leaf(spec, words).keys.positions(words) {
-        state.expire_touched(db, words[at], stamps.clock);
+pub(super) fn expire_named(state: &mut State, now: ClusterTime, db: DbIndex, words: &[&[u8]]) {
+    let Some(row) = words.first().and_then(|name| table::find(name)) else { return };
+    for at in table::leaf(row, words).keys.positions(words) {
+        state.expire_touched(db, words[at], now);
     }
 }
 
@@ -290,17 +326,17 @@ mod tests {
     fn an_expire_that_names_a_key_ends_that_key_first_however_many_are_due() {
         let mut state = State::new(16);
         apply(&mut state, 1, 0, |batch| {
-            for n in 0..3_000 {
+            for n in 0..700 {
                 push(batch, &["SET", &format!("k{n}"), "v", "PX", "100"]);
             }
         });
-        let last = [&b"k2999"[..]];
+        let last = [&b"k699"[..]];
         assert_eq!(
             apply(&mut state, 2, 100, |batch| batch.push_expire(0, last.into_iter())),
             [Reply::Integer(1)]
         );
-        assert!(state.row(0, b"k2999").is_none() && state.row(0, b"k2998").is_some());
-        for (index, ended) in [(3, 1_024), (4, 1_024), (5, 951), (6, 0)] {
+        assert!(state.row(0, b"k699").is_none() && state.row(0, b"k698").is_some());
+        for (index, ended) in [(3, 256), (4, 256), (5, 187), (6, 0)] {
             let replies = apply(&mut state, index, 100, |batch| batch.push_expire(0, std::iter::empty()));
             assert_eq!(replies, [Reply::Integer(ended)]);
         }
@@ -633,6 +669,21 @@ mod tests {
             "LOCK K you PX T",
             "UNLOCK K me",
             "LOCKEXTEND me T",
+            "LOCK K me BLOCK T PX T",
+            "LOCK K you BLOCK 0 SHARED DATA d",
+            "LOCK K they BLOCK T SHARED LIMIT 2 GRACE T",
+            "LOCK K they SHARED",
+            "MLOCK 2 K K me BLOCK T",
+            "MLOCK 3 K K K you SHARED PX T",
+            "UNLOCK K you TOKEN 3",
+            "UNLOCK K they",
+            "LOCKS RELEASE you",
+            "LOCKS KILL K",
+            "LOCKS INFO K",
+            "LOCKS GRAPH",
+            "LOCKS DEADLOCKS",
+            "FENCE K 5",
+            "SET K fenced FENCE K 4",
             "QPUSH K payload",
             "QPUSH K payload",
             "QPOP COUNT 2 LEASE T FROM K K",
@@ -683,11 +734,14 @@ mod tests {
             }),
             1 => batch.push_expire(0, std::iter::empty()),
             2 => batch.push_allocate_replica(NodeId(draw >> 40 & 3), draw >> 48 & 3),
+            3 => batch.push_cancel(&[draw >> 40 & 31]),
+            4 => batch.push_end_claims(NodeId(1), draw >> 40 & 7),
             _ => {}
         }
         if (draw >> 20).is_multiple_of(2) {
             let queued = |args: &Vec<Bytes>| Queued { db: 0, args: args.clone() };
-            batch.push_transaction(&[], &lines.iter().map(queued).collect::<Vec<_>>());
+            let is_atomic = (draw >> 21).is_multiple_of(2);
+            batch.push_transaction(&[], &lines.iter().map(queued).collect::<Vec<_>>(), is_atomic);
         } else {
             lines.iter().for_each(|line| {
                 batch.push_command(0, line.iter().map(Bytes::as_ref).collect::<Vec<_>>().into_iter());
@@ -730,6 +784,60 @@ mod tests {
             assert_eq!(whole.earliest_deadline(), restarted.earliest_deadline());
             assert_eq!(whole.locks_held(), restarted.locks_held());
             assert_eq!(whole.queues().count(), restarted.queues().count());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn a_transaction_that_fails_leaves_no_trace(
+            draws in proptest::collection::vec(proptest::collection::vec(any::<u64>(), 2..7), 1..60),
+        ) {
+            let store = TestStore::new();
+            let keys = keys_of_one_part(5);
+            // One has the transactions that fail in its log, the other has nothing in their places.
+            let (mut with, mut without) = (State::new(16), State::new(16));
+            let (mut clock, mut receipts, mut failed) = (0, vec!["1-0:1".to_owned()], 0);
+            for (index, draw) in (1..).zip(&draws) {
+                clock += [0, 1, 300, 4_000][(draw[0] >> 8) as usize % 4];
+                let lines: Vec<Vec<Bytes>> =
+                    draw[1..].iter().map(|draw| line(*draw, &keys, &receipts)).collect();
+                let entry = |batch: &Batch| encode_entry(&stamps(clock), [(None, batch)].into_iter());
+                let apply = |state: &mut State, entry: &[u8]| apply_entry(state, LogIndex(index), Term(1), entry).unwrap();
+                if draw[0].is_multiple_of(2) {
+                    // A guard ends what is due before anything is done.
+                    let has_guard = |line: &Vec<Bytes>| line.iter().any(|word| word == "FENCE" || word == "FLUSHDB");
+                    let queued = |args: &Vec<Bytes>| Queued { db: 0, args: args.clone() };
+                    let mut commands: Vec<Queued> = lines.iter().filter(|line| !has_guard(line)).map(queued).collect();
+                    commands.push(Queued { db: 0, args: vec![Bytes::from_static(b"INCRBY"), Bytes::from_static(b"n"), Bytes::from_static(b"x")] });
+                    let mut batch = Batch::new(b"default");
+                    batch.push_transaction(&[], &commands, true);
+                    let applied = apply(&mut with, &entry(&batch));
+                    let [BatchOutcome::Done(replies)] = &applied.outcomes[..] else { panic!("done") };
+                    assert!(matches!(replies[..], [Reply::Error(_)]), "{replies:?}");
+                    assert!(applied.notices.is_empty(), "{:?}", applied.notices);
+                    let mut nothing = Batch::new(b"default");
+                    nothing.push_verify();
+                    apply(&mut without, &entry(&nothing));
+                    failed += 1;
+                } else {
+                    let entry = entry(&batch_of(draw[0], clock, &lines));
+                    let (applied, again) = (apply(&mut with, &entry), apply(&mut without, &entry));
+                    assert_eq!(applied, again, "{lines:?}");
+                    receipts.extend(receipts_in(&format!("{applied:?}")));
+                }
+                assert_eq!(with.digest(), without.digest(), "{lines:?}");
+                match draw[0] % 16 {
+                    1 | 2 => store.reopen(&mut with),
+                    3 => store.write(&mut with),
+                    _ => {}
+                }
+            }
+            store.reopen(&mut with);
+            assert_eq!(with.digest(), without.digest(), "after {failed} that failed");
+            assert_eq!(with.earliest_deadline(), without.earliest_deadline());
+            assert_eq!(with.locks_held(), without.locks_held());
+            assert_eq!(with.lock_figures().held_shared, without.lock_figures().held_shared);
         }
     }
 
@@ -792,7 +900,7 @@ mod tests {
                 "PX", "EX", "PXAT", "FROM", "COUNT", "LEASE", "MATCH", "NX", "GET", "KEEPTTL", "TYPE", "ALL", "DB",
                 "1-1:1", "1-1", "\u{e9}", "[", "1e400", "help",
             ];
-            let specs: Vec<&CommandSpec> = table::all().collect();
+            let specs: Vec<&crate::commands::spec::CommandSpec> = table::all().collect();
             let mut state = State::new(16);
             for (at, (spec, words)) in draws.iter().enumerate() {
                 let spec = specs[spec % specs.len()];

@@ -2,17 +2,22 @@
 //!
 //! ```text
 //! entry := version:u8 clock wall seed batch*
-//! batch := flags:u8 [node epoch seq ack] user count item*                flags bit 0: the batch has a session
+//! batch := flags:u8 [node epoch seq ack] [client address] user count item*
+//!          flags bit 0: the batch has a session; bit 1: its client is named
 //! item  := 0 db:u8 argc arg*                                           a command
 //!        | 1 n (db:u8 key changed+1)*  n (db:u8 argc arg*)*             a transaction: what it watched, what it does
 //!        | 2 n (db:u8 key)*                         EXPIRE: end what is due of these keys; of none named, of any
-//!        | 3 outage_ms databases lock_default_ttl lease_failover_grace   LEADER-START: first entry of a term
+//!        | 3 outage_ms settings                      LEADER-START: first entry of a term
 //!        | 4                                         VERIFY: compare the replicas as of this entry
 //!        | 5 node nonce                              ALLOCATE-REPLICA: a replica id that was never used
+//!        | 6 as 1                                    a transaction that is all or nothing
+//!        | 7 n claim*                                CANCEL: these clients wait no more
+//!        | 8 db owner n (key token touches)*         TAKE-BACK: grants that their client never heard of
+//!        | 9 node life                               END-CLAIMS: clients of this node before that life are gone
 //! ```
 //! Numbers are varints; users, keys and arguments are length-prefixed. A batch is encoded on the connection's own
-//! task; the proposer only copies bytes. Between nodes a batch travels as `user count item*`, and only with items
-//! that clients cause (0 to 2, and 4): the others are the leader's own.
+//! task; the proposer only copies bytes. Between nodes a batch travels without its session, and only with items
+//! that clients cause (0 to 2, 4, and 6 to 8): the others are the leader's own.
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -30,7 +35,7 @@ use crate::types::codec::put_bytes;
 use crate::types::codec::put_varint;
 
 /// Version of the entry format; an entry of a newer one stops the node rather than being half understood.
-pub const ENTRY_VERSION: u8 = 1;
+pub const ENTRY_VERSION: u8 = 2;
 
 const COMMAND: u8 = 0;
 const TRANSACTION: u8 = 1;
@@ -38,9 +43,17 @@ const EXPIRE: u8 = 2;
 const LEADER_START: u8 = 3;
 const VERIFY: u8 = 4;
 const ALLOCATE_REPLICA: u8 = 5;
+const ATOMIC_TRANSACTION: u8 = 6;
+const CANCEL: u8 = 7;
+const TAKE_BACK: u8 = 8;
+const END_CLAIMS: u8 = 9;
 
 /// In a batch's `flags`: it has a session.
 const HAS_SESSION: u8 = 1;
+/// And its client is named.
+const HAS_CLIENT: u8 = 2;
+/// The names of sessions that one life of a node uses differ in this many low bits.
+const LIFE_SHIFT: u32 = 16;
 /// Bytes of a [`SessionStamp`] at most.
 const SESSION_STAMP_BYTES: usize = 40;
 
@@ -61,12 +74,18 @@ pub struct Stamps {
 pub struct SessionStamp {
     /// The node whose client sent it.
     pub node: NodeId,
-    /// The life of that node: replica id << 32 | boot count.
+    /// The session's name: replica id << 40 | boot count << 16 | sessions of that boot.
     pub epoch: u64,
     /// Its number in that life, from 1 without gaps.
     pub seq: u64,
     /// The node has the replies of all its batches up to and including this one.
     pub ack: u64,
+}
+
+/// The life of a node's process that uses this name of a session. Later lives have greater ones.
+#[must_use]
+pub fn life_of(epoch: u64) -> u64 {
+    epoch >> LIFE_SHIFT
 }
 
 /// A key that a transaction watched, and the index of its last change then.
@@ -92,13 +111,22 @@ pub struct Batch {
     items: Vec<u8>,
     count: usize,
     user: Vec<u8>,
+    /// Its number on its node, and its address.
+    client: Option<(u64, String)>,
 }
 
 impl Batch {
     /// An empty batch of this ACL user.
     #[must_use]
     pub fn new(user: &[u8]) -> Batch {
-        Batch { items: Vec::new(), count: 0, user: user.to_vec() }
+        Batch { items: Vec::new(), count: 0, user: user.to_vec(), client: None }
+    }
+
+    /// Names the client: for commands whose row says [`ORIGIN`](crate::commands::spec::Flags::ORIGIN).
+    pub fn name_client(&mut self, number: u64, address: &str) {
+        if self.client.is_none() {
+            self.client = Some((number, address.to_owned()));
+        }
     }
 
     /// Adds a command; its name is the first word.
@@ -110,8 +138,10 @@ impl Batch {
 
     /// Adds a transaction. Its reply is an array with the replies of its commands, or a null array when
     /// something watched has changed.
-    pub fn push_transaction(&mut self, watched: &[Watched], commands: &[Queued]) {
-        self.items.push(TRANSACTION);
+    ///
+    /// When it is atomic and a command fails, nothing was done, and its reply is the error.
+    pub fn push_transaction(&mut self, watched: &[Watched], commands: &[Queued], is_atomic: bool) {
+        self.items.push(if is_atomic { ATOMIC_TRANSACTION } else { TRANSACTION });
         put_varint(&mut self.items, watched.len() as u64);
         for watch in watched {
             self.items.push(watch.db);
@@ -141,9 +171,7 @@ impl Batch {
     pub fn push_leader_start(&mut self, start: &LeaderStart) {
         self.items.push(LEADER_START);
         put_varint(&mut self.items, start.outage.0);
-        put_varint(&mut self.items, u64::from(start.settings.databases));
-        put_varint(&mut self.items, start.settings.lock_default_ttl.0);
-        put_varint(&mut self.items, start.settings.lease_failover_grace.0);
+        start.settings.encode(&mut self.items);
         self.count += 1;
     }
 
@@ -162,11 +190,47 @@ impl Batch {
         self.count += 1;
     }
 
+    /// Adds a CANCEL: the clients with these claims wait no more. Its reply is how many waited.
+    pub fn push_cancel(&mut self, claims: &[u64]) {
+        self.items.push(CANCEL);
+        put_varint(&mut self.items, claims.len() as u64);
+        claims.iter().for_each(|claim| put_varint(&mut self.items, *claim));
+        self.count += 1;
+    }
+
+    /// Adds a TAKE-BACK of grants (key, token, touches) that their client never heard of, unless the owner touched them
+    /// since. Its reply is how many ended.
+    pub fn push_take_back<'a>(
+        &mut self,
+        db: DbIndex,
+        owner: &[u8],
+        grants: impl ExactSizeIterator<Item = (&'a [u8], u64, u64)>,
+    ) {
+        self.items.push(TAKE_BACK);
+        self.items.push(db);
+        put_bytes(&mut self.items, owner);
+        put_varint(&mut self.items, grants.len() as u64);
+        for (key, token, touches) in grants {
+            put_bytes(&mut self.items, key);
+            put_varint(&mut self.items, token);
+            put_varint(&mut self.items, touches);
+        }
+        self.count += 1;
+    }
+
+    /// Adds an END-CLAIMS: the clients of a node in lives before this one are gone. Its reply is how many waited.
+    pub fn push_end_claims(&mut self, node: NodeId, life: u64) {
+        self.items.push(END_CLAIMS);
+        put_varint(&mut self.items, node.0);
+        put_varint(&mut self.items, life);
+        self.count += 1;
+    }
+
     /// The batch as it travels to another node.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.bytes());
-        self.encode_content(&mut out);
+        self.encode(None, &mut out);
         out
     }
 
@@ -179,11 +243,20 @@ impl Batch {
     /// client causes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Batch, CodecError> {
         let mut reader = Reader::new(bytes);
-        let (user, count) = decode_user_and_count(&mut reader)?;
+        let Some(head) = decode_batch_head(&mut reader)? else { return Err(CodecError("cut short")) };
+        if head.session.is_some() {
+            return Err(CodecError("a batch that names its own session"));
+        }
+        let (user, count) = (head.user.to_vec(), head.count);
+        let client = head.client.map(|(number, address)| (number, address.to_owned()));
         let items = reader.rest();
         for _ in 0..count {
             match reader.rest().first() {
-                Some(&(COMMAND | TRANSACTION | EXPIRE | VERIFY)) => skip_item(&mut reader)?,
+                Some(
+                    &(COMMAND | TRANSACTION | EXPIRE | VERIFY | ATOMIC_TRANSACTION | CANCEL | TAKE_BACK),
+                ) => {
+                    skip_item(&mut reader)?;
+                }
                 Some(_) => return Err(CodecError("an item that no client causes")),
                 None => return Err(CodecError("cut short")),
             }
@@ -191,7 +264,7 @@ impl Batch {
         if !reader.is_empty() {
             return Err(CodecError("a batch with a tail"));
         }
-        Ok(Batch { items: items.to_vec(), count, user: user.to_vec() })
+        Ok(Batch { items: items.to_vec(), count, user, client })
     }
 
     /// Number of items, and of replies to come.
@@ -209,23 +282,22 @@ impl Batch {
     /// Bytes it will take in an entry, nearly.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.items.len() + self.user.len() + 16
+        let client = self.client.as_ref().map_or(0, |(_, address)| address.len() + 12);
+        self.items.len() + self.user.len() + client + 16
     }
 
     fn encode(&self, session: Option<SessionStamp>, out: &mut Vec<u8>) {
-        match session {
-            None => out.push(0),
-            Some(session) => {
-                out.push(HAS_SESSION);
-                for number in [session.node.0, session.epoch, session.seq, session.ack] {
-                    put_varint(out, number);
-                }
+        let has = |is: bool, flag: u8| if is { flag } else { 0 };
+        out.push(has(session.is_some(), HAS_SESSION) | has(self.client.is_some(), HAS_CLIENT));
+        if let Some(session) = session {
+            for number in [session.node.0, session.epoch, session.seq, session.ack] {
+                put_varint(out, number);
             }
         }
-        self.encode_content(out);
-    }
-
-    fn encode_content(&self, out: &mut Vec<u8>) {
+        if let Some((number, address)) = &self.client {
+            put_varint(out, *number);
+            put_bytes(out, address.as_bytes());
+        }
         put_bytes(out, &self.user);
         put_varint(out, self.count as u64);
         out.extend_from_slice(&self.items);
@@ -275,12 +347,37 @@ pub type Words<'a> = SmallVec<[&'a [u8]; 8]>;
 /// One item of a batch, decoded.
 #[derive(Debug)]
 pub enum Item<'a> {
-    Command { db: DbIndex, words: Words<'a> },
-    Transaction { watched: Vec<(DbIndex, &'a [u8], Option<LogIndex>)>, commands: Vec<(DbIndex, Words<'a>)> },
-    Expire { keys: Vec<(DbIndex, &'a [u8])> },
+    Command {
+        db: DbIndex,
+        words: Words<'a>,
+    },
+    Transaction {
+        watched: Vec<(DbIndex, &'a [u8], Option<LogIndex>)>,
+        commands: Vec<(DbIndex, Words<'a>)>,
+        is_atomic: bool,
+    },
+    Expire {
+        keys: Vec<(DbIndex, &'a [u8])>,
+    },
     LeaderStart(LeaderStart),
     Verify,
-    AllocateReplica { node: NodeId, nonce: u64 },
+    AllocateReplica {
+        node: NodeId,
+        nonce: u64,
+    },
+    Cancel {
+        claims: Vec<u64>,
+    },
+    /// Grants as (key, token, touches).
+    TakeBack {
+        db: DbIndex,
+        owner: &'a [u8],
+        grants: Vec<(&'a [u8], u64, u64)>,
+    },
+    EndClaims {
+        node: NodeId,
+        life: u64,
+    },
 }
 
 /// Reads the stamps of an entry and leaves its batches.
@@ -297,33 +394,41 @@ pub fn decode_stamps<'a>(data: &'a [u8]) -> Result<(Stamps, Reader<'a>), CodecEr
     Ok((stamps, reader))
 }
 
-/// The head of a batch: its user, how many items follow, and which batch of which node it is (`None` for one that
-/// executes in any case).
-pub type BatchHead<'a> = (&'a [u8], usize, Option<SessionStamp>);
+/// The head of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchHead<'a> {
+    pub user: &'a [u8],
+    /// How many items follow.
+    pub count: usize,
+    /// Which batch of which node it is; `None` for one that executes in any case.
+    pub session: Option<SessionStamp>,
+    /// The number of its client on its node, and its address.
+    pub client: Option<(u64, &'a str)>,
+}
 
 /// Reads the head of the next batch and leaves its items. `None` at the end of the entry.
 pub fn decode_batch_head<'a>(reader: &mut Reader<'a>) -> Result<Option<BatchHead<'a>>, CodecError> {
     if reader.is_empty() {
         return Ok(None);
     }
-    let session = match reader.u8()? {
-        0 => None,
-        HAS_SESSION => Some(SessionStamp {
-            node: NodeId(reader.varint()?),
-            epoch: reader.varint()?,
-            seq: reader.varint()?,
-            ack: reader.varint()?,
-        }),
-        _ => return Err(CodecError("a batch with unknown flags")),
-    };
-    let (user, count) = decode_user_and_count(reader)?;
-    Ok(Some((user, count, session)))
-}
-
-fn decode_user_and_count<'a>(reader: &mut Reader<'a>) -> Result<(&'a [u8], usize), CodecError> {
+    let flags = reader.u8()?;
+    if flags & !(HAS_SESSION | HAS_CLIENT) != 0 {
+        return Err(CodecError("a batch with unknown flags"));
+    }
+    let mut session = None;
+    if flags & HAS_SESSION != 0 {
+        let (node, epoch) = (NodeId(reader.varint()?), reader.varint()?);
+        session = Some(SessionStamp { node, epoch, seq: reader.varint()?, ack: reader.varint()? });
+    }
+    let mut client = None;
+    if flags & HAS_CLIENT != 0 {
+        let number = reader.varint()?;
+        let address = std::str::from_utf8(reader.bytes()?);
+        client = Some((number, address.map_err(|_| CodecError("an address is not UTF-8"))?));
+    }
     let user = reader.bytes()?;
     let count = usize::try_from(reader.varint()?).map_err(|_| CodecError("count out of range"))?;
-    Ok((user, count))
+    Ok(Some(BatchHead { user, count, session, client }))
 }
 
 /// Reads the next item of a batch.
@@ -333,7 +438,8 @@ pub fn decode_item<'a>(reader: &mut Reader<'a>) -> Result<Item<'a>, CodecError> 
             let (db, words) = decode_command(reader)?;
             Ok(Item::Command { db, words })
         }
-        TRANSACTION => decode_transaction(reader),
+        TRANSACTION => decode_transaction(reader, false),
+        ATOMIC_TRANSACTION => decode_transaction(reader, true),
         EXPIRE => {
             let mut keys = Vec::new();
             for _ in 0..reader.varint()? {
@@ -343,18 +449,29 @@ pub fn decode_item<'a>(reader: &mut Reader<'a>) -> Result<Item<'a>, CodecError> 
         }
         LEADER_START => {
             let outage = Millis(reader.varint()?);
-            let settings = Settings {
-                databases: u8::try_from(reader.varint()?)
-                    .map_err(|_| CodecError("databases out of range"))?,
-                lock_default_ttl: Millis(reader.varint()?),
-                lease_failover_grace: Millis(reader.varint()?),
-            };
+            let settings = Settings::decode(reader)?;
             Ok(Item::LeaderStart(LeaderStart { outage, settings }))
         }
         VERIFY => Ok(Item::Verify),
         ALLOCATE_REPLICA => {
             Ok(Item::AllocateReplica { node: NodeId(reader.varint()?), nonce: reader.varint()? })
         }
+        CANCEL => {
+            let mut claims = Vec::new();
+            for _ in 0..reader.varint()? {
+                claims.push(reader.varint()?);
+            }
+            Ok(Item::Cancel { claims })
+        }
+        TAKE_BACK => {
+            let (db, owner) = (reader.u8()?, reader.bytes()?);
+            let mut grants = Vec::new();
+            for _ in 0..reader.varint()? {
+                grants.push((reader.bytes()?, reader.varint()?, reader.varint()?));
+            }
+            Ok(Item::TakeBack { db, owner, grants })
+        }
+        END_CLAIMS => Ok(Item::EndClaims { node: NodeId(reader.varint()?), life: reader.varint()? }),
         _ => Err(CodecError("an item of an unknown kind")),
     }
 }
@@ -366,7 +483,7 @@ pub fn skip_item(reader: &mut Reader<'_>) -> Result<(), CodecError> {
             reader.u8()?;
             skip_command(reader)
         }
-        Some(&TRANSACTION) => {
+        Some(&(TRANSACTION | ATOMIC_TRANSACTION)) => {
             reader.u8()?;
             for _ in 0..reader.varint()? {
                 reader.u8()?;
@@ -386,7 +503,25 @@ pub fn skip_item(reader: &mut Reader<'_>) -> Result<(), CodecError> {
             }
             Ok(())
         }
-        // The leader's own have nothing of variable length.
+        Some(&CANCEL) => {
+            reader.u8()?;
+            for _ in 0..reader.varint()? {
+                reader.varint()?;
+            }
+            Ok(())
+        }
+        Some(&TAKE_BACK) => {
+            reader.u8()?;
+            reader.u8()?;
+            reader.bytes()?;
+            for _ in 0..reader.varint()? {
+                reader.bytes()?;
+                reader.varint()?;
+                reader.varint()?;
+            }
+            Ok(())
+        }
+        // The others have nothing of variable length.
         Some(_) | None => decode_item(reader).map(|_| ()),
     }
 }
@@ -409,7 +544,7 @@ fn decode_command<'a>(reader: &mut Reader<'a>) -> Result<(DbIndex, Words<'a>), C
     Ok((db, words))
 }
 
-fn decode_transaction<'a>(reader: &mut Reader<'a>) -> Result<Item<'a>, CodecError> {
+fn decode_transaction<'a>(reader: &mut Reader<'a>, is_atomic: bool) -> Result<Item<'a>, CodecError> {
     let mut watched = Vec::new();
     for _ in 0..reader.varint()? {
         let (db, key, changed) = (reader.u8()?, reader.bytes()?, reader.varint()?);
@@ -419,7 +554,7 @@ fn decode_transaction<'a>(reader: &mut Reader<'a>) -> Result<Item<'a>, CodecErro
     for _ in 0..reader.varint()? {
         commands.push(decode_command(reader)?);
     }
-    Ok(Item::Transaction { watched, commands })
+    Ok(Item::Transaction { watched, commands, is_atomic })
 }
 
 #[cfg(test)]
@@ -443,7 +578,11 @@ mod tests {
         batch.push_transaction(
             &watched,
             &[Queued { db: 1, args: vec![Bytes::from_static(b"GET"), Bytes::from_static(b"k")] }],
+            true,
         );
+        batch.push_cancel(&[7, 9]);
+        batch.push_take_back(2, b"owner", [(&b"l"[..], 5, 1)].into_iter());
+        batch.name_client(12, "127.0.0.1:4000");
         batch
     }
 
@@ -451,8 +590,8 @@ mod tests {
     fn unpack(data: &[u8]) -> Result<Vec<String>, CodecError> {
         let (_, mut reader) = decode_stamps(data)?;
         let mut items = Vec::new();
-        while let Some((_, count, _)) = decode_batch_head(&mut reader)? {
-            for _ in 0..count {
+        while let Some(head) = decode_batch_head(&mut reader)? {
+            for _ in 0..head.count {
                 let mut skipped = reader;
                 let is_skipped = skip_item(&mut skipped);
                 let item = decode_item(&mut reader);
@@ -471,17 +610,22 @@ mod tests {
         let (read, mut reader) = decode_stamps(&data).unwrap();
         assert_eq!(read, stamps());
         let head = decode_batch_head(&mut reader).unwrap().unwrap();
-        assert_eq!(head, (&b"default"[..], 3, Some(session())));
+        let client = Some((12, "127.0.0.1:4000"));
+        assert_eq!(head, BatchHead { user: b"default", count: 5, session: Some(session()), client });
         assert!(
             matches!(decode_item(&mut reader).unwrap(), Item::Command { db: 3, words } if words.len() == 3)
         );
         let Item::Expire { keys } = decode_item(&mut reader).unwrap() else { panic!("an EXPIRE") };
         assert_eq!(keys, vec![(0, &b"k"[..])]);
-        let Item::Transaction { watched, commands } = decode_item(&mut reader).unwrap() else {
+        let Item::Transaction { watched, commands, is_atomic: true } = decode_item(&mut reader).unwrap()
+        else {
             panic!("a transaction")
         };
         assert_eq!(watched, vec![(0, &b"w"[..], None)]);
         assert_eq!(commands.len(), 1);
+        let items = [decode_item(&mut reader).unwrap(), decode_item(&mut reader).unwrap()];
+        let told = "[Cancel { claims: [7, 9] }, TakeBack { db: 2, owner: [111, 119, 110, 101, 114], grants: [([108], 5, 1)] }]";
+        assert_eq!(format!("{items:?}"), told);
         assert!(decode_batch_head(&mut reader).unwrap().is_none());
     }
 
@@ -496,8 +640,8 @@ mod tests {
         let (_, mut reader) = decode_stamps(&data).unwrap();
         for (stamp, batch) in batches {
             let head = decode_batch_head(&mut reader).unwrap().unwrap();
-            assert_eq!((head.1, head.2), (batch.len(), stamp));
-            (0..head.1).for_each(|_| skip_item(&mut reader).unwrap());
+            assert_eq!((head.count, head.session), (batch.len(), stamp));
+            (0..head.count).for_each(|_| skip_item(&mut reader).unwrap());
         }
         assert!(decode_batch_head(&mut reader).unwrap().is_none());
         let items = unpack(&data).unwrap();
@@ -523,9 +667,10 @@ mod tests {
     #[test]
     fn a_forged_batch_is_refused() {
         let start = LeaderStart { outage: Millis(1), settings: Settings::default() };
-        let own: [fn(&mut Batch, &LeaderStart); 2] = [
+        let own: [fn(&mut Batch, &LeaderStart); 3] = [
             |batch, start| batch.push_leader_start(start),
             |batch, _| batch.push_allocate_replica(NodeId(1), 1),
+            |batch, _| batch.push_end_claims(NodeId(1), 1),
         ];
         for push in own {
             let mut batch = full_batch();
@@ -533,11 +678,11 @@ mod tests {
             assert!(Batch::from_bytes(&batch.to_bytes()).is_err(), "{batch:?}");
         }
         let good = full_batch();
-        for count in [0, 1, 2, 4, usize::MAX] {
+        for count in [0, 1, 4, 6, usize::MAX] {
             let batch = Batch { count, ..good.clone() };
             assert!(Batch::from_bytes(&batch.to_bytes()).is_err(), "a count of {count}");
         }
-        let unknown = Batch { items: vec![6], count: 1, user: Vec::new() };
+        let unknown = Batch { items: vec![99], count: 1, ..Batch::default() };
         assert!(Batch::from_bytes(&unknown.to_bytes()).is_err());
         // Lengths and counts that claim more than there is.
         for items in [
@@ -545,9 +690,11 @@ mod tests {
             vec![COMMAND, 0, 1, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1, b'x'],
             vec![EXPIRE, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1, 0, 0],
             vec![TRANSACTION, 0, 255, 255, 3, 0, 0],
+            vec![CANCEL, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1, 0],
+            vec![TAKE_BACK, 0, 0, 255, 255, 255, 255, 15, 0],
             vec![TRANSACTION, 1, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2, 0],
         ] {
-            let batch = Batch { items, count: 1, user: Vec::new() };
+            let batch = Batch { items, count: 1, ..Batch::default() };
             assert!(Batch::from_bytes(&batch.to_bytes()).is_err(), "{batch:?}");
         }
     }

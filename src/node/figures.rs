@@ -9,6 +9,8 @@ use metrics::counter;
 use metrics::gauge;
 
 use crate::admin::Probes;
+use crate::commands::guards;
+use crate::commands::guards::REJECTED_TYPES;
 use crate::consensus::Role;
 use crate::server::Services;
 use crate::server::disk::DiskGate;
@@ -219,7 +221,20 @@ fn sample_state(services: &Services) {
                 .set(state.expiring_keys(number) as f64);
         }
     }
-    gauge!(names::LOCKS_HELD, "mode" => "exclusive").set(state.locks_held() as f64);
+    let locks = state.lock_figures();
+    gauge!(names::LOCKS_HELD, "mode" => "exclusive")
+        .set((state.locks_held() as u64 - locks.held_shared) as f64);
+    gauge!(names::LOCKS_HELD, "mode" => "shared").set(locks.held_shared as f64);
+    gauge!(names::LOCK_WAITERS).set(state.waits().len() as f64);
+    counter!(names::LOCK_EXPIRED_TOTAL).absolute(locks.expired);
+    counter!(names::LOCK_KILLED_TOTAL).absolute(locks.killed);
+    counter!(names::DEADLOCKS_TOTAL).absolute(locks.deadlocks);
+    counter!(names::LEASE_GRACE_APPLIED_TOTAL).absolute(locks.graces);
+    for (kind, count) in REJECTED_TYPES.into_iter().zip(guards::rejected()) {
+        counter!(names::FENCE_REJECTED_TOTAL, "type" => kind).absolute(count);
+    }
+    gauge!(names::BLOCKED_CLIENTS, "kind" => "lock").set(services.clients.waiting() as f64);
+    gauge!(names::ONCE_ENTRIES).set(state.once_len() as f64);
     let mut messages = BTreeMap::from([("ready", 0), ("leased", 0)]);
     let mut queues = 0;
     for (_, queue) in state.queues() {

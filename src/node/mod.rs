@@ -43,6 +43,8 @@ use crate::node::listen::listen_on;
 use crate::server;
 use crate::server::Services;
 use crate::server::Shutdown;
+use crate::server::lock_waits;
+use crate::state::locks::graph::VictimChoice;
 use crate::storage::DataStore;
 use crate::storage::DirLock;
 use crate::storage::Identity;
@@ -113,6 +115,8 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     disk::first_look(dir.path(), &config, &services.disk);
     let replica = start_replica(&dir, &shared, &clock, peers, &services.disk)?;
     services.group.set(replica.group());
+    lock_waits::listen(&services);
+    let waits = runtime.spawn(lock_waits::look_after(Arc::clone(&services)));
     disk::watch(Arc::clone(&services), dir.path())?;
     impatient.abort();
     write_pid_file(&config)?;
@@ -135,6 +139,7 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
         levels.abort();
         watch.abort();
         signals.abort();
+        waits.abort();
         Ok::<_, anyhow::Error>(())
     })?;
     tracing::info!("Clients are served; bringing everything to disk");
@@ -224,10 +229,15 @@ fn adopt_cluster_settings(config: &SharedConfig, group: &Group) {
         ("databases", u64::from(settings.databases)),
         ("lock-default-ttl", settings.lock_default_ttl.0),
         ("lease-failover-grace", settings.lease_failover_grace.0),
-    ];
-    for (name, value) in formed_with {
+        ("lock-graph-max", settings.lock_graph_max),
+        ("lock-release-memory", settings.lock_release_memory),
+        ("once-max-entries", settings.once_max_entries),
+    ]
+    .map(|(name, value)| (name, value.to_string()));
+    let victim = VictimChoice::ALL.iter().find(|(_, choice)| *choice == settings.lock_deadlock_victim);
+    let victim = victim.map(|(word, _)| ("lock-deadlock-victim", (*word).to_owned()));
+    for (name, value) in formed_with.into_iter().chain(victim) {
         let given = config.get().shown(name).unwrap_or_default();
-        let value = value.to_string();
         if given != value {
             tracing::warn!(
                 "{name} is {value}, as the cluster was formed with; {given} in this node's file is ignored"

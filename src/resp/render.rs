@@ -57,6 +57,8 @@ fn write(reply: &Reply, protocol: Protocol, out: &mut BytesMut) {
             out.extend_from_slice(b"\r\n");
         }
         Reply::Verbatim(_, text) => bulk(text.as_bytes(), out),
+        // Whoever waits renders the reply that comes in its place.
+        Reply::Waiting(_) => render(&Reply::Null, protocol, out),
     }
 }
 
@@ -245,6 +247,7 @@ mod tests {
                 pairs.iter().flat_map(|(k, v)| [meant_in_resp2(k), meant_in_resp2(v)]).collect(),
             ),
             Reply::Verbatim(_, text) => bulk(text),
+            Reply::Waiting(_) => Frame2::Null,
         }
     }
 

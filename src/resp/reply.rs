@@ -38,6 +38,8 @@ pub enum Reply {
     Push(Vec<Reply>),
     /// A text with its three-letter format (`txt`, `mkd`); in RESP2 a bulk string without the format.
     Verbatim(&'static str, String),
+    /// No reply yet: the client waits under this number. Never rendered: the reply comes in its place.
+    Waiting(u64),
 }
 
 // Replies sit in vectors by the thousand; a larger variant must be boxed instead.
@@ -89,6 +91,7 @@ impl Reply {
             Reply::Double(_) => 2 * HEADER,
             Reply::Simple(text) | Reply::Error(text) => text.len() + 3,
             Reply::Bulk(value) => value.len() + HEADER + 2,
+            Reply::Waiting(_) => HEADER,
             Reply::Verbatim(_, text) => text.len() + 4 + HEADER + 2,
             Reply::Array(items) | Reply::Set(items) | Reply::Push(items) => {
                 HEADER + items.iter().map(Reply::size_hint).sum::<usize>()

@@ -12,6 +12,7 @@
 //!          | 11 n (reply reply)*     a map
 //!          | 12 n reply* | 13 n reply*           a set, a push
 //!          | 14 format:u8 text       a verbatim string; format 0 is txt, 1 is mkd
+//!          | 15 number               not yet: the client waits under this number
 //! ```
 //! Counts and lengths are varints. Not RESP itself, because RESP2 loses what RESP3 tells and which of them the
 //! client speaks is known only where it is connected. There is no version: these bytes are also kept with the
@@ -46,6 +47,7 @@ const MAP: u8 = 11;
 const SET: u8 = 12;
 const PUSH: u8 = 13;
 const VERBATIM: u8 = 14;
+const WAITING: u8 = 15;
 
 /// Formats of verbatim strings; the position is the code. What is not here travels as the first.
 const FORMATS: [&str; 2] = ["txt", "mkd"];
@@ -104,6 +106,10 @@ fn put_reply(out: &mut Vec<u8>, reply: &Reply, level: usize) {
         }
         Reply::Set(items) => put_items(out, SET, items, level),
         Reply::Push(items) => put_items(out, PUSH, items, level),
+        Reply::Waiting(number) => {
+            out.push(WAITING);
+            put_varint(out, *number);
+        }
         Reply::Verbatim(format, text) => {
             let code = FORMATS.iter().position(|known| known == format).unwrap_or(0);
             out.extend_from_slice(&[VERBATIM, code as u8]);
@@ -177,6 +183,7 @@ impl Decoder<'_> {
                 let format = FORMATS.get(code).ok_or(CodecError("a verbatim string of unknown format"))?;
                 Reply::Verbatim(format, self.text()?)
             }
+            WAITING => Reply::Waiting(self.reader.varint()?),
             _ => return Err(CodecError("a reply of an unknown kind")),
         };
         Ok(reply)

@@ -20,6 +20,9 @@ use crate::types::Monotonic;
 
 const HELP: &[&str] = &[
     "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "EXECMODE (ATOMIC|COMPAT|AUTO)",
+    "    Choose whether transactions are all or nothing: AUTO, the default, makes those so that",
+    "    contain FENCE, ONCE, or a verb of locks or queues.",
     "GETREDIR",
     "    Return the client ID we are redirecting to when tracking is enabled.",
     "GETNAME",
@@ -104,7 +107,8 @@ fn run_plain(
             services.clients.unpause();
             Ok(Reply::Ok)
         }
-        "unblock" => unblock(request),
+        "unblock" => unblock(services, request),
+        "execmode" => execmode(session, request),
         "no-evict" => switch(request.arg(2), |on| session.client.is_unevictable.store(on, Ordering::Relaxed)),
         "no-touch" => {
             switch(request.arg(2), |on| session.client.leaves_keys_untouched.store(on, Ordering::Relaxed))
@@ -190,8 +194,8 @@ fn list(services: &Services, request: &Request) -> Result<Reply, Reply> {
 #[derive(Debug, PartialEq)]
 enum Listed {
     All,
-    /// No client of this version is anything but normal.
-    Nobody,
+    /// Clients of this type.
+    Type(ClientType),
     Ids(Vec<ClientId>),
 }
 
@@ -199,8 +203,7 @@ impl Listed {
     fn parse(request: &Request) -> Result<Listed, Reply> {
         let Some(option) = request.get(2) else { return Ok(Listed::All) };
         if eq_ignore_case(option, "type") && request.len() == 4 {
-            let is_normal = parse_type(request.arg(3))?;
-            return Ok(if is_normal { Listed::All } else { Listed::Nobody });
+            return Ok(Listed::Type(parse_type(request.arg(3))?));
         }
         if eq_ignore_case(option, "id") && request.len() > 3 {
             let ids = request.args().skip(3).map(|word| parse_id(word).ok_or("ERR Invalid client ID"));
@@ -212,21 +215,40 @@ impl Listed {
     fn includes(&self, client: &ClientHandle) -> bool {
         match self {
             Listed::All => true,
-            Listed::Nobody => false,
+            Listed::Type(kind) => kind.includes(client),
             Listed::Ids(ids) => ids.contains(&client.id),
         }
     }
 }
 
-/// True for `normal`, false for the kinds that no client of this version is.
-fn parse_type(word: &[u8]) -> Result<bool, Reply> {
-    if eq_ignore_case(word, "normal") {
-        return Ok(true);
+/// What clients are, as CLIENT LIST and CLIENT KILL tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum ClientType {
+    Normal,
+    /// Subscribed to something.
+    Pubsub,
+    /// A kind that no client here is.
+    Replication,
+}
+
+impl ClientType {
+    fn includes(self, client: &ClientHandle) -> bool {
+        match self {
+            ClientType::Normal => !client.is_subscribed(),
+            ClientType::Pubsub => client.is_subscribed(),
+            ClientType::Replication => false,
+        }
     }
-    if ["master", "replica", "slave", "pubsub"].iter().any(|kind| eq_ignore_case(word, kind)) {
-        return Ok(false);
+}
+
+fn parse_type(word: &[u8]) -> Result<ClientType, Reply> {
+    let is = |name: &str| eq_ignore_case(word, name);
+    match () {
+        () if is("normal") => Ok(ClientType::Normal),
+        () if is("pubsub") => Ok(ClientType::Pubsub),
+        () if is("master") || is("replica") || is("slave") => Ok(ClientType::Replication),
+        () => Err(Reply::error(format!("ERR Unknown client type '{}'", errors::quoted(word, 128)))),
     }
-    Err(Reply::error(format!("ERR Unknown client type '{}'", errors::quoted(word, 128))))
 }
 
 fn parse_id(word: &[u8]) -> Option<ClientId> {
@@ -265,7 +287,7 @@ struct Kill {
     laddr: Option<Vec<u8>>,
     id: Option<ClientId>,
     user: Option<Vec<u8>>,
-    is_normal: Option<bool>,
+    kind: Option<ClientType>,
     age_seconds_min: Option<u64>,
     skip_me: bool,
 }
@@ -291,7 +313,7 @@ impl Kill {
             let id = parse_id(value).ok_or(Reply::error("ERR client-id should be greater than 0"))?;
             self.id = Some(id);
         } else if eq_ignore_case(option, "type") {
-            self.is_normal = Some(parse_type(value)?);
+            self.kind = Some(parse_type(value)?);
         } else if eq_ignore_case(option, "addr") {
             self.addr = Some(value.to_vec());
         } else if eq_ignore_case(option, "laddr") {
@@ -325,7 +347,7 @@ impl Kill {
         is_at(&self.addr, client.addr)
             && is_at(&self.laddr, client.laddr)
             && self.id.is_none_or(|id| id == client.id)
-            && self.is_normal.unwrap_or(true)
+            && self.kind.is_none_or(|kind| kind.includes(client))
             && self.user.as_ref().is_none_or(has_user)
             && self.age_seconds_min.is_none_or(|age| client.age_seconds(now) >= age)
             && !(self.skip_me && is_me)
@@ -346,15 +368,31 @@ fn pause(services: &Services, request: &Request) -> Result<Reply, Reply> {
     Ok(Reply::Ok)
 }
 
-/// No command of this version waits for another client, so there is never anybody to unblock.
-fn unblock(request: &Request) -> Result<Reply, Reply> {
-    parse_i64(request.arg(2)).ok_or(CommandError::NotAnInteger)?;
-    match request.get(3) {
-        Some(word) if !eq_ignore_case(word, "timeout") && !eq_ignore_case(word, "error") => {
-            Err(Reply::error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR"))
-        }
-        _ => Ok(Reply::Integer(0)),
-    }
+fn unblock(services: &Services, request: &Request) -> Result<Reply, Reply> {
+    let id = parse_i64(request.arg(2)).ok_or(CommandError::NotAnInteger)?;
+    let with_error = match request.get(3) {
+        None => false,
+        Some(word) if eq_ignore_case(word, "timeout") => false,
+        Some(word) if eq_ignore_case(word, "error") => true,
+        Some(_) => return Err(Reply::error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")),
+    };
+    let client = u64::try_from(id).ok().and_then(|id| services.clients.get(ClientId(id)));
+    Ok(Reply::Integer(i64::from(client.is_some_and(|client| client.unblock(with_error)))))
+}
+
+/// Which rule holds for all transactions of the connection (COMMANDS.md 2.1).
+fn execmode(session: &mut Session, request: &Request) -> Result<Reply, Reply> {
+    let word = request.arg(2);
+    session.exec_mode = if eq_ignore_case(word, "atomic") {
+        Some(true)
+    } else if eq_ignore_case(word, "compat") {
+        Some(false)
+    } else if eq_ignore_case(word, "auto") {
+        None
+    } else {
+        return Err(Reply::error("ERR CLIENT EXECMODE must be ATOMIC, COMPAT or AUTO"));
+    };
+    Ok(Reply::Ok)
 }
 
 /// Reads what Redis reads, and switches nothing: it is off.
@@ -452,8 +490,11 @@ mod tests {
     #[test]
     fn list_filters_by_type_and_id() {
         assert_eq!(Listed::parse(&request("client list")), Ok(Listed::All));
-        assert_eq!(Listed::parse(&request("client list type normal")), Ok(Listed::All));
-        assert_eq!(Listed::parse(&request("client list type replica")), Ok(Listed::Nobody));
+        assert_eq!(Listed::parse(&request("client list type normal")), Ok(Listed::Type(ClientType::Normal)));
+        assert_eq!(
+            Listed::parse(&request("client list type replica")),
+            Ok(Listed::Type(ClientType::Replication))
+        );
         let ids = Listed::Ids(vec![ClientId(1), ClientId(7)]);
         assert_eq!(Listed::parse(&request("client list id 1 7")), Ok(ids));
         assert_eq!(Listed::parse(&request("client list id x")), Err(Reply::error("ERR Invalid client ID")));

@@ -19,12 +19,15 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::resp::Reply;
 use crate::server::gates::Found;
 use crate::server::stats;
 use crate::types::ClientId;
 use crate::types::Millis;
 use crate::types::Monotonic;
 
+/// Messages that may wait for one client.
+const INBOX_MAX: usize = 10_000;
 /// An idle client keeps its buffers this long.
 pub const BUFFERS_KEPT: Millis = Millis(2_000);
 
@@ -33,6 +36,8 @@ pub const BUFFERS_KEPT: Millis = Millis(2_000);
 pub struct ClientHandle {
     pub id: ClientId,
     pub addr: SocketAddr,
+    /// The same, as people read it.
+    pub address: Box<str>,
     pub laddr: SocketAddr,
     /// The socket's file descriptor, for people who look at `ss` or `lsof`.
     pub fd: i32,
@@ -62,11 +67,20 @@ pub struct ClientHandle {
     pub is_readonly: AtomicBool,
     /// Waits in a command (DEBUG SLEEP) or in CLIENT PAUSE.
     pub is_blocked: AtomicBool,
+    /// Waits for a lock.
+    pub is_waiting: AtomicBool,
     /// Has commands under way.
     pub is_executing: AtomicBool,
     /// Holds read and write buffers, which an idle client gives back.
     pub holds_buffers: AtomicBool,
     is_doomed: AtomicBool,
+    /// How its wait is to end that another client ends: 0 is not at all, 1 as in time, 2 with an error.
+    unblock: AtomicU8,
+    /// What it is sent besides replies.
+    inbox: Mutex<Vec<Reply>>,
+    /// Subscriptions to channels and to patterns.
+    pub channels: AtomicUsize,
+    pub patterns: AtomicUsize,
     /// Wakes the connection when it was doomed or the node shuts down.
     pub wake: Notify,
 }
@@ -101,6 +115,52 @@ impl ClientHandle {
     pub fn kill(&self) {
         self.is_doomed.store(true, Ordering::Release);
         self.wake.notify_one();
+    }
+
+    /// True when it speaks RESP3, as of its last batch of commands.
+    pub fn speaks_resp3(&self) -> bool {
+        self.protocol.load(Ordering::Relaxed) == 3
+    }
+
+    /// Sends it something besides replies. One that takes nothing is closed in the end.
+    pub fn push(&self, message: Reply) {
+        let mut inbox = self.inbox.lock();
+        inbox.push(message);
+        let is_full = inbox.len() > INBOX_MAX;
+        drop(inbox);
+        if is_full {
+            self.kill();
+        } else {
+            self.wake.notify_one();
+        }
+    }
+
+    /// True while it is subscribed to a channel or a pattern.
+    pub fn is_subscribed(&self) -> bool {
+        self.channels.load(Ordering::Relaxed) + self.patterns.load(Ordering::Relaxed) > 0
+    }
+
+    /// What it was sent since the last call.
+    pub fn take_inbox(&self) -> Vec<Reply> {
+        std::mem::take(&mut *self.inbox.lock())
+    }
+
+    /// Ends its wait, if it waits for a lock. False when it does not.
+    pub fn unblock(&self, with_error: bool) -> bool {
+        if !self.is_waiting.load(Ordering::Acquire) {
+            return false;
+        }
+        self.unblock.store(1 + u8::from(with_error), Ordering::Release);
+        self.wake.notify_one();
+        true
+    }
+
+    /// How its wait is to end, if another client wants it to: with an error or not.
+    pub fn take_unblock(&self) -> Option<bool> {
+        match self.unblock.swap(0, Ordering::AcqRel) {
+            0 => None,
+            how => Some(how == 2),
+        }
     }
 
     /// True once the client was killed.
@@ -145,6 +205,9 @@ impl ClientHandle {
         if self.is_blocked.load(Ordering::Relaxed) {
             flags.push('b');
         }
+        if self.is_subscribed() {
+            flags.push('P');
+        }
         if self.is_doomed() {
             flags.push('A');
         }
@@ -174,7 +237,7 @@ impl ClientHandle {
         let mut line = String::with_capacity(320);
         let _infallible = write!(
             line,
-            "id={} addr={} laddr={} fd={} name={} age={} idle={idle} flags={} db={} sub=0 psub=0 ssub=0 multi={} \
+            "id={} addr={} laddr={} fd={} name={} age={} idle={idle} flags={} db={} sub={} psub={} ssub=0 multi={} \
              watch={} qbuf={input} qbuf-free={free} argv-mem=0 multi-mem={transaction} rbs=0 rbp=0 obl={output} oll=0 omem=0 \
              tot-mem={} events=r cmd={} user={} redir=-1 resp={} lib-name={} lib-ver={}",
             self.id.0,
@@ -185,6 +248,8 @@ impl ClientHandle {
             self.age_seconds(now),
             self.flags(),
             self.db.load(Ordering::Relaxed),
+            self.channels.load(Ordering::Relaxed),
+            self.patterns.load(Ordering::Relaxed),
             self.queued.load(Ordering::Relaxed),
             self.watched.load(Ordering::Relaxed),
             input + free + output + transaction + size_of::<ClientHandle>(),
@@ -257,6 +322,7 @@ impl Clients {
         let handle = Arc::new(ClientHandle {
             id,
             addr,
+            address: addr.to_string().into(),
             laddr,
             fd,
             since: now,
@@ -275,9 +341,14 @@ impl Clients {
             leaves_keys_untouched: AtomicBool::new(false),
             is_readonly: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
+            is_waiting: AtomicBool::new(false),
             is_executing: AtomicBool::new(false),
             holds_buffers: AtomicBool::new(true),
             is_doomed: AtomicBool::new(false),
+            unblock: AtomicU8::new(0),
+            inbox: Mutex::default(),
+            channels: AtomicUsize::new(0),
+            patterns: AtomicUsize::new(0),
             wake: Notify::new(),
         });
         self.registry.clients.insert(id, Arc::clone(&handle));
@@ -290,6 +361,18 @@ impl Clients {
         if self.registry.clients.remove(&id).is_some() {
             self.registry.count.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// A client.
+    #[must_use]
+    pub fn get(&self, id: ClientId) -> Option<Arc<ClientHandle>> {
+        self.registry.clients.get(&id).map(|entry| Arc::clone(entry.value()))
+    }
+
+    /// How many clients wait for a lock.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.registry.clients.iter().filter(|entry| entry.is_waiting.load(Ordering::Relaxed)).count()
     }
 
     /// Number of clients.

@@ -5,14 +5,17 @@
 
 use std::io;
 use std::io::ErrorKind;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Buf;
 use bytes::BytesMut;
+use socket2::SockRef;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::machine::entry::Batch;
@@ -20,20 +23,31 @@ use crate::resp::Limits;
 use crate::resp::ProtocolError;
 use crate::resp::Reply;
 use crate::resp::RequestReader;
+use crate::resp::render;
 use crate::server::Services;
 use crate::server::clients::BUFFERS_KEPT;
 use crate::server::clients::ClientHandle;
 use crate::server::dispatch::Pipeline;
 use crate::server::dispatch::Step;
+use crate::server::errors;
+use crate::server::lock_waits;
+use crate::server::lock_waits::ClientWait;
+use crate::server::lock_waits::Undelivered;
 use crate::server::raft_command;
 use crate::server::raft_command::Later;
 use crate::server::session::Session;
 use crate::server::transaction::Plan;
+use crate::state::locks::ClaimId;
+use crate::state::notices::ClaimEnd;
 
 /// The least free space that a read is given, in bytes.
 const READ_BYTES: usize = 16 << 10;
 /// Requests taken from the buffer at a time.
 const REQUESTS_MAX: usize = 1024;
+/// What a client sends while it waits for a lock is read up to so many bytes.
+const READ_AHEAD_BYTES: usize = 1 << 20;
+/// How often a client that waits looks for a leader.
+const LEADER_LOOK: Duration = Duration::from_millis(500);
 /// A buffer that grew beyond this for one large reply is not kept.
 const KEPT_BYTES: usize = 256 << 10;
 /// How long a closed connection may still send what nobody reads: closing a socket with unread input would reset it,
@@ -50,6 +64,27 @@ pub struct Connection {
     input: BytesMut,
     output: BytesMut,
     pipeline: Pipeline,
+    /// Something came while the client waited for a lock, and was not looked at yet.
+    has_read_ahead: bool,
+}
+
+/// A client that waits for a lock, as others see it.
+struct Waiting<'a>(&'a ClientHandle);
+
+impl Waiting<'_> {
+    fn new(client: &ClientHandle) -> Waiting<'_> {
+        client.take_unblock();
+        client.is_blocked.store(true, Ordering::Relaxed);
+        client.is_waiting.store(true, Ordering::Release);
+        Waiting(client)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.is_waiting.store(false, Ordering::Release);
+        self.0.is_blocked.store(false, Ordering::Relaxed);
+    }
 }
 
 /// Why no more input comes.
@@ -72,12 +107,15 @@ impl Connection {
             input: BytesMut::new(),
             output: BytesMut::new(),
             pipeline: Pipeline::new(seed),
+            has_read_ahead: false,
         }
     }
 
     /// Serves the client until it leaves, is killed or misbehaves, or the node shuts down.
     pub async fn run(mut self) {
-        match self.serve().await {
+        let served = self.serve().await;
+        self.session.end_subscriptions(&self.services);
+        match served {
             Ok(()) if !self.session.client.is_doomed() => self.linger().await,
             Ok(()) => {}
             Err(error) => tracing::debug!(client = self.session.client.id.0, %error, "connection lost"),
@@ -104,7 +142,7 @@ impl Connection {
             if self.session.is_closing || decoded.is_err() || self.is_stopped() {
                 return Ok(());
             }
-            if matches!(decoded, Ok(Decoded::More)) {
+            if matches!(decoded, Ok(Decoded::More)) || std::mem::take(&mut self.has_read_ahead) {
                 continue;
             }
             let input = self.receive().await?;
@@ -112,7 +150,10 @@ impl Connection {
             match input {
                 Input::Arrived => self.count_input()?,
                 Input::Woken if self.is_stopped() => return Ok(()),
-                Input::Woken => self.give_buffers_back(),
+                Input::Woken => {
+                    self.take_inbox();
+                    self.give_buffers_back();
+                }
                 Input::Closed => return Ok(()),
             }
         }
@@ -191,6 +232,13 @@ impl Connection {
         }
     }
 
+    /// Takes what was sent to the client besides replies.
+    fn take_inbox(&mut self) {
+        for message in self.session.client.take_inbox() {
+            render(&message, self.session.protocol, &mut self.output);
+        }
+    }
+
     fn refuse(&mut self, error: &ProtocolError) {
         let text = format!("ERR {error}");
         self.services.stats.note_error(&text);
@@ -208,7 +256,7 @@ impl Connection {
             match self.pipeline.advance(&mut self.session, &self.services, &mut self.output) {
                 Step::Done => break,
                 Step::Flush => self.flush().await?,
-                Step::Propose => self.propose().await,
+                Step::Propose => self.propose().await?,
                 Step::Barrier => {
                     let outcome = self.services.group.barrier().await;
                     self.pipeline.on_barrier(&mut self.session, &self.services, outcome, &mut self.output);
@@ -225,12 +273,125 @@ impl Connection {
         Ok(())
     }
 
-    async fn propose(&mut self) {
-        let Some(batch) = self.pipeline.take_batch() else { return };
+    async fn propose(&mut self) -> io::Result<()> {
+        let Some(batch) = self.pipeline.take_batch() else { return Ok(()) };
         let from = self.services.clock.monotonic();
-        let outcome = self.services.group.propose(batch).await;
+        let mut outcome = self.services.group.propose(batch).await;
+        // To wait for a lock is not to be slow.
         let micros = self.services.clock.monotonic().micros_since(from);
+        let services = Arc::clone(&self.services);
+        let mut undelivered = None;
+        if let Ok(replies) = &mut outcome
+            && let Some(Reply::Waiting(claim)) = replies.last()
+        {
+            let (reply, grant) = self.wait_for_lock(&services, ClaimId(*claim)).await?;
+            replies.pop();
+            replies.push(reply);
+            undelivered = grant;
+        }
         self.pipeline.on_proposed(&mut self.session, &self.services, outcome, micros, &mut self.output);
+        if let Some(grant) = undelivered {
+            // A client that does not get to know of its lock must not keep it.
+            self.flush().await?;
+            grant.delivered();
+        }
+        Ok(())
+    }
+
+    /// Waits for a lock, and tells how it ended. The client may leave meanwhile, or another one may end its wait.
+    async fn wait_for_lock<'a>(
+        &mut self,
+        services: &'a Services,
+        claim: ClaimId,
+    ) -> io::Result<(Reply, Option<Undelivered<'a>>)> {
+        let is_array = self.pipeline.awaits_array();
+        let mut wait = ClientWait::new(services, claim);
+        let client = Arc::clone(&self.session.client);
+        let _waiting = Waiting::new(&client);
+        self.pipeline.show_last(&self.session, services);
+        let gone = || io::Error::from(ErrorKind::ConnectionAborted);
+        let mut unblocked = false;
+        let mut look = tokio::time::interval(LEADER_LOOK);
+        loop {
+            self.flush().await?;
+            let has_room = self.input.len() < READ_AHEAD_BYTES;
+            tokio::select! {
+                biased;
+                ready = self.stream.readable(), if has_room => {
+                    ready?;
+                    self.read_ahead()?;
+                }
+                outcome = wait.end() => {
+                    let is_granted = matches!(outcome, Some(ClaimEnd::Granted(_)));
+                    let reply = match lock_waits::reply_of(&outcome, is_array) {
+                        Reply::Null | Reply::NullArray if unblocked => {
+                            Reply::error("UNBLOCKED client unblocked via CLIENT UNBLOCK")
+                        }
+                        reply => reply,
+                    };
+                    let grant = is_granted.then(|| Undelivered::new(services, claim, outcome));
+                    if grant.is_some() && self.has_left() {
+                        return Err(gone());
+                    }
+                    return Ok((reply, grant));
+                }
+                () = client.wake.notified() => {
+                    if self.is_stopped() {
+                        return Err(gone());
+                    }
+                    if let Some(with_error) = client.take_unblock() {
+                        unblocked = with_error;
+                        let mut batch = Batch::new(b"");
+                        batch.push_cancel(&[claim.0]);
+                        // Its end comes as every wait's does, unless it was granted meanwhile.
+                        drop(services.group.propose(batch).await);
+                    }
+                    self.take_inbox();
+                }
+                _ = look.tick() => {
+                    if !has_room && self.is_hung_up().await? {
+                        return Err(gone());
+                    }
+                    let patience = self.services.config.get().cluster_node_timeout;
+                    let silence = services.group.leader_silence();
+                    let is_alone = services.group.members().is_empty();
+                    if !is_alone && silence.is_none_or(|silence| silence > patience) {
+                        return Ok((errors::wait_without_leader(), None));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the client closed its side. Asks the system itself: the runtime may not have been told yet, and the first
+    /// write after such an end seems to succeed.
+    fn has_left(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        matches!(SockRef::from(&self.stream).peek(&mut byte), Ok(0))
+    }
+
+    /// Whether the client closed its side, behind whatever of its input is not read yet.
+    async fn is_hung_up(&self) -> io::Result<bool> {
+        tokio::select! {
+            biased;
+            ready = self.stream.ready(Interest::READABLE) => Ok(ready?.is_read_closed()),
+            () = std::future::ready(()) => Ok(false),
+        }
+    }
+
+    /// Reads what the client sends while it waits, and learns whether it is still there.
+    fn read_ahead(&mut self) -> io::Result<()> {
+        self.input.reserve(READ_BYTES);
+        match self.stream.try_read_buf(&mut self.input) {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                self.has_read_ahead = true;
+                self.services.stats.input_bytes.fetch_add(count as u64, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn expire(&mut self) {
@@ -245,7 +406,12 @@ impl Connection {
             Ok(Reply::Array(Vec::new()))
         } else {
             let mut batch = Batch::new(&self.session.user);
-            batch.push_transaction(&plan.watched, &plan.commands);
+            if plan.names_client {
+                let client = &self.session.client;
+                batch.name_client(self.services.client_number(client.id), &client.address);
+            }
+            let is_atomic = self.session.exec_mode.unwrap_or(plan.is_atomic);
+            batch.push_transaction(&plan.watched, &plan.commands, is_atomic);
             let replies = self.services.group.propose(batch).await;
             replies.map(|replies| replies.into_iter().next().expect("a transaction has one reply"))
         };
@@ -295,6 +461,7 @@ impl Connection {
         let client = &self.session.client;
         client.is_blocked.store(true, Ordering::Relaxed);
         tokio::pin!(waited);
+        let mut woken = false;
         let outcome = loop {
             tokio::select! {
                 outcome = &mut waited => break Ok(outcome),
@@ -302,10 +469,15 @@ impl Connection {
                     if is_over(self) {
                         break Err(io::Error::from(ErrorKind::ConnectionAborted));
                     }
+                    woken = true;
                 }
             }
         };
         client.is_blocked.store(false, Ordering::Relaxed);
+        if woken {
+            // What it was woken for is looked at where input is waited for.
+            client.wake.notify_one();
+        }
         outcome
     }
 
@@ -359,6 +531,7 @@ impl Connection {
     async fn until_writable(&self) -> io::Result<()> {
         let client = &self.session.client;
         client.output_bytes.store(self.output.len(), Ordering::Relaxed);
+        let mut woken = false;
         let outcome = loop {
             tokio::select! {
                 ready = self.stream.writable() => break ready,
@@ -366,10 +539,14 @@ impl Connection {
                     if client.is_doomed() {
                         break Err(io::Error::from(ErrorKind::ConnectionAborted));
                     }
+                    woken = true;
                 }
             }
         };
         client.output_bytes.store(0, Ordering::Relaxed);
+        if woken {
+            client.wake.notify_one();
+        }
         outcome
     }
 

@@ -27,6 +27,7 @@ use crate::consensus::StateGuard;
 use crate::machine::entry::Batch;
 use crate::resp::Reply;
 use crate::resp::Request;
+use crate::resp::arguments::eq_ignore_case;
 use crate::server::Services;
 use crate::server::clients::Paused;
 use crate::server::errors;
@@ -163,6 +164,7 @@ impl Pipeline {
             let standing = Standing {
                 must_log_in: session.must_log_in(),
                 in_transaction,
+                is_subscriber: session.is_subscriber(),
                 exec_needs_memory: is_memory_full && session.transaction.needs_memory(),
                 is_memory_full,
                 disk_gate,
@@ -188,11 +190,16 @@ impl Pipeline {
                 self.enqueue(session, services, found, out);
                 continue;
             }
-            if let Execute::Write(_) = found.row.execute {
+            if let Execute::Write(_) = found.leaf().execute {
                 drop(reading.take());
+                // What waits for a lock holds up what follows it, and nothing before it.
+                let is_waiting = is_blocking(found, &self.requests[self.next]);
+                if is_waiting && self.batch.is_some() {
+                    return Step::Propose;
+                }
                 // A value that is returned may be a million times as long as the request: one at a time.
                 let is_last = reply_bounds::is_write_with_value(found.row, &self.requests[self.next]);
-                if self.collect(session, found) > BATCH_BYTES || is_last {
+                if self.collect(session, services, found) > BATCH_BYTES || is_last || is_waiting {
                     return Step::Propose;
                 }
                 continue;
@@ -200,7 +207,7 @@ impl Pipeline {
             if self.batch.is_some() {
                 return Step::Propose;
             }
-            let waits_for = match found.row.execute {
+            let waits_for = match found.leaf().execute {
                 Execute::Read(read) => {
                     match open(&mut reading, services, session.stale_reads, is_after_barrier) {
                         Ok(guard) => self.read(session, services, found, read, guard, out),
@@ -244,9 +251,19 @@ impl Pipeline {
         self.next = 0;
     }
 
+    /// Shows others the command that the client waits in.
+    pub fn show_last(&self, session: &Session, services: &Services) {
+        session.client.note_activity(services.clock.monotonic(), self.last);
+    }
+
     /// The collected writes, for proposing them.
     pub fn take_batch(&mut self) -> Option<Batch> {
         self.batch.take()
+    }
+
+    /// True when the writes that were proposed are one command that answers with an array.
+    pub fn awaits_array(&self) -> bool {
+        self.writes.last().is_some_and(|row| row.name == "mlock")
     }
 
     /// Answers the writes that were proposed. `micros` is how long the proposal took.
@@ -363,6 +380,7 @@ impl Pipeline {
                     session.run_in_exec(services, request)
                 }))
             }
+            Ok(Reply::Error(text)) => Reply::error(transaction::told_as_sent(&plan.steps, text)),
             Ok(other) => other,
             Err(error) => errors::propose_error(&error),
         };
@@ -466,8 +484,15 @@ impl Pipeline {
 
     /// Takes a write into the batch; gives the batch's size in bytes.
     #[inline]
-    fn collect(&mut self, session: &Session, found: Found) -> usize {
+    fn collect(&mut self, session: &Session, services: &Services, found: Found) -> usize {
+        if found.leaf().flags.has(Flags::ADMIN) {
+            note_admin(session, &self.requests[self.next]);
+        }
         let batch = self.batch.get_or_insert_with(|| Batch::new(&session.user));
+        if found.leaf().flags.has(Flags::ORIGIN) {
+            let client = &session.client;
+            batch.name_client(services.client_number(client.id), &client.address);
+        }
         batch.push_command(session.db, self.requests[self.next].args());
         self.writes.push(found.row);
         self.next += 1;
@@ -477,7 +502,7 @@ impl Pipeline {
 
     fn enqueue(&mut self, session: &mut Session, services: &Services, found: Found, out: &mut BytesMut) {
         let request = &self.requests[self.next];
-        let reply = session.transaction.queue(found.row, request);
+        let reply = session.transaction.queue(found.leaf(), request);
         if let Execute::Session(SessionCommand::Select) = found.row.execute
             && let Ok(db) = session.parse_db(request.arg(1))
         {
@@ -592,6 +617,10 @@ impl Pipeline {
             Answer::Reply(reply) => self.answer(session, services, found.row, &reply, out),
             Answer::After(length, reply) => return Some(Step::Wait(length, reply)),
             Answer::Later(later) => return Some(Step::Later(later)),
+            Answer::Many(replies) => {
+                self.tally.add(found.row, false);
+                replies.iter().for_each(|reply| session.emit(reply, out));
+            }
             Answer::Nothing => self.tally.add(found.row, false),
             Answer::Last(reply) => {
                 self.answer(session, services, found.row, &reply, out);
@@ -716,7 +745,7 @@ fn refuse_large(plan: &Plan, session: &Session, services: &Services) -> Option<R
 }
 
 fn is_held_back(paused: Paused, found: Found, session: &Session) -> bool {
-    let writes = match found.row.execute {
+    let writes = match found.leaf().execute {
         Execute::Session(SessionCommand::Exec) => session.transaction.has_writes(),
         // Whoever paused the others must be able to end it.
         Execute::Session(SessionCommand::Client) => return false,
@@ -728,6 +757,20 @@ fn is_held_back(paused: Paused, found: Found, session: &Session) -> bool {
         Paused::Writes => writes,
         Paused::All => true,
     }
+}
+
+/// Who breaks what others hold is told in the log.
+#[cold]
+fn note_admin(session: &Session, request: &Request) {
+    let words: Vec<String> = request.args().map(|word| word.escape_ascii().to_string()).collect();
+    let user = session.user.escape_ascii();
+    tracing::info!("{} by user {user} from {}", words.join(" "), session.client.address);
+}
+
+/// True when the command may wait for others: a LOCK with BLOCK.
+fn is_blocking(found: Found, request: &Request) -> bool {
+    found.leaf().flags.has(Flags::BLOCKING)
+        && request.args().skip(3).any(|word| eq_ignore_case(word, "BLOCK"))
 }
 
 /// Commands that may take long are timed one by one, fast ones only for a very low threshold.

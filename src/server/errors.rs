@@ -40,6 +40,14 @@ pub fn read_error(error: &ProposeError) -> Reply {
     }
 }
 
+/// The reply to a client that waits on a node which hears of no leader.
+pub fn wait_without_leader() -> Reply {
+    Reply::error(
+        "CLUSTERDOWN No leader was heard for cluster-node-timeout. The wait was given up; a lock that is granted all \
+         the same is released again.",
+    )
+}
+
 /// The reply to a read in READONLY MAXLAG mode on a node that heard of no leader for `silence`; `None`: never.
 pub fn stale_read_error(silence: Option<Millis>) -> Reply {
     match silence {

@@ -55,6 +55,8 @@ pub struct Standing {
     pub must_log_in: bool,
     /// The client is between MULTI and EXEC.
     pub in_transaction: bool,
+    /// The client speaks RESP2 and is subscribed: its replies cannot be told from messages.
+    pub is_subscriber: bool,
     /// A command queued since MULTI may take memory.
     pub exec_needs_memory: bool,
     /// The node takes more memory than `maxmemory`.
@@ -71,9 +73,10 @@ pub struct Standing {
 type Gate = fn(&Attempt<'_>) -> Result<(), Reply>;
 
 /// In Redis's order.
-const GATES: [Gate; 8] = [
+const GATES: [Gate; 9] = [
     arity_fits,
     client_is_logged_in,
+    fits_a_subscriber,
     fits_a_transaction,
     memory_is_there,
     disks_have_room,
@@ -150,6 +153,21 @@ fn client_is_logged_in(attempt: &Attempt<'_>) -> Result<(), Reply> {
     Err(Reply::error("NOAUTH Authentication required."))
 }
 
+fn fits_a_subscriber(attempt: &Attempt<'_>) -> Result<(), Reply> {
+    use SessionCommand::*;
+    let is_allowed = matches!(
+        attempt.found.row.execute,
+        Execute::Session(Subscribe | Psubscribe | Unsubscribe | Punsubscribe | Ping | Quit | Reset)
+    );
+    if !attempt.standing.is_subscriber || is_allowed {
+        return Ok(());
+    }
+    let name = attempt.found.full_name();
+    Err(Reply::error(format!(
+        "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
+    )))
+}
+
 fn fits_a_transaction(attempt: &Attempt<'_>) -> Result<(), Reply> {
     let is_refused =
         || attempt.found.leaf().flags.has(Flags::NO_MULTI) && !is_never_queued(attempt.found.row);
@@ -195,7 +213,7 @@ fn data_is_loaded(attempt: &Attempt<'_>) -> Result<(), Reply> {
 
 fn state_is_right(attempt: &Attempt<'_>) -> Result<(), Reply> {
     let Some(index) = attempt.standing.diverged_at else { return Ok(()) };
-    match attempt.found.row.execute {
+    match attempt.found.leaf().execute {
         Execute::Read(_) | Execute::Write(_) => Err(errors::diverged(index)),
         Execute::Session(SessionCommand::Exec | SessionCommand::Watch) => Err(errors::diverged(index)),
         Execute::Session(_) => Ok(()),

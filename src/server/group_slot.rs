@@ -21,6 +21,7 @@ use crate::consensus::Replicator;
 use crate::consensus::ReplySender;
 use crate::consensus::Role;
 use crate::consensus::Status;
+use crate::consensus::claims::Claims;
 use crate::consensus::cluster_clock::ClusterClock;
 use crate::machine::entry::Batch;
 use crate::state::State;
@@ -42,7 +43,10 @@ impl GroupSlot {
     pub fn empty(clock: &Arc<dyn Clock>) -> GroupSlot {
         let state = Arc::new(RwLock::new(State::new(0)));
         let clock = Arc::new(ClusterClock::starting_at(ClusterTime(0), Arc::clone(clock)));
-        GroupSlot { group: OnceLock::new(), absent: Group::new(Arc::new(Absent), state, clock) }
+        GroupSlot {
+            group: OnceLock::new(),
+            absent: Group::new(Arc::new(Absent), state, clock, Arc::new(Claims::new(NodeId(0), 0))),
+        }
     }
 
     /// The group is there. It is set once.

@@ -20,7 +20,9 @@ mod gates;
 mod group_slot;
 mod info;
 mod listener;
+pub mod lock_waits;
 pub mod members;
+pub mod pubsub;
 mod raft_command;
 mod reply_bounds;
 mod session;
@@ -47,9 +49,11 @@ use crate::server::clients::ClientHandle;
 use crate::server::clients::Clients;
 use crate::server::disk::DiskGate;
 use crate::server::group_slot::GroupSlot;
+use crate::server::pubsub::PubSub;
 use crate::server::slowlog::Slowlog;
 use crate::server::stats::Stats;
 use crate::storage::disk::DiskGauge;
+use crate::types::ClientId;
 use crate::types::Millis;
 use crate::types::Monotonic;
 
@@ -63,6 +67,7 @@ pub struct Services {
     /// The one group of this version, once it is there.
     pub group: GroupSlot,
     pub clients: Clients,
+    pub pubsub: PubSub,
     pub slowlog: Slowlog,
     pub stats: Stats,
     pub shutdown: Shutdown,
@@ -75,6 +80,8 @@ pub struct Services {
     /// 40 hexadecimal digits, new with every start.
     pub run_id: String,
     seed: AtomicU64,
+    /// Tells the clients of this process from those of others with the same numbers.
+    client_nonce: u32,
     is_loading: AtomicBool,
     /// When this node last led and had a majority, in nanoseconds of the monotonic clock; 0 is never.
     led_last: AtomicU64,
@@ -101,6 +108,7 @@ impl Services {
             group: GroupSlot::empty(&clock),
             clock,
             clients: Clients::new(),
+            pubsub: PubSub::default(),
             slowlog: Slowlog::default(),
             stats: Stats::default(),
             shutdown,
@@ -108,12 +116,24 @@ impl Services {
             used_memory: AtomicU64::new(info::resident_bytes()),
             run_id,
             seed: AtomicU64::new(word(4)),
+            client_nonce: word(5) as u32,
             is_loading: AtomicBool::new(true),
             led_last: AtomicU64::new(0),
             diverged_at: AtomicU64::new(0),
             warned: AtomicU64::new(0),
             disk_gate: AtomicU8::new(DiskGate::Open.code()),
         }
+    }
+
+    /// What the log calls a client of this process.
+    fn client_number(&self, id: ClientId) -> u64 {
+        u64::from(self.client_nonce) << 32 | (id.0 & u64::from(u32::MAX))
+    }
+
+    /// The client that the log calls so, if it is one of this process.
+    fn client_of(&self, number: u64) -> Option<Arc<ClientHandle>> {
+        let client = self.clients.get(ClientId(number & u64::from(u32::MAX)))?;
+        (self.client_number(client.id) == number).then_some(client)
     }
 
     /// True when the process takes more memory than `max_memory`, which is in bytes; 0 is no bound.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use bytes::BytesMut;
 use subtle::ConstantTimeEq;
 
@@ -32,6 +33,7 @@ use crate::server::errors;
 use crate::server::gates;
 use crate::server::gates::Found;
 use crate::server::info;
+use crate::server::pubsub::Subscriptions;
 use crate::server::raft_command;
 use crate::server::raft_command::Later;
 use crate::server::transaction::Transaction;
@@ -41,6 +43,18 @@ use crate::types::Millis;
 /// The version of Redis whose behaviour clients may expect; they choose features by it.
 pub const REDIS_VERSION: &str = "7.2.4";
 
+const PUBSUB_HELP: &[&str] = &[
+    "PUBSUB <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "CHANNELS [<pattern>]",
+    "    Return the currently active channels matching a <pattern> (default: '*').",
+    "NUMPAT",
+    "    Return number of subscriptions to patterns.",
+    "NUMSUB [<channel> ...]",
+    "    Return the number of subscribers for the specified channels, excluding",
+    "    pattern subscriptions(default: no channels).",
+    "HELP",
+    "    Print this help.",
+];
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 const NO_PASSWORD_SET: &str = "ERR AUTH <password> called without any password configured for the default user. Are you \
                                sure your configuration is correct?";
@@ -69,6 +83,8 @@ pub struct StaleReads {
 #[derive(Debug)]
 pub enum Answer {
     Reply(Reply),
+    /// One after the other.
+    Many(Vec<Reply>),
     /// No reply at all.
     Nothing,
     /// The reply, after this time.
@@ -97,6 +113,9 @@ pub struct Session {
     pub user: Box<[u8]>,
     pub is_logged_in: bool,
     pub transaction: Transaction,
+    /// Since CLIENT EXECMODE: every transaction is all or nothing, or none is.
+    pub exec_mode: Option<bool>,
+    pub subscriptions: Subscriptions,
     pub replies: Replies,
     /// Since READONLY: this node answers reads from what it has applied.
     pub stale_reads: Option<StaleReads>,
@@ -119,6 +138,8 @@ impl Session {
             user: (*b"default").into(),
             is_logged_in: config.requirepass.is_none(),
             transaction: Transaction::default(),
+            exec_mode: None,
+            subscriptions: Subscriptions::default(),
             replies: Replies::On,
             stale_reads: None,
             is_closing: false,
@@ -170,13 +191,19 @@ impl Session {
         let SessionCall { command, sub } = SessionCall::of(found);
         self.refresh_config(services);
         match command {
+            SessionCommand::Ping if self.is_subscriber() => subscriber_ping(request).into(),
             SessionCommand::Ping => ping(request).into(),
             SessionCommand::Echo => Reply::bulk(request.arg(1)).into(),
             SessionCommand::Hello => self.hello(request).into(),
             SessionCommand::Auth => self.auth(request).into(),
             SessionCommand::Select => self.select(request).into(),
             SessionCommand::Quit => Answer::Last(Reply::Ok),
-            SessionCommand::Reset => self.reset().into(),
+            SessionCommand::Reset => self.reset(services).into(),
+            SessionCommand::Subscribe => self.subscribe(services, request, false),
+            SessionCommand::Psubscribe => self.subscribe(services, request, true),
+            SessionCommand::Unsubscribe => self.unsubscribe(services, request, false),
+            SessionCommand::Punsubscribe => self.unsubscribe(services, request, true),
+            SessionCommand::Pubsub => pubsub(services, sub, request).into(),
             SessionCommand::Client => client_command::run(self, services, sub, request),
             SessionCommand::Info => info::run(services, request).into(),
             SessionCommand::Config => config_command::run(services, sub, request).into(),
@@ -214,7 +241,9 @@ impl Session {
             Answer::Reply(reply) | Answer::After(_, reply) => reply,
             Answer::Nothing => Reply::Ok,
             // The gates let nothing of the kind into a transaction.
-            Answer::Later(_) => Reply::error("ERR Command not allowed inside a transaction"),
+            Answer::Later(_) | Answer::Many(_) => {
+                Reply::error("ERR Command not allowed inside a transaction")
+            }
             Answer::Last(reply) => {
                 self.is_closing = true;
                 reply
@@ -259,7 +288,9 @@ impl Session {
         }
     }
 
-    fn reset(&mut self) -> Reply {
+    fn reset(&mut self, services: &Services) -> Reply {
+        self.end_subscriptions(services);
+        self.exec_mode = None;
         self.stale_reads = None;
         self.transaction.reset();
         self.db = 0;
@@ -270,6 +301,74 @@ impl Session {
         self.client.leaves_keys_untouched.store(false, Ordering::Relaxed);
         self.client.names.lock().name.clear();
         Reply::simple("RESET")
+    }
+
+    /// True in RESP2 while the connection is subscribed: then it takes few commands.
+    pub fn is_subscriber(&self) -> bool {
+        self.protocol == Protocol::Resp2 && !self.subscriptions.is_empty()
+    }
+
+    fn subscribe(&mut self, services: &Services, request: &Request, is_pattern: bool) -> Answer {
+        let kind = if is_pattern { "psubscribe" } else { "subscribe" };
+        let replies = request.args().skip(1).map(|name| {
+            let name = Bytes::copy_from_slice(name);
+            if services.pubsub.add(&self.client, &name, is_pattern) {
+                services.group.tell_lock_changes(|| !services.pubsub.is_empty());
+            }
+            let known = &mut self.subscriptions;
+            if is_pattern { &mut known.patterns } else { &mut known.channels }.insert(name.clone());
+            let count = Reply::Integer(known.len() as i64);
+            Reply::Push(vec![Reply::bulk(kind), Reply::Bulk(name), count])
+        });
+        let replies = replies.collect();
+        self.count_subscriptions();
+        Answer::Many(replies)
+    }
+
+    fn unsubscribe(&mut self, services: &Services, request: &Request, is_pattern: bool) -> Answer {
+        let kind = if is_pattern { "punsubscribe" } else { "unsubscribe" };
+        let known = &self.subscriptions;
+        let all = if is_pattern { &known.patterns } else { &known.channels };
+        let names: Vec<Bytes> = match request.len() {
+            1 => all.iter().cloned().collect(),
+            _ => request.args().skip(1).map(Bytes::copy_from_slice).collect(),
+        };
+        let mut replies = Vec::new();
+        for name in &names {
+            self.end_subscription(services, name, is_pattern);
+            let count = Reply::Integer(self.subscriptions.len() as i64);
+            replies.push(Reply::Push(vec![Reply::bulk(kind), Reply::Bulk(name.clone()), count]));
+        }
+        if names.is_empty() {
+            let count = Reply::Integer(self.subscriptions.len() as i64);
+            replies.push(Reply::Push(vec![Reply::bulk(kind), Reply::Null, count]));
+        }
+        self.count_subscriptions();
+        Answer::Many(replies)
+    }
+
+    fn end_subscription(&mut self, services: &Services, name: &Bytes, is_pattern: bool) {
+        let known = &mut self.subscriptions;
+        let was_there = if is_pattern { &mut known.patterns } else { &mut known.channels }.remove(name);
+        if was_there && services.pubsub.remove(self.client.id, name, is_pattern) {
+            services.group.tell_lock_changes(|| !services.pubsub.is_empty());
+        }
+    }
+
+    /// The connection ends, or begins anew.
+    pub fn end_subscriptions(&mut self, services: &Services) {
+        let Subscriptions { channels, patterns } = &self.subscriptions;
+        let names = channels.iter().map(|name| (name.clone(), false));
+        let names: Vec<_> = names.chain(patterns.iter().map(|name| (name.clone(), true))).collect();
+        for (name, is_pattern) in names {
+            self.end_subscription(services, &name, is_pattern);
+        }
+        self.count_subscriptions();
+    }
+
+    fn count_subscriptions(&self) {
+        self.client.channels.store(self.subscriptions.channels.len(), Ordering::Relaxed);
+        self.client.patterns.store(self.subscriptions.patterns.len(), Ordering::Relaxed);
     }
 
     fn auth(&mut self, request: &Request) -> Reply {
@@ -423,6 +522,35 @@ fn ping(request: &Request) -> Reply {
         1 => Reply::Simple(Cow::Borrowed("PONG")),
         2 => Reply::bulk(request.arg(1)),
         _ => CommandError::WrongArity("ping".to_owned()).into(),
+    }
+}
+
+/// PING of a RESP2 connection that is subscribed.
+fn subscriber_ping(request: &Request) -> Reply {
+    match request.len() {
+        1 | 2 => Reply::Array(vec![Reply::bulk("pong"), Reply::bulk(request.get(1).unwrap_or(b""))]),
+        _ => CommandError::WrongArity("ping".to_owned()).into(),
+    }
+}
+
+/// PUBSUB and its subcommands.
+fn pubsub(services: &Services, sub: &str, request: &Request) -> Reply {
+    match sub {
+        "channels" if request.len() > 3 => {
+            let word = errors::quoted(request.arg(1), 128);
+            let what = "unknown subcommand or wrong number of arguments for";
+            Reply::error(format!("ERR {what} '{word}'. Try PUBSUB HELP."))
+        }
+        "channels" => {
+            Reply::Array(services.pubsub.channels(request.get(2)).into_iter().map(Reply::Bulk).collect())
+        }
+        "numsub" => {
+            let count = |channel: &[u8]| Reply::Integer(services.pubsub.subscribers(channel) as i64);
+            let pairs = request.args().skip(2).flat_map(|channel| [Reply::bulk(channel), count(channel)]);
+            Reply::Array(pairs.collect())
+        }
+        "numpat" => Reply::Integer(services.pubsub.patterns() as i64),
+        _ => client_command::help(PUBSUB_HELP),
     }
 }
 

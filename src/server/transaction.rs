@@ -9,6 +9,7 @@
 //! ```
 //! What was watched lives beside these: WATCH comes before MULTI, and both EXEC and DISCARD end it.
 
+use std::borrow::Cow;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
@@ -18,6 +19,7 @@ use hashbrown::HashTable;
 use crate::commands::spec::CommandSpec;
 use crate::commands::spec::Execute;
 use crate::commands::spec::Flags;
+use crate::commands::spec::Group;
 use crate::machine::entry::Queued;
 use crate::machine::entry::Watched;
 use crate::resp::Reply;
@@ -61,6 +63,10 @@ pub struct Plan {
     pub has_more_than_deletions: bool,
     /// One of them returns stored values, which may be many times larger than the commands.
     pub returns_values: bool,
+    /// One of them is a guard, or a verb of locks or queues: all or nothing.
+    pub is_atomic: bool,
+    /// The log is to say which client sent them.
+    pub names_client: bool,
 }
 
 /// What EXEC finds.
@@ -202,6 +208,10 @@ impl Transaction {
             self.phase = Phase::Broken;
             return Reply::error(format!("ERR a transaction may take {} MiB at most", BYTES_MAX >> 20));
         }
+        if row.name == "once" && !plan.steps.is_empty() {
+            self.break_up();
+            return Reply::error("ERR ONCE must be the first command after MULTI");
+        }
         let kept = Bytes::copy_from_slice(request.raw());
         if let Execute::Session(_) = row.execute {
             let words: Vec<&[u8]> = request.args().collect();
@@ -210,6 +220,8 @@ impl Transaction {
             let args = (0..request.len()).map(|at| slice_of(&kept, request, at)).collect();
             plan.commands.push(Queued { db: *db, args });
             plan.steps.push(Step::Logged);
+            plan.is_atomic |= makes_atomic(row);
+            plan.names_client |= row.flags.has(Flags::ORIGIN);
             plan.has_writes |= row.is_write();
             plan.needs_memory |= row.flags.has(Flags::DENYOOM);
             plan.has_more_than_deletions |= row.is_write() && !row.is_deletion();
@@ -274,6 +286,27 @@ impl Transaction {
     pub fn reset(&mut self) {
         self.phase = Phase::Outside;
         self.watched.take();
+    }
+}
+
+/// COMMANDS.md 2.1: a transaction with one of these is all or nothing.
+fn makes_atomic(row: &CommandSpec) -> bool {
+    let is_guard = matches!(row.name, "fence" | "once");
+    is_guard || (matches!(row.group, Group::Locks | Group::Queues) && row.is_write())
+}
+
+/// An error of the log that counts commands as the client sent them: it sent those of the connection, too.
+pub fn told_as_sent(steps: &[Step], text: Cow<'static, str>) -> Cow<'static, str> {
+    let Some((count, rest)) = text.strip_prefix("EXECABORT cmd=").and_then(|rest| rest.split_once(' '))
+    else {
+        return text;
+    };
+    let logged = steps.iter().enumerate().filter(|(_, step)| matches!(step, Step::Logged));
+    let sent =
+        count.parse().ok().and_then(|count: usize| logged.map(|(at, _)| at).nth(count.checked_sub(1)?));
+    match sent {
+        Some(at) => Cow::Owned(format!("EXECABORT cmd={} {rest}", at + 1)),
+        None => text,
     }
 }
 

@@ -16,10 +16,13 @@ use crate::state::DbIndex;
 use crate::state::expiry::KeyName;
 use crate::state::keyspace::Object;
 use crate::state::keyspace::Row;
+use crate::state::locks::WaitId;
+use crate::state::once::OnceName;
 use crate::state::queues::MessageId;
 use crate::state::rows;
 use crate::storage::DataBatch;
 use crate::storage::RowSink;
+use crate::types::FencingToken;
 use crate::types::LogIndex;
 use crate::types::NodeId;
 use crate::types::planted::Bug;
@@ -48,6 +51,11 @@ pub struct Changes {
     /// Nodes whose sessions changed: as few as there are members, so looking through them costs less than a tree.
     pub(super) sessions: Vec<NodeId>,
     pub(super) membership: bool,
+    /// Requests that wait, releases, named transactions: by name, some more than once.
+    pub(super) waits: Vec<WaitId>,
+    pub(super) releases: Vec<FencingToken>,
+    pub(super) once: Vec<OnceName>,
+    pub(super) deadlocks: bool,
     /// About how many bytes were written to the listed rows; a row that is written twice counts twice.
     pub(super) bytes: usize,
     scratch: Vec<u8>,
@@ -110,8 +118,12 @@ impl Changes {
 
     /// How much waits.
     pub(super) fn pending(&self) -> Pending {
-        let few = self.flushed.len() + self.sessions.len() + usize::from(self.membership);
-        let listed = self.keys.len() + self.messages.len() + few;
+        let few = self.flushed.len()
+            + self.sessions.len()
+            + usize::from(self.membership)
+            + usize::from(self.deadlocks);
+        let beside = self.waits.len() + self.releases.len() + self.once.len();
+        let listed = self.keys.len() + self.messages.len() + beside + few;
         Pending { encoded: self.slots.len(), listed, bytes: self.bytes }
     }
 
@@ -132,6 +144,13 @@ impl Changes {
                 self.keys.push((db, row.key().into()));
                 row.mark = LISTED;
             }
+        }
+    }
+
+    /// The row is about to be listed by name, whatever was noted of it.
+    pub(super) fn forget_mark(&mut self, row: &Row) {
+        if self.has(row) && row.mark != LISTED {
+            self.supersede(Some(row.mark));
         }
     }
 
@@ -265,7 +284,6 @@ mod tests {
     use crate::state::test_support::TestStore;
     use crate::types::ClusterTime;
     use crate::types::LogIndex;
-    use crate::types::Millis;
     use crate::types::Term;
     use crate::types::WallMillis;
 
@@ -299,9 +317,7 @@ mod tests {
                 state.rename(db, &key, &other);
             }
             7 => {
-                let owner = locks::OwnerName::new(b"default", b"me");
-                let wanted = locks::Acquire { owner, lease: Millis(1_000) };
-                locks::acquire(state, db, &key, &wanted, now);
+                locks::test_support::lock(state, db, &key, "me", 1_000, now);
             }
             8 => {
                 queues::push(state, db, &key, &vec![b'm'; size]);

@@ -6,7 +6,10 @@
 use std::collections::BTreeSet;
 
 use crate::state::DbIndex;
+use crate::state::locks::ClaimId;
+use crate::state::once::OnceName;
 use crate::types::ClusterTime;
+use crate::types::FencingToken;
 
 /// Items ordered by deadline; `T` names the item.
 #[derive(Debug)]
@@ -67,18 +70,14 @@ pub type KeyName = (DbIndex, Box<[u8]>);
 /// Something leased for a while, whose end is not the end of a key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LeaseName {
-    /// The lock of this key is held.
-    Lock(DbIndex, Box<[u8]>),
+    /// Somebody holds this lock, under this token.
+    Hold(DbIndex, Box<[u8]>, FencingToken),
+    /// Nobody gets this lock for a while.
+    Delay(DbIndex, Box<[u8]>),
+    /// A client waits for a lock.
+    Claim(ClaimId),
+    /// The name of a transaction is kept.
+    Once(OnceName),
     /// A message of this queue is in flight.
     Message(DbIndex, Box<[u8]>, crate::state::queues::MessageId),
-}
-
-impl LeaseName {
-    /// The key whose lease it is.
-    #[must_use]
-    pub fn into_key(self) -> KeyName {
-        match self {
-            LeaseName::Lock(db, key) | LeaseName::Message(db, key, _) => (db, key),
-        }
-    }
 }

@@ -10,11 +10,15 @@ pub mod expiry;
 mod keyspace;
 pub mod locks;
 pub mod membership;
+pub mod notices;
+pub mod once;
 pub mod queues;
 mod rows;
 pub mod sessions;
+mod undo;
 
 use std::collections::BTreeSet;
+use std::collections::VecDeque;
 
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -22,11 +26,24 @@ use crate::state::changes::Changes;
 use crate::state::expiry::ExpiryIndex;
 use crate::state::expiry::KeyName;
 use crate::state::expiry::LeaseName;
+use crate::state::locks::ClaimId;
+use crate::state::locks::LockFigures;
 use crate::state::locks::LockOwners;
+use crate::state::locks::OwnerName;
+use crate::state::locks::Wait;
+use crate::state::locks::Waits;
+use crate::state::locks::graph::VictimChoice;
+use crate::state::locks::releases::Release;
+use crate::state::locks::releases::Releases;
+use crate::state::notices::Notice;
+use crate::state::once::OnceName;
+use crate::state::once::OnceRecord;
+use crate::state::once::OnceRecords;
 use crate::state::sessions::Admission;
 use crate::state::sessions::Remembered;
 use crate::state::sessions::Session;
 use crate::state::sessions::Sessions;
+use crate::state::undo::Undo;
 use crate::storage::Rows;
 use crate::storage::StorageError;
 use crate::types::ClusterTime;
@@ -54,8 +71,9 @@ pub use membership::NodeAddress;
 /// A database number, as SELECT takes it (0 to `databases` − 1, below 256).
 pub type DbIndex = u8;
 
-/// At most this many items end in one EXPIRE (COMMANDS.md 3.2, rule 3).
-pub const EXPIRE_AT_MOST: usize = 1024;
+/// At most this many items end in one EXPIRE (COMMANDS.md 3.2, rule 3, allows 1024): a hundred thousand leases that end
+/// at once must not hold up what stands behind them in the log.
+pub const EXPIRE_AT_MOST: usize = 256;
 
 /// Directives of scope `cluster`: part of the state, the same on every replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,11 +84,60 @@ pub struct Settings {
     pub lock_default_ttl: Millis,
     /// How long leases live at least after a change of leader.
     pub lease_failover_grace: Millis,
+    /// Whom a deadlock costs its wait.
+    pub lock_deadlock_victim: VictimChoice,
+    /// Edges of the wait-for graph that one search looks at, at most.
+    pub lock_graph_max: u64,
+    /// Releases that are remembered, at most.
+    pub lock_release_memory: u64,
+    /// Named transactions that are remembered, at most.
+    pub once_max_entries: u64,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { databases: 0, lock_default_ttl: Millis(30_000), lease_failover_grace: Millis(3_000) }
+        Settings {
+            databases: 0,
+            lock_default_ttl: Millis(30_000),
+            lease_failover_grace: Millis(3_000),
+            lock_deadlock_victim: VictimChoice::Requester,
+            lock_graph_max: 100_000,
+            lock_release_memory: 1_000_000,
+            once_max_entries: 1_000_000,
+        }
+    }
+}
+
+impl Settings {
+    /// Appends the settings, as rows and LEADER-START keep them.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        for number in [
+            u64::from(self.databases),
+            self.lock_default_ttl.0,
+            self.lease_failover_grace.0,
+            u64::from(self.lock_deadlock_victim.code()),
+            self.lock_graph_max,
+            self.lock_release_memory,
+            self.once_max_entries,
+        ] {
+            put_varint(out, number);
+        }
+    }
+
+    /// Reads what [`Settings::encode`] wrote.
+    pub fn decode(reader: &mut Reader<'_>) -> Result<Settings, CodecError> {
+        Ok(Settings {
+            databases: u8::try_from(reader.varint()?).map_err(|_| CodecError("databases out of range"))?,
+            lock_default_ttl: Millis(reader.varint()?),
+            lease_failover_grace: Millis(reader.varint()?),
+            lock_deadlock_victim: u8::try_from(reader.varint()?)
+                .ok()
+                .and_then(VictimChoice::of)
+                .ok_or(CodecError("an unknown choice of a deadlock's victim"))?,
+            lock_graph_max: reader.varint()?,
+            lock_release_memory: reader.varint()?,
+            once_max_entries: reader.varint()?,
+        })
     }
 }
 
@@ -90,7 +157,41 @@ pub struct Meta {
     pub key_clock_ahead: Millis,
     /// The last fencing token that was given out.
     pub last_token: FencingToken,
+    /// The last claim of a client that waits.
+    pub last_claim: u64,
     pub settings: Settings,
+}
+
+/// A deadlock that was resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadlockRecord {
+    /// The entry that closed the cycle.
+    pub index: LogIndex,
+    pub at: ClusterTime,
+    pub victim: Box<[u8]>,
+    /// Victim and cycle, as the victim's client was told.
+    pub text: Box<str>,
+}
+
+impl DeadlockRecord {
+    /// The cycle alone, as LOCKS DEADLOCKS shows it.
+    #[must_use]
+    pub fn cycle(&self) -> &str {
+        let cycle = self.text.split_once("cycle=\"").map(|(_, cycle)| cycle);
+        cycle.and_then(|cycle| cycle.strip_suffix('"')).unwrap_or(&self.text)
+    }
+}
+
+/// Deadlocks that are remembered.
+pub const DEADLOCKS_KEPT: usize = 128;
+
+/// How long something took that has just ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timing {
+    /// A request was granted after it had waited.
+    LockWait(Millis),
+    /// A hold ended.
+    LockHold(Millis),
 }
 
 /// The state of one group.
@@ -105,6 +206,22 @@ pub struct State {
     leases: ExpiryIndex<LeaseName>,
     /// Which locks an owner holds.
     lock_owners: LockOwners,
+    /// Requests that wait for locks.
+    waits: Waits,
+    /// Releases of locks that may be asked for again.
+    releases: Releases,
+    /// Named transactions.
+    once: OnceRecords,
+    /// The last deadlocks, the newest last.
+    deadlocks: VecDeque<DeadlockRecord>,
+    /// What the entry that is being applied brought about.
+    notices: Vec<Notice>,
+    timings: Vec<Timing>,
+    /// Somebody on this node wants to know of every change of a lock.
+    tells_lock_changes: bool,
+    lock_figures: LockFigures,
+    /// How to take back what the transaction did that is being applied.
+    undo: Option<Box<Undo>>,
     /// The queues there are, for the figures.
     queues: BTreeSet<KeyName>,
     /// What each node has had executed.
@@ -130,6 +247,15 @@ impl State {
             expiring: ExpiryIndex::default(),
             leases: ExpiryIndex::default(),
             lock_owners: LockOwners::default(),
+            waits: Waits::default(),
+            releases: Releases::default(),
+            once: OnceRecords::new(),
+            deadlocks: VecDeque::new(),
+            notices: Vec::new(),
+            timings: Vec::new(),
+            tells_lock_changes: false,
+            lock_figures: LockFigures::default(),
+            undo: None,
             queues: BTreeSet::new(),
             sessions: Sessions::default(),
             membership: Membership::default(),
@@ -205,7 +331,7 @@ impl State {
         let Some(row) = self.row(db, key) else { return false };
         match row.object() {
             Object::String => row.deadline <= self.key_now(now),
-            Object::Lock(lock) => lock.lease_until() <= now,
+            Object::Lock(lock) => locks::is_due(self, lock, now),
             Object::Queue(queue) => queue.earliest_lease() <= now,
         }
     }
@@ -214,6 +340,41 @@ impl State {
     #[must_use]
     pub fn locks_held(&self) -> usize {
         self.lock_owners.len()
+    }
+
+    /// Who waits for locks.
+    #[must_use]
+    pub fn waits(&self) -> &Waits {
+        &self.waits
+    }
+
+    /// Which locks each owner holds.
+    #[must_use]
+    pub fn lock_owners(&self) -> &LockOwners {
+        &self.lock_owners
+    }
+
+    /// What happened to locks since the process started.
+    #[must_use]
+    pub fn lock_figures(&self) -> LockFigures {
+        self.lock_figures
+    }
+
+    /// The last deadlocks, the newest last.
+    pub fn deadlocks(&self) -> impl DoubleEndedIterator<Item = &DeadlockRecord> {
+        self.deadlocks.iter()
+    }
+
+    /// What is kept of a named transaction; what is due is not.
+    #[must_use]
+    pub fn once(&self, name: &OnceName, now: ClusterTime) -> Option<&OnceRecord> {
+        self.once.get(name).filter(|record| record.until > now)
+    }
+
+    /// How many named transactions are kept.
+    #[must_use]
+    pub fn once_len(&self) -> usize {
+        self.once.len()
     }
 
     /// The queues there are, with their names.
@@ -272,6 +433,90 @@ impl State {
         self.membership.allocate(node, nonce)
     }
 
+    // ---- changing: what stands beside the rows ----------------------------------------------------
+
+    /// What the entries since the last call brought about.
+    pub fn take_notices(&mut self) -> (Vec<Notice>, Vec<Timing>) {
+        (std::mem::take(&mut self.notices), std::mem::take(&mut self.timings))
+    }
+
+    /// Whether every change of a lock is told, or only what a holder loses. Nothing that is replicated.
+    pub fn tell_lock_changes(&mut self, all: bool) {
+        self.tells_lock_changes = all;
+    }
+
+    /// As [`State::tell_lock_changes`] set it.
+    #[must_use]
+    pub fn tells_lock_changes(&self) -> bool {
+        self.tells_lock_changes
+    }
+
+    /// Keeps a named transaction.
+    pub(crate) fn remember_once(&mut self, name: OnceName, record: OnceRecord) {
+        self.forget_once(&name);
+        self.leases.insert(record.until, LeaseName::Once(name.clone()));
+        self.changes.once.push(name.clone());
+        self.once.insert(name, record);
+    }
+
+    fn forget_once(&mut self, name: &OnceName) {
+        if let Some(record) = self.once.remove(name) {
+            self.leases.remove(record.until, LeaseName::Once(name.clone()));
+            self.changes.once.push(name.clone());
+        }
+    }
+
+    fn note_deadlock(&mut self, victim: &OwnerName, text: &str) {
+        self.save_deadlocks();
+        self.lock_figures.deadlocks += 1;
+        let (index, at) = (self.meta.applied, self.meta.clock);
+        self.deadlocks.push_back(DeadlockRecord {
+            index,
+            at,
+            victim: victim.owner.clone(),
+            text: text.into(),
+        });
+        if self.deadlocks.len() > DEADLOCKS_KEPT {
+            self.deadlocks.pop_front();
+        }
+        self.changes.deadlocks = true;
+    }
+
+    /// A release was remembered, and others were forgotten for it.
+    fn note_release(&mut self, token: FencingToken, forgotten: &[(FencingToken, Release)]) {
+        self.save_release(token, None);
+        self.changes.releases.push(token);
+        for (token, release) in forgotten {
+            self.save_release(*token, Some(*release));
+            self.changes.releases.push(*token);
+        }
+    }
+
+    fn note_wait_ended(&mut self, since: ClusterTime, now: ClusterTime) {
+        self.timings.push(Timing::LockWait(since.until(now)));
+    }
+
+    fn note_hold_ended(&mut self, since: ClusterTime, now: ClusterTime) {
+        self.timings.push(Timing::LockHold(since.until(now)));
+    }
+
+    fn next_claim(&mut self) -> ClaimId {
+        self.meta.last_claim += 1;
+        ClaimId(self.meta.last_claim)
+    }
+
+    fn index_claims(&mut self, wait: &Wait) {
+        for claim in wait.claims.iter().filter(|claim| claim.until != ClusterTime::NEVER) {
+            self.leases.insert(claim.until, LeaseName::Claim(claim.id));
+        }
+    }
+
+    fn unindex_claims(&mut self, wait: &Wait) {
+        for claim in &wait.claims {
+            self.leases.remove(claim.until, LeaseName::Claim(claim.id));
+        }
+    }
+
     // ---- changing: rows ---------------------------------------------------------------------------
 
     /// Sets a string, with or without a deadline (key time). False, and nothing changed, when the key is a lock or
@@ -283,6 +528,7 @@ impl State {
         value: &[u8],
         deadline: Option<ClusterTime>,
     ) -> bool {
+        self.save_row(db, key);
         let wanted = deadline.unwrap_or(ClusterTime::NEVER);
         let space = &mut self.databases[usize::from(db)];
         let old = match space.get_mut(key) {
@@ -349,6 +595,7 @@ impl State {
         key: &[u8],
         change: impl FnOnce(&mut Row) -> T,
     ) -> Option<T> {
+        self.save_row(db, key);
         let row = self.databases[usize::from(db)].get_mut(key)?;
         let was_pending = self.changes.has(row);
         row.changed = self.meta.applied;
@@ -362,7 +609,17 @@ impl State {
         self.insert_row(db, Row::with_object(key, object));
     }
 
+    /// The same, for what is in the indices already.
+    fn insert_unindexed(&mut self, db: DbIndex, key: &[u8], object: Object) {
+        self.save_row(db, key);
+        let mut row = Row::with_object(key, object);
+        row.changed = self.meta.applied;
+        self.changes.note(db, &mut row, false);
+        self.databases[usize::from(db)].insert_new(row);
+    }
+
     fn insert_row(&mut self, db: DbIndex, mut row: Row) {
+        self.save_row(db, row.key());
         row.changed = self.meta.applied;
         self.changes.note(db, &mut row, false);
         self.index_row(db, &row);
@@ -374,6 +631,7 @@ impl State {
         if is_planted(Bug::TokenResetByDel) {
             self.meta.last_token = FencingToken(0);
         }
+        self.save_row(db, key);
         let Some(row) = self.databases[usize::from(db)].remove(key) else { return false };
         self.changes.note_removed(db, &row);
         self.unindex_row(db, &row);
@@ -399,6 +657,7 @@ impl State {
         if from == to {
             return self.change_row(db, from, |_| ()).is_some();
         }
+        self.save_row(db, from);
         let Some(row) = self.databases[usize::from(db)].remove(from) else { return false };
         self.changes.note_removed(db, &row);
         self.unindex_row(db, &row);
@@ -455,8 +714,9 @@ impl State {
             self.move_deadline(db, row.key(), ClusterTime::NEVER, row.deadline);
         }
         if let Object::Lock(lock) = &row.object {
-            self.leases.insert(lock.lease_until(), LeaseName::Lock(db, row.key().into()));
-            self.lock_owners.insert(lock.owner(), db, row.key());
+            lock.deadlines(db, row.key()).for_each(|(until, name)| self.leases.insert(until, name));
+            lock.holds().iter().for_each(|hold| self.lock_owners.insert(hold.owner(), db, row.key()));
+            self.lock_figures.held_shared += lock.shared_holds();
         }
         if let Object::Queue(queue) = &row.object {
             self.queues.insert((db, row.key().into()));
@@ -471,8 +731,9 @@ impl State {
             self.move_deadline(db, row.key(), row.deadline, ClusterTime::NEVER);
         }
         if let Object::Lock(lock) = &row.object {
-            self.leases.remove(lock.lease_until(), LeaseName::Lock(db, row.key().into()));
-            self.lock_owners.remove(lock.owner(), db, row.key());
+            lock.deadlines(db, row.key()).for_each(|(until, name)| self.leases.remove(until, name));
+            lock.holds().iter().for_each(|hold| self.lock_owners.remove(hold.owner(), db, row.key()));
+            self.lock_figures.held_shared -= lock.shared_holds();
         }
         if let Object::Queue(queue) = &row.object {
             self.queues.remove(&(db, row.key().into()));
@@ -494,10 +755,27 @@ impl State {
     pub fn expire_due(&mut self, now: ClusterTime, at_most: usize) -> usize {
         let mut ended = 0;
         while ended < at_most {
-            let key = self.expiring.first_due(self.key_now(now));
-            let lease = || self.leases.first_due(now).map(LeaseName::into_key);
-            let Some((db, key)) = key.or_else(lease) else { break };
-            ended += self.expire_key(db, &key, now, at_most - ended);
+            if let Some((db, key)) = self.expiring.first_due(self.key_now(now)) {
+                ended += self.expire_key(db, &key, now, at_most - ended);
+                continue;
+            }
+            let Some(lease) = self.leases.first_due(now) else { break };
+            ended += match lease {
+                LeaseName::Claim(claim) => usize::from(locks::end_claim(self, claim, now)),
+                LeaseName::Delay(db, key) => {
+                    locks::end_delay(self, db, &key, now);
+                    1
+                }
+                LeaseName::Hold(db, key, token) => {
+                    locks::expire_hold(self, db, &key, token, now);
+                    1
+                }
+                LeaseName::Once(name) => {
+                    self.forget_once(&name);
+                    1
+                }
+                LeaseName::Message(db, key, _) => self.expire_key(db, &key, now, at_most - ended),
+            };
         }
         ended
     }
@@ -508,10 +786,7 @@ impl State {
                 self.remove(db, key);
                 1
             }
-            Some(Object::Lock(_)) => {
-                locks::expire(self, db, key);
-                1
-            }
+            Some(Object::Lock(_)) => locks::expire(self, db, key, now, at_most),
             Some(Object::Queue(_)) => queues::expire_leases(self, db, key, now, at_most),
             None => 0,
         }
@@ -542,7 +817,8 @@ impl State {
             .collect();
         for name in soon {
             match name {
-                LeaseName::Lock(db, key) => locks::grant_grace(self, db, &key, now, grace),
+                LeaseName::Hold(db, key, token) => locks::grant_grace(self, db, &key, token, now, grace),
+                LeaseName::Claim(_) | LeaseName::Delay(..) | LeaseName::Once(_) => {}
                 LeaseName::Message(db, key, id) => queues::grant_grace(self, db, &key, id, now, grace),
             }
         }
@@ -606,6 +882,23 @@ impl State {
                 listed.push((rows::session_key(node).to_vec(), Some(value)));
             }
         }
+        for id in std::mem::take(&mut changes.waits) {
+            let value = self.waits.get(id).map(|wait| encoded(|out| wait.encode(out)));
+            listed.push((rows::wait_key(id).to_vec(), value));
+        }
+        for token in std::mem::take(&mut changes.releases) {
+            let value =
+                self.releases.get(token).map(|release| encoded(|out| rows::encode_release(release, out)));
+            listed.push((rows::release_key(token).to_vec(), value));
+        }
+        for name in std::mem::take(&mut changes.once) {
+            let value = self.once.get(&name).map(|record| encoded(|out| record.encode(out)));
+            listed.push((rows::once_key(&name), value));
+        }
+        if changes.deadlocks {
+            let value = encoded(|out| rows::encode_deadlocks(&self.deadlocks, out));
+            listed.push((rows::DEADLOCKS.to_vec(), Some(value)));
+        }
         if changes.membership {
             let mut value = Vec::new();
             self.membership.encode(&mut value);
@@ -654,6 +947,27 @@ impl State {
             state.sessions.insert(node, Session::decode(value).map_err(corrupt)?);
             Ok(())
         })?;
+        store.scan(&[rows::WAIT], &mut |row_key, value| {
+            let id = rows::decode_wait_key(row_key).map_err(corrupt)?;
+            state.waits.insert(id, Wait::decode(&mut Reader::new(value)).map_err(corrupt)?);
+            Ok(())
+        })?;
+        locks::queue_up(&mut state).map_err(corrupt)?;
+        store.scan(&[rows::RELEASE], &mut |row_key, value| {
+            let (token, release) = rows::decode_release(row_key, value).map_err(corrupt)?;
+            state.releases.insert(token, release);
+            Ok(())
+        })?;
+        store.scan(&[rows::ONCE], &mut |row_key, value| {
+            let name = rows::decode_once_key(row_key).map_err(corrupt)?;
+            let record = OnceRecord::decode(value).map_err(corrupt)?;
+            state.leases.insert(record.until, LeaseName::Once(name.clone()));
+            state.once.insert(name, record);
+            Ok(())
+        })?;
+        if let Some(value) = store.get(rows::DEADLOCKS)? {
+            state.deadlocks = rows::decode_deadlocks(&value).map_err(corrupt)?;
+        }
         if let Some(value) = store.get(rows::MEMBERSHIP)? {
             state.membership = Membership::decode(&value).map_err(corrupt)?;
         }
@@ -706,6 +1020,16 @@ impl State {
             session.encode(&mut value);
             add(&rows::session_key(node), &value);
         }
+        for (id, wait) in self.waits.iter() {
+            add(&rows::wait_key(id), &encoded(|out| wait.encode(out)));
+        }
+        for (token, release) in self.releases.iter() {
+            add(&rows::release_key(token), &encoded(|out| rows::encode_release(release, out)));
+        }
+        for (name, record) in &self.once {
+            add(&rows::once_key(name), &encoded(|out| record.encode(out)));
+        }
+        add(rows::DEADLOCKS, &encoded(|out| rows::encode_deadlocks(&self.deadlocks, out)));
         value.clear();
         self.membership.encode(&mut value);
         add(rows::MEMBERSHIP, &value);
@@ -714,6 +1038,12 @@ impl State {
         add(rows::META, &value);
         sum
     }
+}
+
+fn encoded(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode(&mut out);
+    out
 }
 
 /// When a lease ends after a change of leader at `now`: not before `now + grace`, but at most `2 · grace`
@@ -738,12 +1068,11 @@ impl Meta {
             self.wall.0,
             self.key_clock_ahead.0,
             self.last_token.0,
-            u64::from(self.settings.databases),
-            self.settings.lock_default_ttl.0,
-            self.settings.lease_failover_grace.0,
+            self.last_claim,
         ] {
             put_varint(out, number);
         }
+        self.settings.encode(out);
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Meta, CodecError> {
@@ -754,12 +1083,8 @@ impl Meta {
             wall: WallMillis(reader.varint()?),
             key_clock_ahead: Millis(reader.varint()?),
             last_token: FencingToken(reader.varint()?),
-            settings: Settings {
-                databases: u8::try_from(reader.varint()?)
-                    .map_err(|_| CodecError("databases out of range"))?,
-                lock_default_ttl: Millis(reader.varint()?),
-                lease_failover_grace: Millis(reader.varint()?),
-            },
+            last_claim: reader.varint()?,
+            settings: Settings::decode(reader)?,
         })
     }
 }
@@ -826,9 +1151,7 @@ mod tests {
         // Elections every 100 ms for a minute keep a dead holder's lock no longer than twice the grace.
         let mut state = State::new(16);
         state.begin_entry(LogIndex(1), Term(1), ClusterTime(0), WallMillis(0));
-        let wanted =
-            locks::Acquire { owner: locks::OwnerName::new(b"default", b"dead"), lease: Millis(1_000) };
-        locks::acquire(&mut state, 0, b"l", &wanted, ClusterTime(0));
+        locks::test_support::lock(&mut state, 0, b"l", "dead", 1_000, ClusterTime(0));
         let mut ended = None;
         for n in 1..600 {
             let now = ClusterTime(n * 100);

@@ -6,19 +6,31 @@
 //! 'm' db:u8 key_len:u32be key index:u64be n:u32be  a message of a queue
 //! 's' node:u64be                                 the session of a node: epoch, last, remembered replies
 //! 'c'                                            the membership
+//! 'w' id:u64be                                   a request that waits for locks
+//! 'r' token:u64be                                a lock was released under this token
+//! 'o' user_len:u32be user name                   a named transaction
+//! 'd'                                            the last deadlocks
 //! ```
 
+use std::collections::VecDeque;
+
 use crate::state::DbIndex;
+use crate::state::DeadlockRecord;
 use crate::state::keyspace::Object;
 use crate::state::keyspace::Row;
 use crate::state::locks::Lock;
+use crate::state::locks::WaitId;
+use crate::state::locks::releases::Release;
+use crate::state::once::OnceName;
 use crate::state::queues::MessageId;
 use crate::state::queues::Queue;
 use crate::types::ClusterTime;
+use crate::types::FencingToken;
 use crate::types::LogIndex;
 use crate::types::NodeId;
 use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
+use crate::types::codec::put_bytes;
 use crate::types::codec::put_varint;
 
 /// Key of the row with the group's own numbers.
@@ -31,6 +43,15 @@ pub const MESSAGE: u8 = b'm';
 pub const SESSION: u8 = b's';
 /// Key of the row with the membership.
 pub const MEMBERSHIP: &[u8] = b"c";
+
+/// First byte of the rows of requests that wait for locks.
+pub const WAIT: u8 = b'w';
+/// First byte of the rows of releases.
+pub const RELEASE: u8 = b'r';
+/// First byte of the rows of named transactions.
+pub const ONCE: u8 = b'o';
+/// Key of the row with the last deadlocks.
+pub const DEADLOCKS: &[u8] = b"d";
 
 const TYPE_STRING: u8 = 0;
 const TYPE_LOCK: u8 = 1;
@@ -89,19 +110,98 @@ pub fn decode_message_key(row_key: &[u8]) -> Result<(DbIndex, &[u8], MessageId),
 /// The row key of a node's session.
 #[must_use]
 pub fn session_key(node: NodeId) -> [u8; 9] {
-    let mut key = [SESSION; 9];
-    key[1..].copy_from_slice(&node.0.to_be_bytes());
-    key
+    numbered(SESSION, node.0)
 }
 
 /// Reads what [`session_key`] made.
 pub fn decode_session_key(row_key: &[u8]) -> Result<NodeId, CodecError> {
+    decode_numbered(SESSION, row_key).map(NodeId)
+}
+
+/// The row key of a request that waits.
+#[must_use]
+pub fn wait_key(id: WaitId) -> [u8; 9] {
+    numbered(WAIT, id.0)
+}
+
+/// Reads what [`wait_key`] made.
+pub fn decode_wait_key(row_key: &[u8]) -> Result<WaitId, CodecError> {
+    decode_numbered(WAIT, row_key).map(WaitId)
+}
+
+/// The row key of a release.
+#[must_use]
+pub fn release_key(token: FencingToken) -> [u8; 9] {
+    numbered(RELEASE, token.0)
+}
+
+/// Writes a release.
+pub fn encode_release(release: Release, out: &mut Vec<u8>) {
+    put_varint(out, release.at.0);
+    put_varint(out, release.who);
+}
+
+/// Reads what [`release_key`] and [`encode_release`] wrote.
+pub fn decode_release(row_key: &[u8], value: &[u8]) -> Result<(FencingToken, Release), CodecError> {
+    let token = decode_numbered(RELEASE, row_key).map(FencingToken)?;
+    let mut reader = Reader::new(value);
+    Ok((token, Release { at: ClusterTime(reader.varint()?), who: reader.varint()? }))
+}
+
+/// The row key of a named transaction.
+#[must_use]
+pub fn once_key((user, name): &OnceName) -> Vec<u8> {
+    let length = u32::try_from(user.len()).expect("users are bounded").to_be_bytes();
+    [&[ONCE], &length[..], user, name].concat()
+}
+
+/// Reads what [`once_key`] made.
+pub fn decode_once_key(row_key: &[u8]) -> Result<OnceName, CodecError> {
+    let mut reader = Reader::new(row_key);
+    if reader.u8()? != ONCE {
+        return Err(CodecError("not the row of a named transaction"));
+    }
+    let length = reader.take(4)?.iter().fold(0usize, |value, byte| (value << 8) | usize::from(*byte));
+    Ok((reader.take(length)?.into(), reader.rest().into()))
+}
+
+/// Writes the last deadlocks.
+pub fn encode_deadlocks(deadlocks: &VecDeque<DeadlockRecord>, out: &mut Vec<u8>) {
+    put_varint(out, deadlocks.len() as u64);
+    for deadlock in deadlocks {
+        put_varint(out, deadlock.index.0);
+        put_varint(out, deadlock.at.0);
+        put_bytes(out, &deadlock.victim);
+        put_bytes(out, deadlock.text.as_bytes());
+    }
+}
+
+/// Reads what [`encode_deadlocks`] wrote.
+pub fn decode_deadlocks(value: &[u8]) -> Result<VecDeque<DeadlockRecord>, CodecError> {
+    let mut reader = Reader::new(value);
+    let mut deadlocks = VecDeque::new();
+    for _ in 0..reader.varint()? {
+        let (index, at) = (LogIndex(reader.varint()?), ClusterTime(reader.varint()?));
+        let victim = reader.bytes()?.into();
+        let text = std::str::from_utf8(reader.bytes()?).map_err(|_| CodecError("text is not UTF-8"))?;
+        deadlocks.push_back(DeadlockRecord { index, at, victim, text: text.into() });
+    }
+    Ok(deadlocks)
+}
+
+fn numbered(kind: u8, number: u64) -> [u8; 9] {
+    let mut key = [kind; 9];
+    key[1..].copy_from_slice(&number.to_be_bytes());
+    key
+}
+
+fn decode_numbered(kind: u8, row_key: &[u8]) -> Result<u64, CodecError> {
+    let wrong = CodecError("a row with a wrong name");
     match row_key.split_first() {
-        Some((&SESSION, node)) => {
-            let node = node.try_into().map_err(|_| CodecError("a session row with a wrong name"))?;
-            Ok(NodeId(u64::from_be_bytes(node)))
+        Some((first, number)) if *first == kind => {
+            number.try_into().map(u64::from_be_bytes).map_err(|_| wrong)
         }
-        _ => Err(CodecError("not a session row")),
+        _ => Err(wrong),
     }
 }
 

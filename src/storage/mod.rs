@@ -114,6 +114,20 @@ pub enum StorageError {
         /// One of the names found there.
         found: String,
     },
+    /// The directory's format is of an earlier version.
+    #[error(
+        "data directory {dir} was written by an earlier Holdfast (format {found}; this one knows {known}): \
+         choose an empty dir",
+        dir = dir.display()
+    )]
+    OlderFormat {
+        /// The path as configured.
+        dir: PathBuf,
+        /// The format on disk.
+        found: u32,
+        /// The format this program reads.
+        known: u32,
+    },
     /// The directory's format is of a later version.
     #[error(
         "data directory {dir} was written by a newer Holdfast (format {found}; this one knows {known}): \
@@ -204,7 +218,11 @@ impl StorageError {
         match self {
             Corrupt { .. } | Damaged { .. } | LostChanges { .. } | BehindWatermark { .. } => true,
             Io { .. } | Rocks(_) | NotADirectory { .. } | NoPermission { .. } | NotOurs { .. } => false,
-            NewerFormat { .. } | OtherNode { .. } | InUse { .. } | RejoinsInVain { .. } => false,
+            NewerFormat { .. }
+            | OlderFormat { .. }
+            | OtherNode { .. }
+            | InUse { .. }
+            | RejoinsInVain { .. } => false,
         }
     }
 

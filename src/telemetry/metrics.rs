@@ -103,6 +103,16 @@ pub const KEYSPACE_KEYS: &str = "holdfast_keyspace_keys";
 pub const KEYSPACE_EXPIRING_KEYS: &str = "holdfast_keyspace_expiring_keys";
 pub const KEYSPACE_BYTES: &str = "holdfast_keyspace_bytes";
 pub const LOCKS_HELD: &str = "holdfast_locks_held";
+pub const LOCK_WAITERS: &str = "holdfast_lock_waiters";
+pub const LOCK_WAIT_SECONDS: &str = "holdfast_lock_wait_seconds";
+pub const LOCK_HOLD_SECONDS: &str = "holdfast_lock_hold_seconds";
+pub const LOCK_EXPIRED_TOTAL: &str = "holdfast_lock_expired_total";
+pub const LOCK_KILLED_TOTAL: &str = "holdfast_lock_killed_total";
+pub const DEADLOCKS_TOTAL: &str = "holdfast_deadlocks_total";
+pub const FENCE_REJECTED_TOTAL: &str = "holdfast_fence_rejected_total";
+pub const LEASE_GRACE_APPLIED_TOTAL: &str = "holdfast_lease_grace_applied_total";
+pub const BLOCKED_CLIENTS: &str = "holdfast_blocked_clients";
+pub const ONCE_ENTRIES: &str = "holdfast_once_entries";
 pub const QUEUES: &str = "holdfast_queues";
 pub const QUEUE_MESSAGES: &str = "holdfast_queue_messages";
 
@@ -173,7 +183,18 @@ pub const METRICS: &[MetricSpec] = &[
     gauge(KEYSPACE_KEYS, "keys", "Keys, by database.").by(&["db"]),
     gauge(KEYSPACE_EXPIRING_KEYS, "keys", "Keys with a time to live, by database.").by(&["db"]),
     gauge(KEYSPACE_BYTES, "bytes", "Memory that keys and values take."),
-    gauge(LOCKS_HELD, "locks", "Locks held now, by mode.").by(&["mode"]),
+    gauge(LOCKS_HELD, "holds", "Holds of locks now, by mode.").by(&["mode"]),
+    gauge(LOCK_WAITERS, "requests", "Requests that wait for locks."),
+    histogram(LOCK_WAIT_SECONDS, "seconds", "How long requests waited for locks that they were granted."),
+    histogram(LOCK_HOLD_SECONDS, "seconds", "How long locks were held."),
+    counter(LOCK_EXPIRED_TOTAL, "holds", "Holds that ended by time."),
+    counter(LOCK_KILLED_TOTAL, "holds", "Holds that LOCKS KILL broke."),
+    counter(DEADLOCKS_TOTAL, "deadlocks", "Deadlocks that were found and resolved."),
+    counter(FENCE_REJECTED_TOTAL, "tokens", "Tokens that FENCE refused on this node, by type of the key.")
+        .by(&["type"]),
+    counter(LEASE_GRACE_APPLIED_TOTAL, "leases", "Leases of locks that a change of leader made longer."),
+    gauge(BLOCKED_CLIENTS, "clients", "Clients that wait, by what they wait for.").by(&["kind"]),
+    gauge(ONCE_ENTRIES, "names", "Transactions whose names are kept."),
     gauge(QUEUES, "queues", "Queues that exist."),
     gauge(QUEUE_MESSAGES, "messages", "Messages, by state.").by(&["state"]),
 ];
@@ -183,6 +204,11 @@ pub const METRICS: &[MetricSpec] = &[
 const SECONDS_BUCKETS: &[f64] = &[
     0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
     10.0,
+];
+
+/// The same for locks: from a hand-over at once to a lock that is held for a day.
+const LOCK_BUCKETS: &[f64] = &[
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0, 3_600.0, 86_400.0,
 ];
 
 /// How often recorded histogram values are moved into their buckets; until then each takes memory of its own.
@@ -233,7 +259,9 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
 fn builder() -> Result<PrometheusBuilder, MetricsError> {
     Ok(PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Full(RAFT_FSYNC_SECONDS.to_owned()), SECONDS_BUCKETS)?)
+        .set_buckets_for_metric(Matcher::Full(RAFT_FSYNC_SECONDS.to_owned()), SECONDS_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(LOCK_WAIT_SECONDS.to_owned()), LOCK_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(LOCK_HOLD_SECONDS.to_owned()), LOCK_BUCKETS)?)
 }
 
 fn describe() {

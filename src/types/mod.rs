@@ -10,7 +10,7 @@ pub mod planted;
 use std::fmt;
 
 /// A process of the cluster, as `node-id` names it (from 1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub u64);
 
 /// A Raft group, which users see as a shard (from 0; group 0 also carries the cluster's own data).

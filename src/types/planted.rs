@@ -36,11 +36,23 @@ pub enum Bug {
     BarrierNotAwaited,
     /// What is due is proposed again until it is applied (Holdfast, found by the simulator).
     ExpireFlood,
+    /// A lock is handed to the second that waits.
+    HandOverSkipsFirst,
+    /// Nobody looks for deadlocks.
+    DeadlockUnnoticed,
+    /// What is taken back does not bring locks back.
+    RollBackForgetsLocks,
+    /// Any fencing token is good enough.
+    FenceUnchecked,
+    /// The names of transactions are not kept.
+    OnceForgotten,
+    /// A grant that nobody hears of is left as it is.
+    GrantUnheard,
 }
 
 impl Bug {
     /// Every bug, in the order above.
-    pub const ALL: [Bug; 14] = [
+    pub const ALL: [Bug; 20] = [
         Bug::CommitOffByOne,
         Bug::RowsWithoutIndex,
         Bug::AckBeforePersist,
@@ -55,6 +67,12 @@ impl Bug {
         Bug::VoteNotWritten,
         Bug::BarrierNotAwaited,
         Bug::ExpireFlood,
+        Bug::HandOverSkipsFirst,
+        Bug::DeadlockUnnoticed,
+        Bug::RollBackForgetsLocks,
+        Bug::FenceUnchecked,
+        Bug::OnceForgotten,
+        Bug::GrantUnheard,
     ];
 }
 

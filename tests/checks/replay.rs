@@ -13,6 +13,7 @@ use holdfast::machine::entry::encode_entry;
 use holdfast::resp::Reply;
 use holdfast::state::Settings;
 use holdfast::state::State;
+use holdfast::state::locks::graph::VictimChoice;
 use holdfast::types::ClusterTime;
 use holdfast::types::LogIndex;
 use holdfast::types::Millis;
@@ -26,8 +27,15 @@ use crate::sim::replay::ReadAnswer;
 use crate::sim::replay::Replay;
 use crate::support::Random;
 
-const SETTINGS: Settings =
-    Settings { databases: 1, lock_default_ttl: Millis(1_000), lease_failover_grace: Millis(500) };
+const SETTINGS: Settings = Settings {
+    databases: 1,
+    lock_default_ttl: Millis(1_000),
+    lease_failover_grace: Millis(500),
+    lock_deadlock_victim: VictimChoice::Requester,
+    lock_graph_max: 1_000,
+    lock_release_memory: 1_000,
+    once_max_entries: 1_000,
+};
 
 fn batch(id: u64, line: &str) -> Batch {
     let mut batch = Batch::new(id.to_string().as_bytes());

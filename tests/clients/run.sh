@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Current client libraries against a node of their own, with their defaults: redis-py, node-redis and ioredis.
+# Current client libraries against a node of their own, with their defaults: redis-py, node-redis and ioredis,
+# and the README's examples with them.
 #
 # Not part of `make test`, because it fetches the libraries. They stay in tests/clients/.packages.
 set -euo pipefail
@@ -30,13 +31,17 @@ done
 
 if command -v python3 >/dev/null 2>&1 && python3 -m pip --version >/dev/null 2>&1; then
     [ -d "$packages/python/redis" ] || python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target "$packages/python" redis
-    PYTHONPATH="$packages/python" python3 "$here/redis_py.py" "$port"
+    for script in redis_py readme_examples; do
+        PYTHONPATH="$packages/python" python3 "$here/$script.py" "$port"
+    done
 else
     echo "SKIPPED: redis-py, since python3 with pip is not there"
 fi
 if command -v npm >/dev/null 2>&1; then
     [ -d "$packages/node_modules/ioredis" ] || npm install --silent --no-audit --no-fund --prefix "$packages" redis ioredis
-    NODE_PATH="$packages/node_modules" node "$here/node_clients.js" "$port"
+    for script in node_clients readme_examples; do
+        NODE_PATH="$packages/node_modules" node "$here/$script.js" "$port"
+    done
 else
     echo "SKIPPED: node-redis and ioredis, since npm is not there"
 fi

@@ -378,7 +378,26 @@ fn log_entries() -> Vec<Vec<u8>> {
             Watched { db: 3, key: (*b"n").into(), changed: None },
         ],
         &[Queued { db: 0, args: words("INCR n") }, Queued { db: 1, args: words("MSET a 1 b 2") }],
+        false,
     );
+    let mut atomic = Batch::new(b"default");
+    atomic.name_client(3, "127.0.0.1:5000");
+    for line in ["LOCK l me PX 1000", "LOCK l you PX 1000 BLOCK 5000", "MLOCK 2 l m us SHARED BLOCK 0"] {
+        push(&mut atomic, line);
+    }
+    atomic.push_transaction(
+        &[],
+        &[
+            Queued { db: 0, args: words("ONCE name PX 5000") },
+            Queued { db: 0, args: words("FENCE l 1") },
+            Queued { db: 0, args: words("QPUSH q payload") },
+            Queued { db: 0, args: words("LOCK l you") },
+        ],
+        true,
+    );
+    atomic.push_cancel(&[1, 2]);
+    atomic.push_take_back(0, b"me", [(&b"l"[..], 1, 1)].into_iter());
+    atomic.push_end_claims(NodeId(2), 1);
     let session = |seq| Some(SessionStamp { node: NodeId(2), epoch: 1, seq, ack: seq - 1 });
     let entry = |clock, batches: &[(Option<SessionStamp>, &Batch)]| {
         let stamps =
@@ -389,6 +408,7 @@ fn log_entries() -> Vec<Vec<u8>> {
         entry(0, &[(None, &start)]),
         entry(10, &[(None, &plain), (session(1), &transaction)]),
         entry(2_000, &[(session(1), &plain), (session(2), &plain), (session(4), &transaction)]),
+        entry(10, &[(session(1), &atomic), (None, &atomic)]),
         entry(2_000, &[]),
     ]
 }

@@ -602,8 +602,12 @@ fn decode_entry(data: &[u8]) -> Result<Option<Entry>, CodecError> {
     let (stamps, mut reader) = entry::decode_stamps(data)?;
     let mut decoded = Entry { stamps, batches: Vec::new(), shown: String::new(), is_huge: false };
     let mut is_plain = true;
-    while let Some((user, count, session)) = entry::decode_batch_head(&mut reader)? {
-        let mut batch = Batch::new(user);
+    while let Some(head) = entry::decode_batch_head(&mut reader)? {
+        let (count, session) = (head.count, head.session);
+        let mut batch = Batch::new(head.user);
+        if let Some((client, address)) = head.client {
+            batch.name_client(client, address);
+        }
         for _ in 0..count {
             let mut skipped = reader;
             let skip = entry::skip_item(&mut skipped);
@@ -628,7 +632,7 @@ fn decode_entry(data: &[u8]) -> Result<Option<Entry>, CodecError> {
 fn push_item(batch: &mut Batch, item: &Item<'_>) -> bool {
     match item {
         Item::Command { db, words } => batch.push_command(*db, words.iter().copied()),
-        Item::Transaction { watched, commands } => {
+        Item::Transaction { watched, commands, is_atomic } => {
             let watched: Vec<Watched> = watched
                 .iter()
                 .map(|(db, key, changed)| Watched { db: *db, key: (*key).into(), changed: *changed })
@@ -640,7 +644,7 @@ fn push_item(batch: &mut Batch, item: &Item<'_>) -> bool {
                     args: words.iter().map(|word| Bytes::copy_from_slice(word)).collect(),
                 })
                 .collect();
-            batch.push_transaction(&watched, &commands);
+            batch.push_transaction(&watched, &commands, *is_atomic);
         }
         Item::Expire { keys } => {
             let db = keys.first().map_or(0, |(db, _)| *db);
@@ -652,6 +656,11 @@ fn push_item(batch: &mut Batch, item: &Item<'_>) -> bool {
         Item::LeaderStart(start) => batch.push_leader_start(start),
         Item::Verify => batch.push_verify(),
         Item::AllocateReplica { node, nonce } => batch.push_allocate_replica(*node, *nonce),
+        Item::Cancel { claims } => batch.push_cancel(claims),
+        Item::TakeBack { db, owner, grants } => {
+            batch.push_take_back(*db, owner, grants.iter().copied());
+        }
+        Item::EndClaims { node, life } => batch.push_end_claims(*node, *life),
     }
     true
 }
@@ -815,7 +824,7 @@ pub fn commands(data: &[u8]) {
             }
         }
         if is_transaction {
-            batch.push_transaction(&[], &queued);
+            batch.push_transaction(&[], &queued, index.is_multiple_of(2));
         }
         let bytes = entry::encode_entry(&stamps, [(None, &batch)].into_iter());
         let replies = apply_to_both(&mut replicas, index, &bytes);

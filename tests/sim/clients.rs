@@ -14,6 +14,8 @@ pub type Words = Vec<Vec<u8>>;
 #[derive(Debug, Clone)]
 pub enum Ask {
     Write(Vec<Words>),
+    /// The marker, and a transaction that is all or nothing.
+    Atomic(Words, Vec<Words>),
     Read(Words),
 }
 
@@ -50,10 +52,14 @@ pub struct Client {
     pub home: Option<usize>,
     /// What it waits for: the operation and the node.
     pub current: Option<(u64, usize)>,
+    /// The lock that it waits for: the claim and the node.
+    pub claim: Option<(u64, usize)>,
     owner: String,
     /// Tokens of locks that it may hold, with their keys, and receipts with their queues.
     tokens: VecDeque<(String, i64)>,
     receipts: VecDeque<(String, String)>,
+    /// A named transaction that it may send again.
+    last_once: Option<Vec<Words>>,
 }
 
 fn words(words: &[&str]) -> Words {
@@ -61,11 +67,13 @@ fn words(words: &[&str]) -> Words {
 }
 
 impl Client {
-    pub fn new(number: usize, home: Option<usize>) -> Client {
+    pub fn new(number: usize, home: Option<usize>, plan: &Plan) -> Client {
         Client {
             home,
             current: None,
-            owner: format!("owner{number}"),
+            claim: None,
+            last_once: None,
+            owner: format!("owner{}", number / plan.clients_each_owner),
             tokens: VecDeque::new(),
             receipts: VecDeque::new(),
         }
@@ -93,7 +101,8 @@ impl Client {
                     _ => self.marked(op, &[words(&["INCR", &key])]),
                 }
             }
-            3 => self.ask_lock(op, key, chance),
+            3 => self.ask_lock(op, key, plan, chance),
+            5 => self.ask_atomic(op, key, plan, chance),
             _ => self.ask_queue(op, key, chance),
         }
     }
@@ -125,19 +134,107 @@ impl Client {
         if chance.is(200_000) { self.marked(op, &[command, second]) } else { self.marked(op, &[command]) }
     }
 
-    fn ask_lock(&mut self, op: u64, key: u64, chance: &mut Chance) -> Ask {
-        let key = format!("l{key}");
-        let lease = chance.between(200, 20_000).to_string();
-        let command = match chance.below(10) {
-            0..=4 => words(&["LOCK", &key, &self.owner, "PX", &lease]),
-            5 => words(&["LOCKEXTEND", &self.owner, &lease]),
-            6 => words(&["UNLOCK", &key, &self.owner]),
+    fn ask_lock(&mut self, op: u64, key: u64, plan: &Plan, chance: &mut Chance) -> Ask {
+        let number = key;
+        let key = format!("l{number}");
+        let lease = lease(chance);
+        let command = match chance.below(24) {
+            0..=8 => {
+                let mut command = words(&["LOCK", &key, &self.owner, "PX", &lease]);
+                // Mostly a lock is shared always in the same way.
+                let limit = number % 3 + u64::from(chance.is(30_000));
+                match chance.below(4) {
+                    0 | 1 => {}
+                    _ if limit == 0 => command.extend(words(&["SHARED"])),
+                    _ => command.extend(words(&["SHARED", "LIMIT", &limit.to_string()])),
+                }
+                if !chance.is(250_000) {
+                    command.extend(words(&["BLOCK", &block(chance)]));
+                }
+                if chance.is(150_000) {
+                    command.extend(words(&["GRACE", &chance.between(100, 5_000).to_string()]));
+                }
+                if chance.is(100_000) {
+                    command.extend(words(&["DATA", &format!("d{op}")]));
+                }
+                command
+            }
+            9..=11 => {
+                let mut command = words(&["MLOCK", "2", &key]);
+                let other = format!("l{}", chance.below(plan.keys + 1));
+                command.extend(words(&[&other, &self.owner, "PX", &lease]));
+                if chance.is(300_000) {
+                    command.extend(words(&["SHARED"]));
+                }
+                if !chance.is(200_000) {
+                    command.extend(words(&["BLOCK", &block(chance)]));
+                }
+                command
+            }
+            12 | 13 => words(&["LOCKEXTEND", &self.owner, &lease]),
+            14 | 15 => words(&["UNLOCK", &key, &self.owner]),
+            16 if chance.is(500_000) => words(&["LOCKS", "KILL", &key]),
+            16 => words(&["LOCKS", "RELEASE", &self.owner]),
+            17 => match self.tokens.front() {
+                // Sent twice, as after a lost reply.
+                Some((key, token)) => words(&["UNLOCK", key, &self.owner, "TOKEN", &token.to_string()]),
+                None => words(&["LOCK", &key, &self.owner]),
+            },
+            18 | 19 => match self.tokens.front() {
+                Some((lock, token)) => words(&[
+                    "SET",
+                    &format!("s{number}"),
+                    &format!("v{op}"),
+                    "FENCE",
+                    lock,
+                    &token.to_string(),
+                ]),
+                None => words(&["LOCK", &key, &self.owner, "PX", &lease]),
+            },
             _ => match self.tokens.pop_front() {
                 Some((key, token)) => words(&["UNLOCK", &key, &self.owner, "TOKEN", &token.to_string()]),
-                None => words(&["LOCK", &key, &self.owner]),
+                None => words(&["LOCK", &key, &self.owner, "BLOCK", &block(chance)]),
             },
         };
         self.marked(op, &[command])
+    }
+
+    /// A transaction that is all or nothing, sometimes with a name and sometimes guarded.
+    fn ask_atomic(&mut self, op: u64, key: u64, plan: &Plan, chance: &mut Chance) -> Ask {
+        let marker = words(&["EXISTS", &format!("#op:{op}")]);
+        if chance.is(300_000)
+            && let Some(commands) = self.last_once.clone()
+        {
+            return Ask::Atomic(marker, commands);
+        }
+        let mut commands = Vec::new();
+        let is_named = chance.is(500_000);
+        if is_named {
+            let kept = chance.of(&["1000", "20000", "600000"]);
+            commands.push(words(&["ONCE", &format!("{}-{}", self.owner, chance.below(6)), "PX", kept]));
+        }
+        if let Some((lock, token)) = self.tokens.back()
+            && chance.is(400_000)
+        {
+            commands.push(words(&["FENCE", lock, &token.to_string()]));
+        }
+        commands.push(words(&["SET", &format!("s{key}"), &format!("v{op}")]));
+        for _ in 0..chance.below(4) {
+            let lock = format!("l{}", chance.below(plan.keys));
+            commands.push(match chance.below(7) {
+                0 | 1 => words(&["LOCK", &lock, &self.owner, "PX", &lease(chance)]),
+                2 => words(&["UNLOCK", &lock, &self.owner]),
+                3 => words(&["QPUSH", &format!("q{key}"), &format!("v{op}")]),
+                4 => words(&["QPOP", "LEASE", "5000", "FROM", &format!("q{key}")]),
+                // This one fails.
+                5 => words(&["INCR", &format!("q{key}")]),
+                _ => words(&["APPEND", &format!("s{key}"), "x"]),
+            });
+        }
+        if is_named {
+            self.last_once = Some(commands.clone());
+        }
+        Ask::Atomic(marker, commands)
     }
 
     fn ask_queue(&mut self, op: u64, key: u64, chance: &mut Chance) -> Ask {
@@ -158,11 +255,25 @@ impl Client {
 
     /// Learns from a reply.
     pub fn hear(&mut self, ask: &Ask, replies: &[Reply]) {
-        let Ask::Write(commands) = ask else { return };
+        let (commands, replies) = match ask {
+            Ask::Read(_) => return,
+            Ask::Write(commands) => (commands, replies),
+            Ask::Atomic(_, commands) => match replies.last() {
+                Some(Reply::Array(replies)) => (commands, replies.as_slice()),
+                _ => return,
+            },
+        };
         for (command, reply) in commands.iter().zip(replies) {
             let word = |at: usize| String::from_utf8_lossy(&command[at]).into_owned();
             match (command[0].as_slice(), reply) {
                 (b"LOCK", Reply::Integer(token)) => self.tokens.push_back((word(1), *token)),
+                (b"MLOCK", Reply::Array(tokens)) => {
+                    for (at, token) in tokens.iter().enumerate() {
+                        if let Reply::Integer(token) = token {
+                            self.tokens.push_back((word(2 + at), *token));
+                        }
+                    }
+                }
                 (b"QPOP", reply) => collect_receipts(reply, &mut self.receipts),
                 _ => {}
             }
@@ -170,6 +281,23 @@ impl Client {
         self.tokens.truncate(8);
         self.receipts.truncate(8);
     }
+}
+
+impl Client {
+    /// Learns that what it waited for is its own.
+    pub fn hear_grant(&mut self, key: &[u8], token: u64) {
+        self.tokens.push_back((String::from_utf8_lossy(key).into_owned(), token as i64));
+    }
+}
+
+/// Mostly short; some are long enough to outlast the healing.
+fn lease(chance: &mut Chance) -> String {
+    let ms = if chance.is(80_000) { chance.between(60_000, 200_000) } else { chance.between(200, 20_000) };
+    ms.to_string()
+}
+
+fn block(chance: &mut Chance) -> String {
+    if chance.is(150_000) { "0".to_owned() } else { chance.between(1, 12_000).to_string() }
 }
 
 /// A message is an array of queue, id or receipt, payload and more; a reply may hold several.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Everything that a thousand seeds must have seen.
-pub const SOMETIMES: [&str; 41] = [
+pub const SOMETIMES: [&str; 53] = [
     "a leader crashes",
     "a crash loses what was being written",
     "a crash loses rows that were being written",
@@ -45,6 +45,18 @@ pub const SOMETIMES: [&str; 41] = [
     "two nodes believe that they lead",
     "a log is purged",
     "words about an election come late",
+    "a wait is granted",
+    "a wait is granted to nobody",
+    "a wait times out",
+    "a wait is cancelled",
+    "a deadlock is found",
+    "an upgrade",
+    "a request for several locks waits and gets them",
+    "a grant that nobody heard of is taken back",
+    "a fenced write is refused",
+    "an atomic transaction is rolled back",
+    "a named transaction is answered again",
+    "waits of a node's earlier life end",
 ];
 
 /// How often each of them was seen.

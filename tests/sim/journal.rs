@@ -14,6 +14,11 @@ use holdfast::machine::entry::decode_stamps;
 use holdfast::resp::Reply;
 use holdfast::state::Membership;
 use holdfast::state::State;
+use holdfast::state::locks::Lock;
+use holdfast::state::locks::lock_at;
+use holdfast::state::notices::ClaimEnd;
+use holdfast::state::notices::Grant;
+use holdfast::state::notices::Notice;
 use holdfast::types::NodeId;
 use raft::eraftpb::Entry;
 use raft::eraftpb::EntryType;
@@ -21,6 +26,8 @@ use raft::eraftpb::EntryType;
 use crate::clients::Known;
 use crate::clients::Operation;
 use crate::coverage::Coverage;
+use crate::model::End;
+use crate::model::Ended;
 use crate::model::MARKER;
 use crate::model::Model;
 use crate::model::Verdict;
@@ -51,9 +58,12 @@ pub struct Journal {
     digests: BTreeMap<u64, u128>,
     /// Which replies each operation had when it was executed.
     pub executed: BTreeMap<u64, (u64, Vec<Reply>)>,
-    by_index: BTreeMap<u64, Vec<u64>>,
     /// The highest index that somebody outside was shown.
     pub told: u64,
+    /// Whose waits the last entry ended.
+    pub ended: Vec<Ended>,
+    /// What was granted to those who waited: by claim.
+    pub granted: BTreeMap<u64, Ended>,
     /// Replicas that lost what they wrote.
     pub lost: BTreeSet<u64>,
 }
@@ -80,8 +90,9 @@ impl Journal {
             members,
             digests: BTreeMap::new(),
             executed: BTreeMap::new(),
-            by_index: BTreeMap::new(),
             told: 0,
+            ended: Vec::new(),
+            granted: BTreeMap::new(),
             lost: BTreeSet::new(),
         }
     }
@@ -158,7 +169,8 @@ impl Journal {
             }
             self.members.push((entry.index, self.state.membership().clone()));
         }
-        self.ask_model(entry, &applied.outcomes)?;
+        self.ask_model(entry, &applied.outcomes, coverage)?;
+        self.compare_waits(entry.index, &applied.notices, coverage)?;
         self.note_operations(entry, applied.outcomes, now, operations, coverage)?;
         if Journal::has_digest(entry.index) {
             self.digests.insert(entry.index, self.state.digest());
@@ -167,7 +179,13 @@ impl Journal {
     }
 
     /// The model applies it too, and must come to the same.
-    fn ask_model(&mut self, entry: &Entry, outcomes: &[BatchOutcome]) -> Result<(), String> {
+    fn ask_model(
+        &mut self,
+        entry: &Entry,
+        outcomes: &[BatchOutcome],
+        coverage: &mut Coverage,
+    ) -> Result<(), String> {
+        let before = self.model().tally();
         let is_change = entry.get_entry_type() != EntryType::EntryNormal;
         let results = self.replay.commit(entry.index, if is_change { &[] } else { &entry.data })?;
         let expected = results.iter().map(|result| &result.verdict);
@@ -185,12 +203,67 @@ impl Journal {
                 entry.index
             ));
         }
+        let after = self.model().tally();
+        for (what, before, after) in [
+            ("an upgrade", before.upgrades, after.upgrades),
+            ("a deadlock is found", before.deadlocks, after.deadlocks),
+            ("a fenced write is refused", before.stale_tokens, after.stale_tokens),
+            ("an atomic transaction is rolled back", before.rollbacks, after.rollbacks),
+            ("a named transaction is answered again", before.answered_again, after.answered_again),
+            ("waits of a node's earlier life end", before.lives_ended, after.lives_ended),
+            ("a grant that nobody heard of is taken back", before.taken_back, after.taken_back),
+        ] {
+            if before != after {
+                coverage.saw(what);
+            }
+        }
         Ok(())
     }
 
-    /// The operations that were executed at an index.
-    pub fn executed_at(&self, index: u64) -> Vec<u64> {
-        self.by_index.get(&index).cloned().unwrap_or_default()
+    /// The same waits end in the same way and order, and the same are left.
+    fn compare_waits(
+        &mut self,
+        index: u64,
+        notices: &[Notice],
+        coverage: &mut Coverage,
+    ) -> Result<(), String> {
+        let ended: Vec<(u64, u64, u64, End)> = notices.iter().filter_map(end_of).collect();
+        let model = self.replay.model();
+        let wanted = model.ended().iter();
+        if !wanted.map(|it| (it.claim, it.node, it.life, it.end.clone())).eq(ended.iter().cloned()) {
+            return Err(format!("entry {index} ends the waits {ended:?}, the model {:?}", model.ended()));
+        }
+        let left = self.state.waits().iter().map(|(id, wait)| (id.0, wait.claims.len()));
+        if !left.eq(model.waits().iter().map(|(id, wait)| (*id, wait.claims.len()))) {
+            return Err(format!("after {index} the model has waiting {:?}", model.waits()));
+        }
+        self.ended = model.ended().to_vec();
+        for ended in &self.ended {
+            match &ended.end {
+                End::Granted { grants, .. } => {
+                    coverage.saw("a wait is granted");
+                    if grants.len() > 1 {
+                        coverage.saw("a request for several locks waits and gets them");
+                    }
+                    self.granted.insert(ended.claim, ended.clone());
+                }
+                End::Over if ended.is_time_out => coverage.saw("a wait times out"),
+                End::Over => coverage.saw("a wait is cancelled"),
+                End::Failed(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The locks that the last entry changed.
+    pub fn locks_touched(&self) -> BTreeSet<Vec<u8>> {
+        let touched = self.model().touched().iter();
+        touched.filter(|(_, key)| key.first() == Some(&b'l')).map(|(_, key)| key.clone()).collect()
+    }
+
+    /// A lock, as of the last entry.
+    pub fn lock(&self, key: &[u8]) -> Option<&Lock> {
+        lock_at(&self.state, 0, key).flatten()
     }
 
     /// What the model holds.
@@ -233,7 +306,6 @@ impl Journal {
                         return Err(format!("operation {id} is executed before it was asked for"));
                     }
                     (operation.index, operation.executed) = (Some(index), Some(now));
-                    self.by_index.entry(index).or_default().push(id);
                 }
                 BatchOutcome::Repeated(_) | BatchOutcome::Replayed => {
                     coverage.saw("a batch comes again and is not executed again");
@@ -246,13 +318,27 @@ impl Journal {
     }
 }
 
+/// The end of a client's wait, as the model tells it: claim, node, life and end.
+fn end_of(notice: &Notice) -> Option<(u64, u64, u64, End)> {
+    let Notice::ClaimEnded { claim, origin, end } = notice else { return None };
+    let end = match end {
+        ClaimEnd::Granted(granted) => {
+            let grant = |grant: &Grant| (grant.key.to_vec(), grant.token.0, grant.touches);
+            End::Granted { grants: granted.grants.iter().map(grant).collect(), order: granted.order.clone() }
+        }
+        ClaimEnd::Over => End::Over,
+        ClaimEnd::Failed(text) => End::Failed(text.clone()),
+    };
+    Some((claim.0, origin.node.0, origin.life, end))
+}
+
 /// The number of the operation that each batch of an entry carries.
 fn ids_of(data: &[u8]) -> Vec<Option<u64>> {
     let mut ids = Vec::new();
     let Ok((_, mut reader)) = decode_stamps(data) else { return ids };
-    while let Ok(Some((_, count, _))) = decode_batch_head(&mut reader) {
+    while let Ok(Some(head)) = decode_batch_head(&mut reader) {
         let mut id = None;
-        for at in 0..count {
+        for at in 0..head.count {
             let Ok(item) = decode_item(&mut reader) else { return ids };
             if at == 0
                 && let Item::Command { words, .. } = &item

@@ -10,12 +10,17 @@
 //!   batch of a session (node, epoch, seq)  executed when it is the next one; else Repeated, Replayed, Gap or Ended
 //!   batch without one                      executed
 //!     command, transaction                 first ends what is due of the keys that are named, then does it
+//!     atomic transaction                   the same, or nothing: then all is as it was
 //!     EXPIRE                               ends what is due, 1024 items at most
+//!     CANCEL, TAKE-BACK, END-CLAIMS        ends waits, and grants that nobody heard of
 //!     LEADER-START                         settings of a new log, key time goes on by the outage, leases get grace
 //! ```
 //! Strings live in key time (cluster time and all outages), locks and messages in cluster time.
 
 #![allow(dead_code, reason = "each test binary asks its own questions")]
+
+#[path = "model_locks.rs"]
+mod locks;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -35,8 +40,17 @@ use holdfast::types::NodeId;
 use holdfast::types::codec::CodecError;
 use holdfast::types::codec::Reader;
 
+#[allow(unused_imports, reason = "each test binary asks its own questions")]
+pub use locks::End;
+pub use locks::Ended;
+pub use locks::Hold;
+pub use locks::Lock;
+pub use locks::Tally;
+pub use locks::Wait;
+pub use locks::Who;
+
 /// At most this many items end in one EXPIRE, or of one queue before a command.
-const EXPIRE_AT_MOST: usize = 1024;
+const EXPIRE_AT_MOST: usize = 256;
 /// Replies that take more bytes than this between nodes are not remembered.
 const REMEMBERED_BYTES_MAX: usize = 64 << 10;
 /// A session remembers this many bytes of replies, and 80 for each batch besides.
@@ -98,20 +112,6 @@ pub enum Verdict {
 
 // ---- what can be asked --------------------------------------------------------------------------------
 
-/// A lock that is held.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hold {
-    pub user: Vec<u8>,
-    pub owner: Vec<u8>,
-    pub token: u64,
-    /// Cluster time in milliseconds.
-    pub until: u64,
-    /// Where the owner last set `until`; grace is counted from here.
-    pub set_until: u64,
-    /// When the hold began.
-    pub since: u64,
-}
-
 /// Everything that ever happened in a queue, also before it was last empty.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -155,7 +155,7 @@ pub struct Queue {
 pub enum Thing {
     /// A string and its deadline in key time.
     String(Bytes, Option<u64>),
-    Lock(Hold),
+    Lock(Lock),
     Queue(Queue),
 }
 
@@ -212,6 +212,22 @@ struct Session {
     bytes: usize,
 }
 
+/// A transaction that was named by ONCE.
+#[derive(Debug, Clone)]
+struct Named {
+    commands: Vec<(u8, Vec<Vec<u8>>)>,
+    index: u64,
+    until: u64,
+    /// `None`: too large to be kept.
+    reply: Option<Reply>,
+}
+
+/// A command, in its database.
+type Queued<'a> = (u8, Vec<&'a [u8]>);
+
+/// A lock that was released: its database and key, and by whom.
+type Released = (u8, Vec<u8>, Who);
+
 /// The state machine.
 #[derive(Debug, Clone)]
 pub struct Model {
@@ -222,6 +238,17 @@ pub struct Model {
     /// How far key time is ahead of cluster time.
     ahead: u64,
     last_token: u64,
+    last_claim: u64,
+    waits: BTreeMap<u64, Wait>,
+    /// By the last entry.
+    ended: Vec<Ended>,
+    /// The tokens that it took back.
+    taken_back: Vec<u64>,
+    /// When a token was released, and what.
+    releases: BTreeMap<u64, (u64, Released)>,
+    /// By user and name.
+    once: BTreeMap<(Vec<u8>, Vec<u8>), Named>,
+    tally: Tally,
     pushed_in_entry: u32,
     databases: BTreeMap<u8, BTreeMap<Vec<u8>, Slot>>,
     totals: BTreeMap<u8, BTreeMap<Vec<u8>, Totals>>,
@@ -232,11 +259,26 @@ pub struct Model {
     touched: Vec<(u8, Vec<u8>)>,
 }
 
+/// Something that ends by time, in the order in which such things end at one moment.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    Hold(u8, Vec<u8>, u64),
+    Delay(u8, Vec<u8>),
+    Claim(u64),
+    Once((Vec<u8>, Vec<u8>)),
+    Queue(u8, Vec<u8>),
+}
+
 /// A command that is to be carried out; the name is word 0.
+#[derive(Clone, Copy)]
 struct Call<'a> {
     user: &'a [u8],
     db: u8,
     words: &'a [&'a [u8]],
+    in_transaction: bool,
+    /// Where it comes from; node 0 is a cluster of one.
+    node: u64,
+    life: u64,
 }
 
 // ---- entries ------------------------------------------------------------------------------------------
@@ -251,6 +293,13 @@ impl Model {
             wall: 0,
             ahead: 0,
             last_token: 0,
+            last_claim: 0,
+            waits: BTreeMap::new(),
+            ended: Vec::new(),
+            taken_back: Vec::new(),
+            releases: BTreeMap::new(),
+            once: BTreeMap::new(),
+            tally: Tally::default(),
             pushed_in_entry: 0,
             databases: BTreeMap::new(),
             totals: BTreeMap::new(),
@@ -269,6 +318,8 @@ impl Model {
         }
         self.index = index;
         self.touched.clear();
+        self.ended.clear();
+        self.taken_back.clear();
         if entry.is_empty() {
             return Ok(Vec::new());
         }
@@ -279,12 +330,18 @@ impl Model {
         self.wall = self.wall.max(stamps.wall.0);
         self.pushed_in_entry = 0;
         let mut results = Vec::new();
-        while let Some((user, count, session)) = decode_batch_head(&mut reader).map_err(broken)? {
+        while let Some(head) = decode_batch_head(&mut reader).map_err(broken)? {
+            let (user, count, session) = (head.user, head.count, head.session);
             let mut marker = None;
             let verdict = match session.map_or(Ok(()), |session| self.admit(&session)) {
                 Ok(()) => {
                     marker = marker_of(reader, count);
-                    let replies = self.execute(user, count, since_last, &mut reader)?;
+                    let (node, life) = session.map_or((0, 0), |stamp| (stamp.node.0, stamp.epoch >> 16));
+                    if session.is_some_and(|stamp| stamp.seq == 1) {
+                        self.end_claims_before(node, life);
+                    }
+                    let call = Call { user, db: 0, words: &[], in_transaction: false, node, life };
+                    let replies = self.execute(&call, count, since_last, &mut reader)?;
                     if let Some(session) = session {
                         self.remember(&session, &replies);
                     }
@@ -358,7 +415,7 @@ impl Model {
 
     fn execute(
         &mut self,
-        user: &[u8],
+        from: &Call<'_>,
         count: usize,
         since_last: u64,
         reader: &mut Reader<'_>,
@@ -367,23 +424,16 @@ impl Model {
         for _ in 0..count {
             let item = decode_item(reader).map_err(|error| format!("entry {}: {error}", self.index))?;
             replies.push(match item {
-                Item::Command { db, words } => self.command(&Call { user, db, words: &words })?,
-                Item::Transaction { watched, commands } => {
-                    for (db, key, _) in &watched {
-                        self.end_due(*db, key, EXPIRE_AT_MOST);
-                    }
-                    let is_unchanged = watched.iter().all(|(db, key, changed)| {
-                        self.slot(*db, key).map(|slot| slot.changed) == changed.map(|index| index.0)
-                    });
-                    if is_unchanged {
-                        let mut all = Vec::new();
-                        for (db, words) in commands {
-                            all.push(self.command(&Call { user, db, words: &words })?);
-                        }
-                        Reply::Array(all)
-                    } else {
-                        Reply::NullArray
-                    }
+                Item::Command { db, words } => self.command(&Call { db, words: &words, ..*from })?,
+                Item::Transaction { watched, commands, is_atomic } => {
+                    let watched: Vec<(u8, &[u8], Option<u64>)> = watched
+                        .iter()
+                        .map(|(db, key, changed)| (*db, *key, changed.map(|index| index.0)))
+                        .collect();
+                    let commands: Vec<Queued<'_>> =
+                        commands.iter().map(|(db, words)| (*db, words.to_vec())).collect();
+                    let from = Call { in_transaction: true, ..*from };
+                    reply_of(self.transaction(&from, &watched, &commands, is_atomic)?)
                 }
                 Item::Expire { keys } if keys.is_empty() => count_reply(self.end_whatever_is_due()),
                 Item::Expire { keys } => {
@@ -395,9 +445,130 @@ impl Model {
                 }
                 Item::Verify => count_reply(self.index as usize),
                 Item::AllocateReplica { node, nonce } => count_reply(self.allocate_replica(node.0, nonce)),
+                Item::Cancel { claims } => {
+                    count_reply(claims.iter().filter(|claim| self.end_claim(**claim)).count())
+                }
+                Item::TakeBack { db, owner, grants } => {
+                    let grants: Vec<(&[u8], u64, u64)> = grants.to_vec();
+                    count_reply(self.take_back(db, &(from.user.to_vec(), owner.to_vec()), &grants))
+                }
+                Item::EndClaims { node, life } => count_reply(self.end_claims_before(node.0, life)),
             });
         }
         Ok(replies)
+    }
+
+    // ---- transactions -----------------------------------------------------------------------------------
+
+    /// The outer error is the model's own.
+    fn transaction(
+        &mut self,
+        from: &Call<'_>,
+        watched: &[(u8, &[u8], Option<u64>)],
+        commands: &[Queued<'_>],
+        is_atomic: bool,
+    ) -> Result<Outcome, String> {
+        let now = self.clock;
+        let mut named = None;
+        if let Some((_, words)) = commands.first().filter(|(_, words)| is(words[0], "ONCE")) {
+            let (id, kept) = match once_of(words) {
+                Ok(parsed) => parsed,
+                Err(error) => return Ok(Err(error)),
+            };
+            let name = (from.user.to_vec(), id.to_vec());
+            let rest: Vec<(u8, Vec<Vec<u8>>)> = commands[1..]
+                .iter()
+                .map(|(db, words)| (*db, words.iter().map(|word| word.to_vec()).collect()))
+                .collect();
+            if let Some(known) = self.once.get(&name).filter(|known| known.until > now) {
+                if known.commands != rest {
+                    return Ok(Err("ERR ONCE id reused with a different transaction".into()));
+                }
+                let index = known.index;
+                let replayed = || {
+                    let text = "The transaction was executed; its reply was too large to be kept.";
+                    Cow::from(format!("REPLAYED {index} {text}"))
+                };
+                let reply = known.reply.clone().ok_or_else(replayed);
+                self.tally.answered_again += 1;
+                return Ok(reply);
+            }
+            if self.once.len() as u64 >= self.settings.once_max_entries {
+                let text = "OOM ONCE remembers no more than once-max-entries names. The transaction was not executed.";
+                return Ok(Err(text.into()));
+            }
+            named = Some((name, rest, kept));
+        }
+        for (db, key, _) in watched {
+            self.end_due(*db, key, EXPIRE_AT_MOST);
+        }
+        let is_unchanged = |(db, key, changed): &(u8, &[u8], Option<u64>)| self.changed(*db, key) == *changed;
+        if !watched.iter().all(is_unchanged) {
+            return Ok(Ok(Reply::NullArray));
+        }
+        for (db, words) in commands {
+            if let Err(error) = self.check_guards(*db, words) {
+                return Ok(Err(error));
+            }
+        }
+        let before = is_atomic.then(|| self.clone());
+        let mut replies = Vec::new();
+        for (at, (db, words)) in commands.iter().enumerate() {
+            let is_guard = is(words[0], "FENCE") || is(words[0], "ONCE");
+            let reply = match is_guard {
+                true => Reply::Ok,
+                false => self.command(&Call { db: *db, words, ..*from })?,
+            };
+            if let (Some(before), Reply::Error(text)) = (&before, &reply) {
+                let speaks = ["LOCKED", "STALETOKEN", "QFULL", "OOM", "TRYAGAIN"];
+                let is_said = speaks.iter().any(|code| text.split(' ').next() == Some(*code));
+                let text =
+                    if is_said { text.to_string() } else { format!("EXECABORT cmd={} {text}", at + 1) };
+                let mut touched = std::mem::take(&mut self.touched);
+                *self = before.clone();
+                self.tally.rollbacks += 1;
+                // They are as they were, but perhaps looked different for a while.
+                self.touched.append(&mut touched);
+                return Ok(Err(text.into()));
+            }
+            replies.push(reply);
+        }
+        let reply = Reply::Array(replies);
+        if let Some((name, commands, kept)) = named {
+            let is_small = reply_bytes(&reply) < REMEMBERED_BYTES_MAX;
+            let reply = is_small.then(|| reply.clone());
+            let until = now.saturating_add(kept);
+            self.once.insert(name, Named { commands, index: self.index, until, reply });
+        }
+        Ok(Ok(reply))
+    }
+
+    /// Tokens are looked at before anything is done.
+    fn check_guards(&mut self, db: u8, words: &[&[u8]]) -> Result<(), Cow<'static, str>> {
+        if is(words[0], "FENCE") {
+            if words.len() < 3 || words.len().is_multiple_of(2) {
+                return Err("ERR wrong number of arguments for 'fence' command".into());
+            }
+            for pair in words[1..].chunks(2) {
+                self.end_due(db, pair[0], EXPIRE_AT_MOST);
+            }
+            for pair in words[1..].chunks(2) {
+                self.check_token(db, pair[0], pair[1])?;
+            }
+        } else if is(words[0], "SET")
+            && let Some(Ok(SetOptions { fence: Some((key, token)), .. })) =
+                words.get(3..).map(SetOptions::parse)
+        {
+            self.end_due(db, key, EXPIRE_AT_MOST);
+            self.check_token(db, key, token)?;
+        }
+        Ok(())
+    }
+
+    /// ONCE by itself.
+    fn once(&mut self, call: &Call<'_>) -> Outcome {
+        once_of(call.words)?;
+        Err("ERR ONCE must be the first command after MULTI".into())
     }
 
     fn start_leader(&mut self, start: &LeaderStart, since_last: u64) {
@@ -413,10 +584,8 @@ impl Model {
         for slot in self.databases.values_mut().flat_map(BTreeMap::values_mut) {
             match &mut slot.thing {
                 Thing::String(..) => {}
-                Thing::Lock(hold) => {
-                    let until = with_grace(hold.until, hold.set_until);
-                    if until != hold.until {
-                        hold.until = until;
+                Thing::Lock(lock) => {
+                    if Model::grace_of_lock(lock, with_grace) {
                         slot.changed = self.index;
                     }
                 }
@@ -492,10 +661,7 @@ impl Model {
                 self.remove(db, key);
                 1
             }
-            Thing::Lock(hold) if hold.until <= now => {
-                self.remove(db, key);
-                1
-            }
+            Thing::Lock(_) => self.end_due_of_lock(db, key, at_most),
             Thing::Queue(queue) => {
                 let due: Vec<MessageId> =
                     queue.leases.iter().take_while(|(until, _)| *until <= now).map(|(_, id)| *id).collect();
@@ -505,7 +671,7 @@ impl Model {
                 }
                 ended
             }
-            Thing::String(..) | Thing::Lock(_) => 0,
+            Thing::String(..) => 0,
         }
     }
 
@@ -520,29 +686,65 @@ impl Model {
         self.totals_mut(db, key).expired_leases += 1;
     }
 
-    /// An EXPIRE that names nothing: strings by deadline, then leases by deadline, and with the first lease of a queue
-    /// all that are due of it.
+    /// An EXPIRE that names nothing: strings by deadline, then whatever is leased by deadline; with the first lease of a
+    /// queue all that are due of it.
     fn end_whatever_is_due(&mut self) -> usize {
         let (now, key_now) = (self.clock, self.key_clock());
-        let mut due = Vec::new();
+        let mut strings = Vec::new();
+        let mut due: BTreeSet<(u64, Due)> = BTreeSet::new();
         for (db, slots) in &self.databases {
             for (key, slot) in slots {
-                let place = match &slot.thing {
-                    Thing::String(_, Some(deadline)) if *deadline <= key_now => (0, *deadline, 0),
-                    Thing::Lock(hold) if hold.until <= now => (1, hold.until, 0),
-                    Thing::Queue(queue) if queue.earliest() <= now => (1, queue.earliest(), 1),
-                    Thing::String(..) | Thing::Lock(_) | Thing::Queue(_) => continue,
-                };
-                due.push((place, *db, key.clone()));
+                match &slot.thing {
+                    Thing::String(_, Some(deadline)) if *deadline <= key_now => {
+                        strings.push((*deadline, *db, key.clone()));
+                    }
+                    Thing::String(..) => {}
+                    Thing::Lock(lock) => {
+                        let holds = lock.holds.iter();
+                        due.extend(holds.map(|hold| (hold.until, Due::Hold(*db, key.clone(), hold.token))));
+                        if lock.delayed_until != 0 {
+                            due.insert((lock.delayed_until, Due::Delay(*db, key.clone())));
+                        }
+                    }
+                    Thing::Queue(queue) => {
+                        due.insert((queue.earliest(), Due::Queue(*db, key.clone())));
+                    }
+                }
             }
         }
-        due.sort_unstable();
+        let claims = self.waits.values().flat_map(|wait| &wait.claims);
+        due.extend(claims.map(|claim| (claim.until, Due::Claim(claim.id))));
+        due.extend(self.once.iter().map(|(name, known)| (known.until, Due::Once(name.clone()))));
+        strings.sort_unstable();
         let mut ended = 0;
-        for (_, db, key) in due {
-            ended += self.end_due(db, &key, EXPIRE_AT_MOST - ended);
+        for (_, db, key) in strings.into_iter().take(EXPIRE_AT_MOST) {
+            ended += self.end_due(db, &key, 1);
+        }
+        // What ends one may give another a new deadline.
+        for (at, due) in due.into_iter().take_while(|(at, _)| *at <= now) {
             if ended == EXPIRE_AT_MOST {
                 break;
             }
+            ended += match due {
+                Due::Hold(db, key, token) => {
+                    let is_it = |hold: &Hold| (hold.token, hold.until) == (token, at);
+                    let is_there = self.lock_of(db, &key).is_some_and(|lock| lock.holds.iter().any(is_it));
+                    if is_there {
+                        self.end_hold_by_time(db, &key, token);
+                    }
+                    usize::from(is_there)
+                }
+                Due::Delay(db, key) => {
+                    let is_there = self.lock_of(db, &key).is_some_and(|lock| lock.delayed_until == at);
+                    if is_there {
+                        self.end_delay(db, &key);
+                    }
+                    usize::from(is_there)
+                }
+                Due::Claim(claim) => usize::from(self.end_claim(claim)),
+                Due::Once(name) => usize::from(self.once.remove(&name).is_some()),
+                Due::Queue(db, key) => self.end_due(db, &key, EXPIRE_AT_MOST - ended),
+            };
         }
         ended
     }
@@ -607,14 +809,6 @@ impl Model {
         }
     }
 
-    /// Who holds a lock, as of the last entry: one at most.
-    pub fn hold(&self, db: u8, key: &[u8]) -> Option<&Hold> {
-        match self.thing(db, key)? {
-            Thing::Lock(hold) => Some(hold),
-            Thing::String(..) | Thing::Queue(_) => None,
-        }
-    }
-
     /// Messages of a queue that are ready and that are in flight, as of the last entry.
     pub fn queue_counts(&self, db: u8, key: &[u8]) -> (usize, usize) {
         match self.thing(db, key) {
@@ -670,7 +864,8 @@ pub fn read(view: &dyn View, db: u8, words: &[&[u8]]) -> Option<Reply> {
     if !has_arity(arity, words.len()) {
         return None;
     }
-    Some(reply_of(run(view, &Call { user: b"", db, words })))
+    let call = Call { user: b"", db, words, in_transaction: false, node: 0, life: 0 };
+    Some(reply_of(run(view, &call)))
 }
 
 /// Which words of a command are keys. Empty for what the model does not know.
@@ -715,6 +910,7 @@ fn reply_bytes(reply: &Reply) -> usize {
         Reply::Simple(line) | Reply::Error(line) => text(line.len()),
         Reply::Integer(number) => 1 + varint_bytes(number.unsigned_abs().saturating_mul(2)),
         Reply::Double(_) => 9,
+        Reply::Waiting(claim) => 1 + varint_bytes(*claim),
         Reply::Bulk(bytes) => text(bytes.len()),
         Reply::Verbatim(_, line) => 1 + text(line.len()),
         Reply::Array(replies) | Reply::Set(replies) | Reply::Push(replies) => all(replies),
@@ -757,6 +953,13 @@ enum Keys {
     BehindFrom,
     /// As many as the word after the first KEYS says; KEYS is looked for behind the milliseconds.
     Numbered,
+    /// As many as the first word says.
+    Counted,
+    /// Every second one, but for the last if it is one too many.
+    Pairs,
+    /// Of LOCKS KILL the word behind it; of LOCKS RELEASE none.
+    OfLocks,
+    None,
 }
 
 impl Keys {
@@ -772,6 +975,15 @@ impl Keys {
                 let count = words.next().and_then(|word| integer(word)).unwrap_or(0);
                 words.take(usize::try_from(count).unwrap_or(0)).copied().collect()
             }
+            Keys::Counted => {
+                let count = rest.first().and_then(|word| integer(word)).unwrap_or(0);
+                rest.iter().skip(1).take(usize::try_from(count).unwrap_or(0)).copied().collect()
+            }
+            Keys::Pairs => rest.chunks(2).filter(|pair| pair.len() == 2).map(|pair| pair[0]).collect(),
+            Keys::OfLocks if rest.first().is_some_and(|word| is(word, "KILL")) => {
+                rest.iter().skip(1).take(1).copied().collect()
+            }
+            Keys::OfLocks | Keys::None => Vec::new(),
         }
     }
 }
@@ -807,6 +1019,10 @@ fn verb(name: &[u8]) -> Option<(i32, Keys, Run)> {
         b"LOCK" => (-3, Keys::First, Run::Write(Model::lock)),
         b"UNLOCK" => (-3, Keys::First, Run::Write(Model::unlock)),
         b"LOCKEXTEND" => (-3, Keys::Numbered, Run::Write(Model::lockextend)),
+        b"MLOCK" => (-4, Keys::Counted, Run::Write(Model::mlock)),
+        b"LOCKS" => (-3, Keys::OfLocks, Run::Write(Model::locks)),
+        b"FENCE" => (-3, Keys::Pairs, Run::Write(Model::fence)),
+        b"ONCE" => (-2, Keys::None, Run::Write(Model::once)),
         b"QPUSH" => (-3, Keys::First, Run::Write(Model::qpush)),
         b"QPOP" => (-3, Keys::BehindFrom, Run::Write(Model::qpop)),
         b"QACK" => (-3, Keys::First, Run::Write(Model::qack)),
@@ -898,6 +1114,10 @@ impl Model {
         let options = SetOptions::parse(&call.words[3..])?;
         let left = options.lifetime.map(|(unit, word)| self.time_left(unit, word)).transpose()?;
         self.refuse_lock_or_queue(db, key)?;
+        if let Some((fence, token)) = options.fence.filter(|_| !call.in_transaction) {
+            self.end_due(db, fence, EXPIRE_AT_MOST);
+            self.check_token(db, fence, token)?;
+        }
         let (old, old_deadline) = self.string(db, key)?.unzip();
         let is_wanted = match options.condition {
             None => true,
@@ -1064,134 +1284,6 @@ impl Model {
             }
             Some((_, None)) | None => Ok(Reply::Integer(0)),
         }
-    }
-
-    // ---- locks ------------------------------------------------------------------------------------------
-
-    fn hold_or_error(&self, db: u8, key: &[u8]) -> Result<Option<&Hold>, Cow<'static, str>> {
-        match self.thing(db, key) {
-            None => Ok(None),
-            Some(Thing::Lock(hold)) => Ok(Some(hold)),
-            Some(Thing::String(..) | Thing::Queue(_)) => Err(WRONG_TYPE.into()),
-        }
-    }
-
-    fn lock(&mut self, call: &Call<'_>) -> Outcome {
-        let (db, key, owner) = (call.db, call.words[1], owner(call.words[2])?);
-        let mut lease = None;
-        let mut words = call.words[3..].iter();
-        while let Some(word) = words.next() {
-            refuse_later_option("LOCK", &["SHARED", "LIMIT", "BLOCK", "GRACE", "DATA"], word)?;
-            let factor = match () {
-                () if is(word, "EX") => 1000,
-                () if is(word, "PX") => 1,
-                () => return Err(SYNTAX.into()),
-            };
-            let given = lease_ms(words.next().ok_or(SYNTAX)?, factor)?;
-            if lease.replace(given).is_some() {
-                return Err(SYNTAX.into());
-            }
-        }
-        let now = self.clock;
-        let until = now.saturating_add(lease.unwrap_or(self.settings.lock_default_ttl.0));
-        let hold = match self.hold_or_error(db, key)? {
-            Some(hold) if hold.user != call.user || hold.owner != owner => return Ok(Reply::Null),
-            Some(hold) => Hold { until, set_until: until, ..hold.clone() },
-            None => {
-                self.last_token += 1;
-                Hold {
-                    user: call.user.to_vec(),
-                    owner: owner.to_vec(),
-                    token: self.last_token,
-                    until,
-                    set_until: until,
-                    since: now,
-                }
-            }
-        };
-        let token = hold.token;
-        self.put(db, key, Thing::Lock(hold));
-        Ok(count_reply(token as usize))
-    }
-
-    fn unlock(&mut self, call: &Call<'_>) -> Outcome {
-        let (db, key, owner) = (call.db, call.words[1], owner(call.words[2])?);
-        let token = match &call.words[3..] {
-            [] => None,
-            [word, token] if is(word, "TOKEN") => {
-                let token = integer_or_error(token)?;
-                if !(1..1 << 53).contains(&token) {
-                    return Err(NOT_AN_INTEGER.into());
-                }
-                Some(token as u64)
-            }
-            _ => return Err(SYNTAX.into()),
-        };
-        let is_meant = self.hold_or_error(db, key)?.is_some_and(|hold| {
-            hold.user == call.user && hold.owner == owner && token.is_none_or(|token| token == hold.token)
-        });
-        if is_meant {
-            self.remove(db, key);
-        }
-        Ok(Reply::Integer(i64::from(is_meant)))
-    }
-
-    fn lockextend(&mut self, call: &Call<'_>) -> Outcome {
-        let (db, owner) = (call.db, owner(call.words[1])?);
-        let lease = lease_ms(call.words[2], 1)?;
-        let named = match &call.words[3..] {
-            [] => None,
-            [word, count, keys @ ..] if is(word, "KEYS") => {
-                let count = integer_or_error(count)?;
-                if count < 1 {
-                    return Err("ERR numkeys should be greater than 0".into());
-                }
-                if usize::try_from(count) != Ok(keys.len()) {
-                    return Err("ERR LOCKEXTEND numkeys does not match the number of keys".into());
-                }
-                Some(keys)
-            }
-            _ => return Err(SYNTAX.into()),
-        };
-        let mut keys: Vec<Vec<u8>> = Vec::new();
-        match named {
-            None => {
-                let is_own = |slot: &Slot| match &slot.thing {
-                    Thing::Lock(hold) => hold.user == call.user && hold.owner == owner,
-                    Thing::String(..) | Thing::Queue(_) => false,
-                };
-                let slots = self.databases.get(&db).into_iter().flatten();
-                keys.extend(slots.filter(|(_, slot)| is_own(slot)).map(|(key, _)| key.clone()));
-                for key in &keys {
-                    self.end_due(db, key, EXPIRE_AT_MOST);
-                }
-            }
-            Some(named) => {
-                for key in named {
-                    self.hold_or_error(db, key)?;
-                    if !keys.iter().any(|known| known == key) {
-                        keys.push(key.to_vec());
-                    }
-                }
-            }
-        }
-        let (mut extended, mut lost) = (0, Vec::new());
-        let until = self.clock.saturating_add(lease);
-        for key in keys {
-            match self.hold_or_error(db, &key)? {
-                Some(hold) if hold.user == call.user && hold.owner == owner => {
-                    let hold = Hold { until, set_until: until, ..hold.clone() };
-                    self.put(db, &key, Thing::Lock(hold));
-                    extended += 1;
-                }
-                Some(_) | None if named.is_some() => lost.push(Reply::bulk(&key)),
-                Some(_) | None => {}
-            }
-        }
-        Ok(Reply::Map(vec![
-            (Reply::bulk("extended"), count_reply(extended)),
-            (Reply::bulk("lost"), Reply::Array(lost)),
-        ]))
     }
 
     // ---- queues -----------------------------------------------------------------------------------------
@@ -1412,6 +1504,7 @@ struct SetOptions<'a> {
     lifetime: Option<(Unit, &'a [u8])>,
     keep: bool,
     get: bool,
+    fence: Option<(&'a [u8], &'a [u8])>,
 }
 
 impl<'a> SetOptions<'a> {
@@ -1445,7 +1538,11 @@ impl<'a> SetOptions<'a> {
             } else if is(word, "GET") {
                 options.get = true;
             } else if is(word, "FENCE") {
-                return Err("ERR SET option FENCE is not supported by this version".into());
+                let Some([key, token]) = words.get(at..at + 2) else { return Err(SYNTAX.into()) };
+                at += 2;
+                if options.fence.replace((key, token)).is_some() {
+                    return Err(SYNTAX.into());
+                }
             } else {
                 let condition = match () {
                     () if is(word, "NX") => Condition::Absent,
@@ -1534,6 +1631,26 @@ fn lease_ms(word: &[u8], factor: i64) -> Result<u64, Cow<'static, str>> {
     } else {
         Err("ERR lock lease must be between 100 milliseconds and 24 hours".into())
     }
+}
+
+/// The name and the time of ONCE.
+fn once_of<'a>(words: &[&'a [u8]]) -> Result<(&'a [u8], u64), Cow<'static, str>> {
+    let id = words.get(1).copied().unwrap_or_default();
+    if !(1..=256).contains(&id.len()) {
+        return Err("ERR ONCE id must be 1 to 256 bytes long".into());
+    }
+    let kept = match words.get(2..).unwrap_or_default() {
+        [] => 600_000,
+        [word, number] if is(word, "PX") => {
+            let number = integer_or_error(number)?;
+            if !(1..=604_800_000).contains(&number) {
+                return Err("ERR ONCE PX must be between 1 and 604800000 milliseconds".into());
+            }
+            number as u64
+        }
+        _ => return Err("ERR syntax error: ONCE takes id and PX milliseconds".into()),
+    };
+    Ok((id, kept))
 }
 
 /// `<index>-<n>:<delivery>`, numbers in plain digits.

@@ -10,6 +10,8 @@ use holdfast::clock::Clock;
 use holdfast::config::Config;
 use holdfast::config::SharedConfig;
 use holdfast::consensus::ProposeError;
+use holdfast::consensus::claims::Claims;
+use holdfast::consensus::claims::WaitOutcome;
 use holdfast::consensus::cluster_clock::ClusterClock;
 use holdfast::consensus::mailbox::Mailbox;
 use holdfast::consensus::raft::applier::Applier;
@@ -31,9 +33,12 @@ use holdfast::consensus::raft::session::Session;
 use holdfast::consensus::raft::snapshot_io::SnapshotEvent;
 use holdfast::machine::apply::BatchReplies;
 use holdfast::machine::entry::Stamps;
+use holdfast::machine::entry::life_of;
 use holdfast::peer::Links;
 use holdfast::state::Settings;
 use holdfast::state::State;
+use holdfast::state::locks::ClaimId;
+use holdfast::state::locks::graph::VictimChoice;
 use holdfast::types::GroupId;
 use holdfast::types::Millis;
 use holdfast::types::NodeId;
@@ -56,6 +61,13 @@ pub enum Waiting {
     Barrier(oneshot::Receiver<Result<(), ProposeError>>),
 }
 
+/// A client that waits for a lock.
+pub struct LockWait {
+    pub client: usize,
+    pub claim: ClaimId,
+    pub receiver: oneshot::Receiver<WaitOutcome>,
+}
+
 /// The process of a node.
 pub struct Running {
     pub driver: Driver,
@@ -76,6 +88,12 @@ pub struct Running {
     pub is_writing: bool,
     /// Operations by number.
     pub waiting: Vec<(u64, Waiting)>,
+    /// Clients of this node that wait for a lock.
+    pub lock_waits: Vec<LockWait>,
+    /// TAKE-BACKs that were proposed.
+    pub take_backs: Vec<(ClaimId, oneshot::Receiver<Result<BatchReplies, ProposeError>>)>,
+    /// Which life of the node it is, as the log names it.
+    pub log_life: u64,
     /// A snapshot that is being put in place: its name.
     pub installing: Option<String>,
     pub replica: u64,
@@ -135,11 +153,16 @@ impl Node {
         counters.set_flushed(applied);
         let membership = state.membership().clone();
         let epoch = first_epoch(replica, self.disk.boots);
-        let shared = Arc::new(Shared::new(&state, counters, replica, epoch, 0));
+        let claims = Claims::new(self.id, life_of(epoch));
+        let shared = Arc::new(Shared::new(&state, counters, replica, epoch, 0, claims));
         let settings = Settings {
             databases: config.databases,
             lock_default_ttl: config.lock_default_ttl,
             lease_failover_grace: config.lease_failover_grace,
+            lock_deadlock_victim: VictimChoice::of(config.lock_deadlock_victim).unwrap_or_default(),
+            lock_graph_max: config.lock_graph_max,
+            lock_release_memory: config.lock_release_memory,
+            once_max_entries: config.once_max_entries,
         };
         let state = Arc::new(RwLock::new(state));
         let (writer, flusher): (Arc<Mailbox<WriterJob>>, Arc<Mailbox<FlushJob>>) = Default::default();
@@ -203,6 +226,9 @@ impl Node {
             is_flushing: false,
             is_writing: false,
             waiting: Vec::new(),
+            lock_waits: Vec::new(),
+            take_backs: Vec::new(),
+            log_life: life_of(epoch),
             installing: None,
             replica,
         })
@@ -256,6 +282,7 @@ pub fn config_of(node: u64, plan: &crate::plan::Plan) -> SharedConfig {
     set("read-consistency", if plan.read_index { "readindex" } else { "lease" });
     set("election-timeout", &plan.election_ms.to_string());
     set("heartbeat-interval", &plan.heartbeat_ms.to_string());
+    set("lock-deadlock-victim", plan.deadlock_victim);
     let mut config = Config::load(&args).expect("these directives are right").config;
     config.flush_interval = Millis(plan.flush_ms);
     SharedConfig::new(config, None)

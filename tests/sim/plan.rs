@@ -55,7 +55,10 @@ pub struct Plan {
     pub chaos_gap: u64,
     pub weights: [u64; FAULTS.len()],
     /// How likely each kind of command is.
-    pub commands: [u64; 5],
+    pub commands: [u64; 6],
+    /// So many clients go by one owner, as threads of a process may.
+    pub clients_each_owner: usize,
+    pub deadlock_victim: &'static str,
 }
 
 impl Plan {
@@ -94,7 +97,10 @@ impl Plan {
                 chance.between(1, 10),
                 chance.between(1, 10),
                 chance.between(1, 10),
+                chance.between(1, 6),
             ],
+            clients_each_owner: chance.of(&[1, 1, 1, 2]),
+            deadlock_victim: chance.of(&["requester", "requester", "youngest", "fewest-locks"]),
         }
     }
 }

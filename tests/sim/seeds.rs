@@ -9,7 +9,16 @@ pub const REGRESSIONS: [(u64, &str); 9] = [
     (727, "a log lost an end that its watermark could not miss, and the leader noticed it"),
     (900, "a snapshot whose receiver crashed was never reported as not sent, and never sent again"),
     (2087, "a leader of an old term woke up after the next one had committed its entries: no violation"),
-    (3200, "a node that lost its disk twice in a row was given the replica id of its life before: the answer came late"),
-    (4317, "a disk was lost when nobody's disk knew yet that the one lost before was replaced, and the others crashed"),
-    (4502, "the same: two disks of one configuration were lost, as far as the rest could know after the crash"),
+    (
+        3200,
+        "a node that lost its disk twice in a row was given the replica id of its life before: the answer came late",
+    ),
+    (
+        4317,
+        "a disk was lost when nobody's disk knew yet that the one lost before was replaced, and the others crashed",
+    ),
+    (
+        4502,
+        "the same: two disks of one configuration were lost, as far as the rest could know after the crash",
+    ),
 ];

@@ -12,6 +12,7 @@ use std::any::Any;
 use std::cmp::Ordering;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::BinaryHeap;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic;
 
 use bytes::Bytes;
+use holdfast::clock::Clock;
 use holdfast::commands::spec::Execute;
 use holdfast::commands::spec::ReadContext;
 use holdfast::commands::table;
@@ -39,11 +41,14 @@ use holdfast::consensus::raft::requests::Request;
 use holdfast::consensus::raft::session::Submission;
 use holdfast::consensus::raft::snapshot_io::SnapshotEvent;
 use holdfast::machine::entry::Batch;
+use holdfast::machine::entry::Queued;
 use holdfast::peer::Channel;
 use holdfast::peer::Links;
 use holdfast::resp::Reply;
 use holdfast::state::NodeAddress;
 use holdfast::state::State;
+use holdfast::state::locks::ClaimId;
+use holdfast::state::notices::ClaimEnd;
 use holdfast::types::Millis;
 use holdfast::types::NodeId;
 use holdfast::types::planted;
@@ -56,6 +61,7 @@ use crate::clients::Ask;
 use crate::clients::Client;
 use crate::clients::Known;
 use crate::clients::Operation;
+use crate::clients::Words;
 use crate::coverage::Coverage;
 use crate::disk::Disk;
 use crate::disk::RowMap;
@@ -66,6 +72,7 @@ use crate::invariants::Invariant;
 use crate::journal::Journal;
 use crate::machine::Rate;
 use crate::node::BootFailure;
+use crate::node::LockWait;
 use crate::node::Node;
 use crate::node::Waiting;
 use crate::node::config_of;
@@ -82,6 +89,8 @@ const LINK_NOTICES: u64 = 1_100 * MILLI;
 const PATIENCE: u64 = 10 * SECOND;
 /// After everything was healed the group stands within this time.
 const HEALED_WITHIN: u64 = 30 * SECOND;
+/// How often a node looks for work that waits leave behind.
+const LOOK_AFTER: u64 = 500 * MILLI;
 /// Events belong to no node.
 pub const NOBODY: usize = usize::MAX;
 
@@ -116,6 +125,10 @@ pub enum Event {
     },
     AskToJoin,
     Client(usize),
+    /// The node proposes what waits leave behind.
+    LookAfter,
+    /// A client waits for a lock no more.
+    Leave(usize, u64),
     GiveUp(usize, u64),
     Chaos,
     Crash {
@@ -191,6 +204,8 @@ pub struct World {
     pub operations: Vec<Operation>,
     pub journal: Journal,
     invariants: Vec<Box<dyn Invariant>>,
+    /// Claims whose clients were told that they hold now.
+    pub told_claims: BTreeSet<u64>,
     pub coverage: Coverage,
     pub is_calm: bool,
     /// Nobody asks for anything new.
@@ -201,6 +216,27 @@ pub struct World {
     next_name: u64,
     /// Somebody wants to read the story.
     pub is_told: bool,
+}
+
+/// A client's batch.
+fn batch_of(c: usize, ask: &Ask) -> Batch {
+    let mut batch = Batch::new(b"default");
+    batch.name_client(c as u64 + 1, "simulated");
+    let mut push = |command: &Words| {
+        batch.push_command(0, command.iter().map(Vec::as_slice).collect::<Vec<_>>().into_iter());
+    };
+    match ask {
+        Ask::Write(commands) => commands.iter().for_each(push),
+        Ask::Atomic(marker, commands) => {
+            push(marker);
+            let args = |words: &Words| words.iter().map(|word| Bytes::copy_from_slice(word)).collect();
+            let queued = |words: &Words| Queued { db: 0, args: args(words) };
+            let queued: Vec<Queued> = commands.iter().map(queued).collect();
+            batch.push_transaction(&[], &queued, true);
+        }
+        Ask::Read(_) => unreachable!("reads are no batches"),
+    }
+    batch
 }
 
 fn mix(into: u64, value: u64) -> u64 {
@@ -263,6 +299,7 @@ impl World {
             operations: Vec::new(),
             journal: Journal::new(&members),
             invariants: invariants::all(),
+            told_claims: BTreeSet::new(),
             coverage: Coverage::default(),
             is_calm: false,
             is_closing: false,
@@ -278,7 +315,8 @@ impl World {
         }
         for number in 0..world.plan.clients {
             let home = world.chance.is(700_000).then(|| number % world.nodes.len());
-            world.clients.push(Client::new(number, home));
+            let client = Client::new(number, home, &world.plan);
+            world.clients.push(client);
             let at = SECOND + world.chance.below(world.plan.client_gap);
             world.push(at, NOBODY, Event::Client(number));
         }
@@ -385,6 +423,8 @@ impl World {
             }
             Event::AskToJoin => self.ask_to_join(n),
             Event::Client(client) => self.on_client(client),
+            Event::LookAfter => self.look_after(n),
+            Event::Leave(client, claim) => self.leave(client, claim),
             Event::GiveUp(client, op) => self.give_up(client, op),
             Event::Chaos => self.on_chaos(),
             Event::Crash { rest } => self.crash_for(n, rest),
@@ -434,6 +474,7 @@ impl World {
         let tick = self.chance.below(50 * MILLI);
         self.push(tick, n, Event::Wake);
         self.push(SECOND, n, Event::EverySecond);
+        self.push(LOOK_AFTER, n, Event::LookAfter);
         self.connect(n);
     }
 
@@ -505,6 +546,9 @@ impl World {
         }
         for (op, _) in running.waiting {
             self.settle(op, Known::InDoubt, None);
+        }
+        for wait in running.lock_waits {
+            self.end_lock_wait(wait.client);
         }
         let node = &mut self.nodes[n];
         node.disk.incoming.clear();
@@ -584,6 +628,7 @@ impl World {
             self.take_jobs(n);
             self.tell(&Fact::Swept(n));
             self.settle_waiting(n);
+            self.settle_lock_waits(n);
             let Some(running) = &self.nodes[n].running else { return };
             if running.shared.events.is_empty() || self.failure.is_some() {
                 return;
@@ -1024,7 +1069,7 @@ impl World {
     // ---- clients ----------------------------------------------------------------------------------
 
     fn on_client(&mut self, c: usize) {
-        if self.is_closing || self.clients[c].current.is_some() {
+        if self.is_closing || self.clients[c].current.is_some() || self.clients[c].claim.is_some() {
             return;
         }
         if self.quiet_until > self.now {
@@ -1067,11 +1112,8 @@ impl World {
         let clock = Arc::clone(&self.nodes[n].clock);
         let Some(running) = &mut self.nodes[n].running else { return };
         match ask {
-            Ask::Write(commands) => {
-                let mut batch = Batch::new(b"default");
-                for command in &commands {
-                    batch.push_command(0, command.iter().map(Vec::as_slice).collect::<Vec<_>>().into_iter());
-                }
+            Ask::Write(_) | Ask::Atomic(..) => {
+                let batch = batch_of(c, &ask);
                 let (sender, receiver) = oneshot::channel();
                 running.waiting.push((op, Waiting::Write(receiver)));
                 self.post(n, DriverEvent::Submit(Submission::new(batch, Some(sender))));
@@ -1086,6 +1128,93 @@ impl World {
                 self.post(n, DriverEvent::Barrier(sender));
             }
         }
+    }
+
+    // ---- clients that wait for locks ------------------------------------------------------------------
+
+    /// The client of an operation was told that it waits.
+    fn begin_lock_wait(&mut self, c: usize, n: usize, claim: u64) {
+        let Some(running) = &mut self.nodes[n].running else { return };
+        let receiver = running.shared.claims.claim(ClaimId(claim));
+        running.lock_waits.push(LockWait { client: c, claim: ClaimId(claim), receiver });
+        self.clients[c].claim = Some((claim, n));
+        if self.chance.is(200_000) {
+            let after = self.chance.below(8 * SECOND);
+            self.push(after, NOBODY, Event::Leave(c, claim));
+        }
+    }
+
+    /// Its connection ends, and its node notices.
+    fn leave(&mut self, c: usize, claim: u64) {
+        let Some((_, n)) = self.clients[c].claim.filter(|(of, _)| *of == claim) else { return };
+        if let Some(running) = &mut self.nodes[n].running {
+            for mut wait in running.lock_waits.extract_if(.., |wait| wait.claim.0 == claim) {
+                running.shared.claims.abandon(wait.claim, &mut wait.receiver);
+            }
+        }
+        self.end_lock_wait(c);
+    }
+
+    fn end_lock_wait(&mut self, c: usize) {
+        self.clients[c].claim = None;
+        let gap = self.chance.between(self.plan.client_gap / 2, self.plan.client_gap * 2);
+        self.push(gap, NOBODY, Event::Client(c));
+    }
+
+    /// Tells clients whose wait is over, as their connections do, and what was taken back.
+    fn settle_lock_waits(&mut self, n: usize) {
+        let Some(running) = &mut self.nodes[n].running else { return };
+        let mut over = Vec::new();
+        let mut at = 0;
+        while at < running.lock_waits.len() {
+            match running.lock_waits[at].receiver.try_recv() {
+                Err(oneshot::error::TryRecvError::Empty) => at += 1,
+                outcome => over.push((running.lock_waits.remove(at), outcome.ok().flatten())),
+            }
+        }
+        let claims = Arc::clone(&running.shared.claims);
+        running.take_backs.retain_mut(|(claim, receiver)| match receiver.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => true,
+            Ok(Ok(_)) => {
+                claims.taken_back(*claim);
+                false
+            }
+            // What is refused is proposed again.
+            Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => false,
+        });
+        for (wait, outcome) in over {
+            if let Some(ClaimEnd::Granted(granted)) = outcome {
+                if self.chance.is(100_000) {
+                    // Its connection broke just before it was told.
+                    self.coverage.saw("a wait is granted to nobody");
+                    claims.take_back(wait.claim, granted);
+                } else {
+                    self.told_claims.insert(wait.claim.0);
+                    for grant in &granted.grants {
+                        self.clients[wait.client].hear_grant(&grant.key, grant.token.0);
+                    }
+                }
+            }
+            self.end_lock_wait(wait.client);
+        }
+    }
+
+    fn look_after(&mut self, n: usize) {
+        let now = self.nodes[n].clock.monotonic();
+        let Some(running) = &mut self.nodes[n].running else { return };
+        let mut submissions = Vec::new();
+        for (claim, batch) in running.shared.claims.on_time(now) {
+            let (sender, receiver) = oneshot::channel();
+            if let Some(claim) = claim {
+                running.take_backs.push((claim, receiver));
+            }
+            submissions.push(Submission::new(batch, Some(sender)));
+        }
+        for submission in submissions {
+            self.post(n, DriverEvent::Submit(submission));
+        }
+        let wait = self.nodes[n].rate.real(LOOK_AFTER);
+        self.push(wait, n, Event::LookAfter);
     }
 
     fn settle_waiting(&mut self, n: usize) {
@@ -1176,7 +1305,7 @@ impl World {
         if self.clients[c].current.is_none_or(|(current, _)| current != op) {
             return;
         }
-        self.clients[c].current = None;
+        let n = self.clients[c].current.take().map_or(NOBODY, |(_, n)| n);
         operation.known = known;
         operation.returned = Some(self.now);
         if read_at.is_some() {
@@ -1201,6 +1330,16 @@ impl World {
         self.tell(&Fact::Answered { op, operation: &operation });
         if let (Known::Replies(_), Some(index)) = (&operation.known, self.operations[op as usize].index) {
             self.journal.told = self.journal.told.max(index);
+        }
+        let claim = match &operation.known {
+            Known::Replies(replies) => replies.iter().find_map(|reply| match reply {
+                Reply::Waiting(claim) => Some(*claim),
+                _ => None,
+            }),
+            Known::Nothing | Known::NotDone | Known::InDoubt => None,
+        };
+        if let Some(claim) = claim {
+            return self.begin_lock_wait(c, n, claim);
         }
         let gap = self.chance.between(self.plan.client_gap / 2, self.plan.client_gap * 2);
         self.push(gap, NOBODY, Event::Client(c));
@@ -1251,6 +1390,9 @@ impl World {
         if let Err(what) = self.journal.replay.finish() {
             self.fail(&what);
         }
+        // The waits of serving clients end, too.
+        self.is_closing = true;
+        self.run_until(self.now + 5 * SECOND);
         self.tell(&Fact::Healed);
     }
 
@@ -1272,6 +1414,9 @@ impl World {
             let mut left = 6;
             while left > 0 && self.failure.is_none() {
                 left -= 1;
+                if let Some((claim, _)) = self.clients[0].claim {
+                    self.leave(0, claim);
+                }
                 self.begin(0, n);
                 self.is_closing = true;
                 self.run_until(self.now + 2 * SECOND);

@@ -45,6 +45,9 @@ use crate::resp::reply_codec;
 use crate::state::Membership;
 use crate::state::Pending;
 use crate::state::State;
+use crate::state::Timing;
+use crate::telemetry::metrics::LOCK_HOLD_SECONDS;
+use crate::telemetry::metrics::LOCK_WAIT_SECONDS;
 use crate::types::GroupId;
 use crate::types::LogIndex;
 use crate::types::Millis;
@@ -113,9 +116,12 @@ impl Applier {
             let started = self.clock.monotonic();
             let mut state = self.state.write();
             let mut verify = false;
+            let (mut notices, mut timings) = (Vec::new(), Vec::new());
             for (entry, batches) in entries.by_ref() {
                 let applied = apply_one(&mut state, entry, changes.get(&entry.index));
                 done.extend(batches.into_iter().zip(applied.outcomes));
+                notices.extend(applied.notices);
+                timings.extend(applied.timings);
                 verify = applied.verify;
                 if verify || self.clock.monotonic().micros_since(started) > LOCK_MICROS {
                     break;
@@ -129,6 +135,8 @@ impl Applier {
                 self.answer(queued, outcome, &mut outcomes);
             }
             self.send(outcomes);
+            self.shared.claims.publish(&notices, self.clock.monotonic());
+            timings.iter().for_each(note_timing);
             if verify {
                 // Readers go on meanwhile; apply does not, so this is the state at that index.
                 let digest = self.state.read().digest();
@@ -284,19 +292,30 @@ impl Applier {
     }
 
     /// The snapshot is in place on disk, and this is its state.
-    pub fn installed(&mut self, token: u64, state: Box<State>) {
+    pub fn installed(&mut self, token: u64, mut state: Box<State>) {
         let membership = state.membership().clone();
         self.flushed = state.meta().applied;
         let old = {
             let mut current = self.state.write();
+            // Who subscribed before is told of what comes after.
+            state.tell_lock_changes(current.tells_lock_changes());
             let old = std::mem::replace(&mut *current, *state);
             self.shared.set_applied(&current);
+            self.shared.claims.reconcile(&current, self.clock.monotonic());
             old
         };
         self.last_flush = self.clock.monotonic();
         self.shared.events.post(Event::Installed { token, membership });
         drop(old);
     }
+}
+
+fn note_timing(timing: &Timing) {
+    let (name, millis) = match timing {
+        Timing::LockWait(millis) => (LOCK_WAIT_SECONDS, millis),
+        Timing::LockHold(millis) => (LOCK_HOLD_SECONDS, millis),
+    };
+    metrics::histogram!(name).record(millis.0 as f64 / 1e3);
 }
 
 /// About how much memory entries take while they wait for apply.

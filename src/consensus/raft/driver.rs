@@ -75,6 +75,7 @@ use crate::machine::entry::SessionStamp;
 use crate::machine::entry::Stamps;
 use crate::machine::entry::decode_stamps;
 use crate::machine::entry::encode_entry;
+use crate::machine::entry::life_of;
 use crate::peer::Channel;
 use crate::peer::Links;
 use crate::state::Membership;
@@ -113,6 +114,8 @@ const FETCHES: u32 = 4;
 const APPLY_BACKLOG_MAX: u64 = 256 << 20;
 /// Batches of one frame to the leader, in bytes.
 const FRAME_BYTES: usize = 1 << 20;
+/// The clients of a node that was not reachable for so long wait no more.
+const NODE_LEASE: Millis = Millis(10_000);
 /// While anything has a deadline, the log gets a stamp at least this often: after a total outage the
 /// cluster clock goes on from the last stamp, so leases are late by no more than this.
 const STAMP_INTERVAL: Millis = Millis(10_000);
@@ -284,6 +287,8 @@ pub struct Driver {
     log_end_at_start: u64,
     /// The directory that is being put in place.
     installing_dir: Option<String>,
+    /// Nodes whose clients wait for locks and that are not reachable, and since when.
+    unreachable: BTreeMap<NodeId, Monotonic>,
 }
 
 /// What a driver is made of.
@@ -350,6 +355,7 @@ impl Driver {
             shortest_timeout,
             log_end_at_start,
             installing_dir: None,
+            unreachable: BTreeMap::new(),
         }
     }
 
@@ -523,7 +529,11 @@ impl Driver {
                 let Some(cluster) = &mut self.cluster else { return };
                 let submission = cluster.members.join(is_leading, node, nonce, address, done);
                 if let Some(submission) = submission {
-                    self.proposer.push(Queued { submission, stamp: None, reply_to: ReplyTo::Joiner { node, nonce } });
+                    self.proposer.push(Queued {
+                        submission,
+                        stamp: None,
+                        reply_to: ReplyTo::Joiner { node, nonce },
+                    });
                 }
             }
             Event::Allocated { node, nonce, replica } => {
@@ -577,6 +587,7 @@ impl Driver {
         if self.serve_from.is_some_and(|index| applied >= index) && self.leading {
             self.serve_from = None;
             self.start.outage = Millis(0);
+            self.shared.claims.open();
         }
         self.barriers.applied(applied);
         if let Some(cluster) = &mut self.cluster {
@@ -676,6 +687,7 @@ impl Driver {
                 self.step(Input::ReadIndex(context));
             }
         }
+        self.look_after_waits(now);
         let progress = self.progress(now);
         let keep_from = self.keep_from(&progress, now);
         self.shared.set_keep_from(keep_from);
@@ -692,6 +704,33 @@ impl Driver {
         cluster.session.on_time(now, config.indoubt_timeout);
         if let Some((change, context)) = cluster.members.on_tick(&view, now) {
             self.step(Input::ConfChange { change, context });
+        }
+    }
+
+    /// Nobody waits for a client whose process is gone.
+    fn look_after_waits(&mut self, now: Monotonic) {
+        let waiting = self.shared.waiting_nodes();
+        let Some(cluster) = &mut self.cluster else { return };
+        self.unreachable.retain(|node, _| waiting.iter().any(|(waiting, _)| waiting == node));
+        for (node, life) in waiting {
+            if node == cluster.node {
+                // An earlier life's end with the first batch of this one, whatever it says.
+                if life < life_of(cluster.session.epoch()) && cluster.session.is_unused() {
+                    cluster.session.push(Submission::new(Batch::default(), None), now);
+                }
+                continue;
+            }
+            if cluster.network.is_connected(node) {
+                self.unreachable.remove(&node);
+                continue;
+            }
+            let since = *self.unreachable.entry(node).or_insert(now);
+            if self.leading && now.since(since) >= NODE_LEASE {
+                self.unreachable.insert(node, now);
+                let mut batch = Batch::new(b"");
+                batch.push_end_claims(node, u64::MAX);
+                self.proposer.push(own(batch));
+            }
         }
     }
 
@@ -1063,6 +1102,10 @@ impl Driver {
     fn queue_leader_start(&mut self) {
         let mut batch = Batch::new(b"");
         batch.push_leader_start(&self.start);
+        if self.is_alone() {
+            // Whoever waited did so in an earlier life of this process.
+            batch.push_end_claims(NodeId(0), u64::MAX);
+        }
         self.proposer.push_first(own(batch));
         self.expire_pending = true;
         // raft's own empty entry comes first, LEADER-START behind it.

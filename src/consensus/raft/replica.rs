@@ -40,6 +40,7 @@ use crate::consensus::Replicator;
 use crate::consensus::ReplySender;
 use crate::consensus::Role;
 use crate::consensus::Status;
+use crate::consensus::claims::Claims;
 use crate::consensus::cluster_clock::ClusterClock;
 use crate::consensus::mailbox::Mailbox;
 use crate::consensus::raft::acceptable::LOST_ENTRIES;
@@ -71,11 +72,13 @@ use crate::consensus::raft::snapshot_io::SnapshotCounters;
 use crate::machine::entry::Batch;
 use crate::machine::entry::Stamps;
 use crate::machine::entry::decode_stamps;
+use crate::machine::entry::life_of;
 use crate::peer::Links;
 use crate::state::Membership;
 use crate::state::NodeAddress;
 use crate::state::Settings;
 use crate::state::State;
+use crate::state::locks::graph::VictimChoice;
 use crate::storage::DataStore;
 use crate::storage::LogBatch;
 use crate::storage::LogContents;
@@ -255,13 +258,24 @@ pub struct Shared {
     losses_told: Mutex<(u32, Monotonic)>,
     /// For each other node the session and the number that it was answered last.
     answered: Mutex<BTreeMap<NodeId, (u64, u64)>>,
+    /// The clients of this node that wait for locks.
+    pub claims: Arc<Claims>,
+    /// The nodes, by life, whose clients wait.
+    waiting_nodes: Mutex<Vec<(NodeId, u64)>>,
 }
 
 impl Shared {
     /// What a replica shares that starts with this state. `epoch` is what the names of its sessions begin with;
     /// `keep_from` as in [`Shared::set_keep_from`].
     #[must_use]
-    pub fn new(state: &State, counters: Arc<Counters>, replica: u64, epoch: u64, keep_from: u64) -> Shared {
+    pub fn new(
+        state: &State,
+        counters: Arc<Counters>,
+        replica: u64,
+        epoch: u64,
+        keep_from: u64,
+        claims: Claims,
+    ) -> Shared {
         Shared {
             events: Mailbox::default(),
             counters,
@@ -291,6 +305,8 @@ impl Shared {
             quarantine_warned: AtomicU64::new(0),
             losses_told: Mutex::default(),
             answered: Mutex::default(),
+            claims: Arc::new(claims),
+            waiting_nodes: Mutex::new(state.waits().nodes().collect()),
         }
     }
 
@@ -300,7 +316,19 @@ impl Shared {
         self.earliest_deadline.store(state.earliest_deadline().0, Ordering::Release);
         self.applied_clock.store(meta.clock.0, Ordering::Release);
         self.applied_wall.store(meta.wall.0, Ordering::Release);
+        let mut waiting = self.waiting_nodes.lock();
+        if !waiting.is_empty() || !state.waits().is_empty() {
+            waiting.clear();
+            waiting.extend(state.waits().nodes());
+        }
+        drop(waiting);
         self.applied.store(meta.applied.0, Ordering::SeqCst);
+    }
+
+    /// The nodes, by life, whose clients wait for locks.
+    #[must_use]
+    pub fn waiting_nodes(&self) -> Vec<(NodeId, u64)> {
+        self.waiting_nodes.lock().clone()
     }
 
     /// The applied index.
@@ -840,11 +868,19 @@ impl Replica {
         let (replica, boot) = (booted.replica, parts.peers.as_ref().map_or(0, |peers| peers.boot));
         let epoch = first_epoch(replica, boot);
         let keep_from = if parts.peers.is_some() { 0 } else { u64::MAX };
-        let shared = Arc::new(Shared::new(&state, Arc::clone(&counters), replica, epoch, keep_from));
+        let claims = match &parts.peers {
+            Some(peers) => Claims::new(peers.node, life_of(epoch)),
+            None => Claims::new(NodeId(0), 0),
+        };
+        let shared = Arc::new(Shared::new(&state, Arc::clone(&counters), replica, epoch, keep_from, claims));
         let settings = Settings {
             databases: config.databases,
             lock_default_ttl: config.lock_default_ttl,
             lease_failover_grace: config.lease_failover_grace,
+            lock_deadlock_victim: VictimChoice::of(config.lock_deadlock_victim).unwrap_or_default(),
+            lock_graph_max: config.lock_graph_max,
+            lock_release_memory: config.lock_release_memory,
+            once_max_entries: config.once_max_entries,
         };
         let state = Arc::new(RwLock::new(state));
         let (writer, flusher) = (Arc::default(), Arc::default());
@@ -959,7 +995,8 @@ impl Replica {
         let runner = Arc::clone(&engine);
         threads.push(spawn("raft", move || runner.run())?);
         let replicator: Arc<dyn Replicator> = engine;
-        Ok(Replica { group: Group::new(replicator, state, clock), shared, hub, threads })
+        let group = Group::new(replicator, state, clock, Arc::clone(&shared.claims));
+        Ok(Replica { group, shared, hub, threads })
     }
 
     /// The handle.

@@ -179,6 +179,12 @@ impl Session {
         self.waiting.len() + self.pending.len()
     }
 
+    /// True when nothing was given to it yet.
+    #[must_use]
+    pub fn is_unused(&self) -> bool {
+        self.acked == 0 && self.is_empty()
+    }
+
     /// True when everything has its outcome.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,10 +1,15 @@
 //! Locks: leased rights with a fencing token (COMMANDS.md 2.2).
 //!
-//! The decisions are in [`rules`]; here they become changes of the state: the row, the index of leases
-//! and the index of owners. A free lock has no row. Tokens come from the group's counter, so that they
-//! go on increasing over a lock's lives.
+//! The decisions are in [`rules`]; here they become changes of the state: the row, the index of leases, the index of
+//! owners, the queue of those who wait. A lock that nobody holds or waits for has no row. Tokens come from the group's
+//! counter, so that they go on increasing over a lock's lives.
+//!
+//! Whatever makes room hands the lock over in the same entry ([`hand_over`]).
 
+pub mod graph;
+pub mod releases;
 pub mod rules;
+pub mod waits;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -16,6 +21,12 @@ use crate::state::State;
 use crate::state::expiry::KeyName;
 use crate::state::expiry::LeaseName;
 use crate::state::lease_after_grace;
+use crate::state::notices::ClaimEnd;
+use crate::state::notices::Grant;
+use crate::state::notices::Granted;
+use crate::state::notices::LockChange;
+use crate::state::notices::Notice;
+use crate::state::notices::Origin;
 use crate::types::ClusterTime;
 use crate::types::FencingToken;
 use crate::types::Millis;
@@ -23,14 +34,26 @@ use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
 use crate::types::codec::put_bytes;
 use crate::types::codec::put_varint;
+use crate::types::planted::Bug;
+use crate::types::planted::is_planted;
 
-pub use rules::Acquire;
-pub use rules::ExtendOutcome;
-pub use rules::LockOutcome;
-pub use rules::ReleaseOutcome;
+pub use rules::Mode;
+pub use rules::Verdict;
+pub use rules::Wanted;
+pub use waits::Claim;
+pub use waits::ClaimId;
+pub use waits::Wait;
+pub use waits::WaitId;
+pub use waits::Waits;
+
+use waits::WaitKey;
 
 /// First byte of an encoded lock.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+/// At most this many requests wait for a lock.
+pub const WAITERS_MAX: usize = 10_000;
+/// At most this many share a lock.
+pub const HOLDERS_MAX: usize = 100_000;
 
 /// Who holds a lock: an owner as the client names it, within its ACL user, so that nobody unlocks by
 /// guessing another user's owners.
@@ -50,34 +73,25 @@ impl OwnerName {
     }
 }
 
-/// A lock that is held.
+/// What one owner has of a lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lock {
+pub struct Hold {
     owner: OwnerName,
     token: FencingToken,
-    /// When the hold ends by itself.
+    /// When it ends by itself.
     lease_until: ClusterTime,
     /// Where its owner last set that end; grace after a change of leader is counted from here.
     set_until: ClusterTime,
-    /// When this hold began.
     since: ClusterTime,
-    /// How often the owner took, re-took or extended it: tells two states of one hold apart.
     touches: u64,
+    grace: Millis,
+    data: Option<Box<[u8]>>,
+    /// Where it was last set from.
+    origin: Origin,
 }
 
-impl Lock {
-    /// A new hold.
-    #[must_use]
-    pub fn granted(
-        owner: OwnerName,
-        token: FencingToken,
-        since: ClusterTime,
-        lease_until: ClusterTime,
-    ) -> Lock {
-        Lock { owner, token, lease_until, set_until: lease_until, since, touches: 1 }
-    }
-
-    /// Who holds it.
+impl Hold {
+    /// Who holds.
     #[must_use]
     pub fn owner(&self) -> &OwnerName {
         &self.owner
@@ -101,50 +115,229 @@ impl Lock {
         self.since
     }
 
-    /// How often the owner took, re-took or extended this hold (from 1).
+    /// How often the owner took, re-took or extended this hold (from 1): tells two states of one hold apart.
     #[must_use]
     pub fn touches(&self) -> u64 {
         self.touches
     }
 
-    /// Bytes of memory the lock takes besides its row.
+    /// What the owner says of itself.
     #[must_use]
-    pub fn memory_bytes(&self) -> usize {
-        std::mem::size_of::<Lock>() + self.owner.user.len() + self.owner.owner.len()
+    pub fn data(&self) -> Option<&[u8]> {
+        self.data.as_deref()
     }
 
-    /// The owner sets the end of its lease.
-    fn renew(&mut self, lease_until: ClusterTime) {
+    /// Where it was last set from.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    fn renew(&mut self, lease_until: ClusterTime, origin: &Origin) {
         self.lease_until = lease_until;
         self.set_until = lease_until;
         self.touches += 1;
+        self.origin.clone_from(origin);
     }
 
-    /// Appends the lock to a row's value.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(FORMAT);
+    fn encode(&self, out: &mut Vec<u8>) {
         put_bytes(out, &self.owner.user);
         put_bytes(out, &self.owner.owner);
-        for number in [self.token.0, self.lease_until.0, self.set_until.0, self.since.0, self.touches] {
+        for number in
+            [self.token.0, self.lease_until.0, self.set_until.0, self.since.0, self.touches, self.grace.0]
+        {
             put_varint(out, number);
         }
+        waits::encode_data(self.data.as_deref(), out);
+        waits::encode_origin(&self.origin, out);
     }
 
-    /// Reads what [`Lock::encode`] wrote, to the end of the value.
-    pub fn decode(reader: &mut Reader<'_>) -> Result<Lock, CodecError> {
-        if reader.u8()? != FORMAT {
-            return Err(CodecError("a lock of an unknown format"));
-        }
-        let owner = OwnerName::new(reader.bytes()?, reader.bytes()?);
-        let lock = Lock {
-            owner,
+    fn decode(reader: &mut Reader<'_>) -> Result<Hold, CodecError> {
+        Ok(Hold {
+            owner: OwnerName::new(reader.bytes()?, reader.bytes()?),
             token: FencingToken(reader.varint()?),
             lease_until: ClusterTime(reader.varint()?),
             set_until: ClusterTime(reader.varint()?),
             since: ClusterTime(reader.varint()?),
             touches: reader.varint()?,
+            grace: Millis(reader.varint()?),
+            data: waits::decode_data(reader)?,
+            origin: waits::decode_origin(reader)?,
+        })
+    }
+}
+
+/// Place in a lock's queue: upgrades first, then as they came.
+type Place = (bool, WaitId);
+
+/// A lock that somebody holds or waits for, or that is delayed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lock {
+    mode: Mode,
+    limit: u32,
+    /// By their tokens.
+    holds: Vec<Hold>,
+    /// Rows of their own on disk.
+    waiters: BTreeSet<Place>,
+    delayed_until: ClusterTime,
+    grants: u64,
+    expiries: u64,
+}
+
+impl Default for Lock {
+    fn default() -> Lock {
+        Lock {
+            mode: Mode::Exclusive,
+            limit: 0,
+            holds: Vec::new(),
+            waiters: BTreeSet::new(),
+            delayed_until: ClusterTime(0),
+            grants: 0,
+            expiries: 0,
+        }
+    }
+}
+
+impl Lock {
+    /// How it is held.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// How many may share it; 0 is any number.
+    #[must_use]
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// Who holds it, by their tokens.
+    #[must_use]
+    pub fn holds(&self) -> &[Hold] {
+        &self.holds
+    }
+
+    /// The hold of an owner.
+    #[must_use]
+    pub fn hold_of(&self, owner: &OwnerName) -> Option<&Hold> {
+        self.holds.iter().find(|hold| hold.owner == *owner)
+    }
+
+    /// The hold under a token.
+    #[must_use]
+    pub fn hold_under(&self, token: FencingToken) -> Option<&Hold> {
+        self.holds.binary_search_by_key(&token, Hold::token).ok().map(|at| &self.holds[at])
+    }
+
+    fn hold_under_mut(&mut self, token: FencingToken) -> Option<&mut Hold> {
+        self.holds.binary_search_by_key(&token, Hold::token).ok().map(|at| &mut self.holds[at])
+    }
+
+    /// True when one more may share it.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let most = if self.limit == 0 { HOLDERS_MAX } else { self.limit as usize };
+        self.holds.len() < most
+    }
+
+    /// Who waits for it, in order.
+    pub fn waiters(&self) -> impl Iterator<Item = WaitId> {
+        self.waiters.iter().map(|(_, id)| *id)
+    }
+
+    /// True when somebody waits for it.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        !self.waiters.is_empty()
+    }
+
+    /// Until when nobody gets it; 0 when it is not delayed.
+    #[must_use]
+    pub fn delayed_until(&self) -> ClusterTime {
+        self.delayed_until
+    }
+
+    /// How often it was granted, and how often a hold ended by time, since it has a row.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        (self.grants, self.expiries)
+    }
+
+    /// Bytes of memory the lock takes besides its row.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let of = |hold: &Hold| {
+            size_of::<Hold>()
+                + hold.owner.user.len()
+                + hold.owner.owner.len()
+                + hold.data.as_ref().map_or(0, |data| data.len())
+                + hold.origin.address.len()
         };
-        if reader.is_empty() { Ok(lock) } else { Err(CodecError("a lock with a tail")) }
+        size_of::<Lock>()
+            + self.holds.iter().map(of).sum::<usize>()
+            + self.waiters.len() * size_of::<Place>() * 3 / 2
+    }
+
+    /// The request that comes before this one in the queue.
+    fn before(&self, id: WaitId) -> Option<WaitId> {
+        let place = (!self.waiters.contains(&(false, id)), id);
+        self.waiters.range(..place).next_back().map(|(_, before)| *before)
+    }
+
+    /// How many holds it has while it is shared.
+    pub(super) fn shared_holds(&self) -> u64 {
+        if self.mode == Mode::Shared { self.holds.len() as u64 } else { 0 }
+    }
+
+    fn is_unused(&self) -> bool {
+        self.holds.is_empty() && self.waiters.is_empty() && self.delayed_until == ClusterTime(0)
+    }
+
+    /// What of it ends by time, but for the claims of those who wait.
+    pub(super) fn deadlines<'a>(
+        &'a self,
+        db: DbIndex,
+        key: &'a [u8],
+    ) -> impl Iterator<Item = (ClusterTime, LeaseName)> + 'a {
+        let delay = (self.delayed_until != ClusterTime(0))
+            .then(|| (self.delayed_until, LeaseName::Delay(db, key.into())));
+        let holds = self
+            .holds
+            .iter()
+            .map(move |hold| (hold.lease_until, LeaseName::Hold(db, key.into(), hold.token)));
+        holds.chain(delay)
+    }
+
+    /// Appends the lock to a row's value.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.push(FORMAT);
+        out.push(u8::from(self.mode == Mode::Shared));
+        for number in
+            [u64::from(self.limit), self.delayed_until.0, self.grants, self.expiries, self.holds.len() as u64]
+        {
+            put_varint(out, number);
+        }
+        self.holds.iter().for_each(|hold| hold.encode(out));
+    }
+
+    /// Reads what [`Lock::encode`] wrote, to the end of the value; those who wait follow from rows of their own.
+    pub fn decode(reader: &mut Reader<'_>) -> Result<Lock, CodecError> {
+        if reader.u8()? != FORMAT {
+            return Err(CodecError("a lock of an unknown format"));
+        }
+        let mut lock = Lock {
+            mode: if reader.bool()? { Mode::Shared } else { Mode::Exclusive },
+            limit: reader.varint32()?,
+            delayed_until: ClusterTime(reader.varint()?),
+            grants: reader.varint()?,
+            expiries: reader.varint()?,
+            ..Lock::default()
+        };
+        for _ in 0..reader.varint()? {
+            lock.holds.push(Hold::decode(reader)?);
+        }
+        let is_sorted = lock.holds.is_sorted_by(|a, b| a.token < b.token);
+        if is_sorted && reader.is_empty() { Ok(lock) } else { Err(CodecError("a lock is not whole")) }
     }
 }
 
@@ -180,7 +373,12 @@ impl LockOwners {
         self.held.get(owner).into_iter().flatten()
     }
 
-    /// How many locks are held.
+    /// Every owner of this name, whatever its user.
+    pub fn named<'a>(&'a self, owner: &'a [u8]) -> impl Iterator<Item = &'a OwnerName> {
+        self.held.keys().filter(move |known| *known.owner == *owner)
+    }
+
+    /// How many holds there are.
     #[must_use]
     pub fn len(&self) -> usize {
         self.count
@@ -193,7 +391,55 @@ impl LockOwners {
     }
 }
 
-/// The lock under a key: `Some(None)` when it is free, `None` when the key holds another type.
+/// What happened to locks since the process started: for the metrics, and no part of the state.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LockFigures {
+    pub held_shared: u64,
+    pub expired: u64,
+    pub killed: u64,
+    pub deadlocks: u64,
+    pub graces: u64,
+}
+
+/// A request for one lock or several.
+#[derive(Debug, Clone, Copy)]
+pub struct LockRequest<'a> {
+    pub db: DbIndex,
+    /// Each once.
+    pub keys: &'a [&'a [u8]],
+    /// For a request of several locks the place in `keys` of each key that it named.
+    pub order: Option<&'a [u32]>,
+    pub owner: &'a OwnerName,
+    pub wanted: &'a Wanted,
+    /// Until when the client waits; `None`: not at all.
+    pub until: Option<ClusterTime>,
+    pub origin: &'a Origin,
+}
+
+/// What came of a request. A refusal is an outcome, not an error: it was agreed on, like a grant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acquired {
+    /// All are held now.
+    Held(Vec<Grant>),
+    /// Somebody else's turn; nothing changed. The key, who holds it first, and for how long.
+    Taken { key: Box<[u8]>, holder: Option<(OwnerName, ClusterTime)> },
+    /// The client waits under this number.
+    Waiting(ClaimId),
+    /// One of the keys holds another type.
+    WrongType,
+    /// The lock is shared by up to another number of holders.
+    LimitDiffers { limit: u32 },
+    /// The owner waits for these locks already, in another mode.
+    OtherMode,
+    /// To wait would close this cycle; the requester is the victim.
+    Deadlock(String),
+    /// Too many wait for one of the locks.
+    TooMany,
+    /// The graph of those who wait is too large to be searched.
+    GraphTooLarge,
+}
+
+/// The lock under a key: `Some(None)` when it has no row, `None` when the key holds another type.
 #[must_use]
 pub fn lock_at<'a>(state: &'a State, db: DbIndex, key: &[u8]) -> Option<Option<&'a Lock>> {
     match state.row(db, key).map(Row::object) {
@@ -203,61 +449,271 @@ pub fn lock_at<'a>(state: &'a State, db: DbIndex, key: &[u8]) -> Option<Option<&
     }
 }
 
-/// LOCK: takes the lock if it is free, or renews the hold of the same owner. `None` when the key holds
-/// another type.
-pub fn acquire(
-    state: &mut State,
-    db: DbIndex,
-    key: &[u8],
-    wanted: &Acquire,
-    now: ClusterTime,
-) -> Option<LockOutcome> {
-    let next = state.meta.last_token.next();
-    let outcome = rules::acquire(lock_at(state, db, key)?, wanted, now, next);
-    match &outcome {
-        LockOutcome::Granted { token, lease_until } => {
-            let drawn = state.next_token();
-            assert_eq!(drawn, *token, "the rules were shown the token that is drawn");
-            let lock = Lock::granted(wanted.owner.clone(), drawn, now, *lease_until);
-            state.insert_object(db, key, Object::Lock(Box::new(lock)));
+/// LOCK and MLOCK. What is due of the keys ended before.
+pub fn acquire(state: &mut State, request: &LockRequest<'_>, now: ClusterTime) -> Acquired {
+    let (owner, wanted) = (request.owner, request.wanted);
+    let mut firsts = Vec::with_capacity(request.keys.len());
+    let (mut taken, mut makes_room, mut takes_room) = (None, false, false);
+    for key in request.keys {
+        let Some(lock) = lock_at(state, request.db, key) else { return Acquired::WrongType };
+        match rules::decide(lock, owner, wanted, now) {
+            Verdict::LimitDiffers { limit } => return Acquired::LimitDiffers { limit },
+            Verdict::Wait { .. } => taken = taken.or(Some(*key)),
+            Verdict::Downgrade => makes_room = true,
+            Verdict::Upgrade => takes_room = true,
+            Verdict::Grant | Verdict::Renew => {}
         }
-        LockOutcome::Renewed { lease_until, .. } => change(state, db, key, |lock| lock.renew(*lease_until)),
-        LockOutcome::HeldBy { .. } => {}
+        // Whoever holds a lock, in whatever mode, waits for more of it before all others.
+        firsts.push(lock.is_some_and(|lock| lock.hold_of(owner).is_some()));
     }
-    Some(outcome)
+    let Some(taken) = taken else {
+        let grant = |key: &&[u8]| grant_one(state, request.db, key, owner, wanted, request.origin, now);
+        let grants = request.keys.iter().map(grant).collect();
+        for key in request.keys.iter().filter(|_| makes_room) {
+            hand_over(state, request.db, key, now);
+        }
+        if takes_room {
+            resolve_deadlocks_of(state, owner, now);
+        }
+        return Acquired::Held(grants);
+    };
+    let Some(until) = request.until else {
+        let lock = lock_at(state, request.db, taken).flatten();
+        let hold = lock.and_then(|lock| lock.holds.first());
+        let holder = hold.map(|hold| (hold.owner.clone(), hold.lease_until));
+        return Acquired::Taken { key: taken.into(), holder };
+    };
+    let keys = || request.keys.iter().zip(&firsts);
+    let is_crowded = |key: &&[u8]| {
+        let lock = lock_at(state, request.db, key).flatten();
+        lock.is_some_and(|lock| lock.waiters.len() >= WAITERS_MAX)
+    };
+    let joined = state.waits.of(owner).find(|id| {
+        // The replies to LOCK and MLOCK differ, and those to locks that are named in another order.
+        let is_same =
+            |wait: &Wait| wait.order.as_deref() == request.order && wait.is_for(request.db, request.keys);
+        state.waits.get(*id).is_some_and(is_same)
+    });
+    if let Some(id) = joined {
+        let known = state.waits.get(id).expect("it was found just now");
+        if known.wanted.mode != wanted.mode || known.wanted.limit != wanted.limit {
+            return Acquired::OtherMode;
+        }
+        return Acquired::Waiting(join(state, id, request.origin, until));
+    }
+    if request.keys.iter().any(is_crowded) {
+        return Acquired::TooMany;
+    }
+    let claim = state.next_claim();
+    let id = WaitId(claim.0);
+    let wait = Wait {
+        owner: owner.clone(),
+        db: request.db,
+        keys: keys().map(|(key, is_first)| WaitKey { key: (*key).into(), is_first: *is_first }).collect(),
+        order: request.order.map(<[u32]>::to_vec),
+        wanted: wanted.clone(),
+        since: now,
+        claims: vec![Claim { id: claim, origin: request.origin.clone(), until }],
+    };
+    enter(state, id, wait);
+    if let Some(refused) = resolve_deadlocks(state, id, now) {
+        return refused;
+    }
+    Acquired::Waiting(claim)
 }
 
-/// UNLOCK: frees the lock if this owner holds it (under this token, when one is given). `None` when the
-/// key holds another type.
+/// Another client waits for a request that waits already.
+fn join(state: &mut State, id: WaitId, origin: &Origin, until: ClusterTime) -> ClaimId {
+    let claim = state.next_claim();
+    if until != ClusterTime::NEVER {
+        state.leases.insert(until, LeaseName::Claim(claim));
+    }
+    state.notices.push(Notice::ClaimBegan { claim, origin: origin.clone() });
+    state.waits.add_claim(id, Claim { id: claim, origin: origin.clone(), until });
+    state.changes.waits.push(id);
+    claim
+}
+
+/// Puts a request into the queues of its locks.
+fn enter(state: &mut State, id: WaitId, wait: Wait) {
+    for claim in &wait.claims {
+        if claim.until != ClusterTime::NEVER {
+            state.leases.insert(claim.until, LeaseName::Claim(claim.id));
+        }
+        state.notices.push(Notice::ClaimBegan { claim: claim.id, origin: claim.origin.clone() });
+    }
+    for WaitKey { key, is_first } in &wait.keys {
+        change_lock(state, wait.db, key, |lock| lock.waiters.insert((!is_first, id)));
+    }
+    state.waits.insert(id, wait);
+    state.changes.waits.push(id);
+}
+
+/// Takes a request out of the queues of its locks, where it leaves room that nobody has taken yet.
+fn leave(state: &mut State, id: WaitId) -> Option<Wait> {
+    state.save_wait(id);
+    let wait = state.waits.remove(id)?;
+    for claim in &wait.claims {
+        state.leases.remove(claim.until, LeaseName::Claim(claim.id));
+    }
+    for WaitKey { key, is_first } in &wait.keys {
+        change_lock(state, wait.db, key, |lock| lock.waiters.remove(&(!is_first, id)));
+    }
+    state.changes.waits.push(id);
+    Some(wait)
+}
+
+/// Ends a wait for all who wait with it; those behind it move up.
+fn end_wait(state: &mut State, id: WaitId, end: &ClaimEnd, now: ClusterTime) {
+    let Some(wait) = leave(state, id) else { return };
+    tell_claims(state, &wait.claims, end);
+    for WaitKey { key, .. } in &wait.keys {
+        hand_over(state, wait.db, key, now);
+    }
+}
+
+fn tell_claims(state: &mut State, claims: &[Claim], end: &ClaimEnd) {
+    for claim in claims {
+        let (claim, origin) = (claim.id, claim.origin.clone());
+        state.notices.push(Notice::ClaimEnded { claim, origin, end: end.clone() });
+    }
+}
+
+/// One client waits no more; with the last one the request is gone. False when it did not wait.
+pub(crate) fn end_claim(state: &mut State, claim: ClaimId, now: ClusterTime) -> bool {
+    let Some(id) = state.waits.of_claim(claim) else { return false };
+    if state.waits.get(id).is_some_and(|wait| wait.claims.len() == 1) {
+        end_wait(state, id, &ClaimEnd::Over, now);
+        return true;
+    }
+    state.save_wait(id);
+    if let Some(claim) = state.waits.remove_claim(claim) {
+        state.leases.remove(claim.until, LeaseName::Claim(claim.id));
+        tell_claims(state, &[claim], &ClaimEnd::Over);
+        state.changes.waits.push(id);
+    }
+    true
+}
+
+/// The clients of a node in lives before this one are gone: they wait no more. Says how many did.
+pub(crate) fn end_claims_before(
+    state: &mut State,
+    node: crate::types::NodeId,
+    life: u64,
+    now: ClusterTime,
+) -> usize {
+    let claims = state.waits.claims_before(node, life);
+    claims.into_iter().filter(|claim| end_claim(state, *claim, now)).count()
+}
+
+/// Whether the request closes a cycle, and what becomes of it then: the reply, if it is the victim.
+fn resolve_deadlocks(state: &mut State, id: WaitId, now: ClusterTime) -> Option<Acquired> {
+    loop {
+        let wait = state.waits.get(id)?;
+        if is_planted(Bug::DeadlockUnnoticed) {
+            return None;
+        }
+        if !graph::may_close_a_cycle(state, id, wait) {
+            return None;
+        }
+        let Ok(cycle) = graph::find_cycle(state, &wait.owner, state.meta.settings.lock_graph_max) else {
+            withdraw(state, id, now);
+            return Some(Acquired::GraphTooLarge);
+        };
+        let (victim, error) = victim_of(state, &cycle?);
+        if victim == id {
+            withdraw(state, id, now);
+            return Some(Acquired::Deadlock(error));
+        }
+        end_wait(state, victim, &ClaimEnd::Failed(error), now);
+    }
+}
+
+/// A lock became exclusive at once: who goes with a shared hold, and waits for another lock, waits for this owner from
+/// now on. If that closes a cycle it goes through another wait of the owner.
+fn resolve_deadlocks_of(state: &mut State, owner: &OwnerName, now: ClusterTime) {
+    while state.waits.of(owner).next().is_some()
+        && !is_planted(Bug::DeadlockUnnoticed)
+        && let Ok(Some(cycle)) = graph::find_cycle(state, owner, state.meta.settings.lock_graph_max)
+    {
+        let (victim, error) = victim_of(state, &cycle);
+        end_wait(state, victim, &ClaimEnd::Failed(error), now);
+    }
+}
+
+/// Which wait a cycle costs, and what its clients are told. The deadlock is noted.
+fn victim_of(state: &mut State, cycle: &graph::Cycle) -> (WaitId, String) {
+    let victim = cycle.victim(state);
+    let text = cycle.describe(&victim.owner);
+    state.note_deadlock(&victim.owner, &text);
+    (victim.wait, format!("DEADLOCK {text}"))
+}
+
+/// A request that came just now does not wait after all. Nobody need be told.
+fn withdraw(state: &mut State, id: WaitId, now: ClusterTime) {
+    let Some(wait) = leave(state, id) else { return };
+    let is_of_it = |notice: &Notice| match notice {
+        Notice::ClaimBegan { claim, .. } => wait.claims.iter().any(|known| known.id == *claim),
+        Notice::ClaimEnded { .. } | Notice::Lock { .. } => false,
+    };
+    state.notices.retain(|notice| !is_of_it(notice));
+    for WaitKey { key, .. } in &wait.keys {
+        hand_over(state, wait.db, key, now);
+    }
+}
+
+/// UNLOCK: ends the owner's hold (under this token, when one is given), and without a token its waits for this lock,
+/// those for several included. `None` when the key holds another type; else whether a hold ended, or had been ended by this token before.
 pub fn release(
     state: &mut State,
     db: DbIndex,
     key: &[u8],
     owner: &OwnerName,
     token: Option<FencingToken>,
-) -> Option<ReleaseOutcome> {
-    let outcome = rules::release(lock_at(state, db, key)?, owner, token);
-    if outcome == ReleaseOutcome::Released {
-        state.remove(db, key);
+    now: ClusterTime,
+) -> Option<bool> {
+    let lock = lock_at(state, db, key)?;
+    let hold = lock.and_then(|lock| lock.hold_of(owner)).map(Hold::token);
+    let is_held = hold.is_some_and(|held| token.is_none_or(|token| token == held));
+    if token.is_none() {
+        let ids: Vec<WaitId> = state.waits.of(owner).collect();
+        for id in ids {
+            if state.waits.get(id).is_some_and(|wait| wait.is_for_one(db, key)) {
+                end_wait(state, id, &ClaimEnd::Over, now);
+            }
+        }
     }
-    Some(outcome)
+    match (hold.filter(|_| is_held), token) {
+        (Some(held), _) => {
+            end_hold(state, db, key, held, LockChange::Released, now);
+            if token.is_some() {
+                let at_most = state.meta.settings.lock_release_memory;
+                let forgotten = state.releases.remember(held, db, key, owner, now, at_most);
+                state.note_release(held, &forgotten);
+            }
+            Some(true)
+        }
+        (None, Some(token)) => Some(state.releases.knows(token, db, key, owner, now)),
+        (None, None) => Some(false),
+    }
 }
 
-/// LOCKEXTEND of one lock: sets what is left of its lease if this owner holds it. `None` when the key
-/// holds another type.
+/// LOCKEXTEND of one lock: sets what is left of its lease if this owner holds it. `None` when the key holds another
+/// type; else whether it was held.
 pub fn extend(
     state: &mut State,
     db: DbIndex,
     key: &[u8],
     owner: &OwnerName,
     lease: Millis,
+    origin: &Origin,
     now: ClusterTime,
-) -> Option<ExtendOutcome> {
-    let outcome = rules::extend(lock_at(state, db, key)?, owner, lease, now);
-    if let ExtendOutcome::Extended { lease_until } = outcome {
-        change(state, db, key, |lock| lock.renew(lease_until));
-    }
-    Some(outcome)
+) -> Option<bool> {
+    let hold = lock_at(state, db, key)?.and_then(|lock| lock.hold_of(owner));
+    // One that is due and did not end yet is not extended.
+    let Some(token) = hold.filter(|hold| hold.lease_until > now).map(Hold::token) else { return Some(false) };
+    change_hold(state, db, key, token, |hold| hold.renew(now.after(lease), origin));
+    Some(true)
 }
 
 /// LOCKEXTEND without names: all locks of the owner in this database. Says how many were extended.
@@ -268,300 +724,450 @@ pub fn extend_all(
     db: DbIndex,
     owner: &OwnerName,
     lease: Millis,
+    origin: &Origin,
     now: ClusterTime,
 ) -> usize {
-    let keys: Vec<Box<[u8]>> =
-        state.lock_owners.of(owner).filter(|(of, _)| *of == db).map(|(_, key)| key.clone()).collect();
     let mut extended = 0;
-    for key in keys {
+    for key in held_keys(state, db, owner) {
         state.expire_touched(db, &key, now);
-        if let Some(ExtendOutcome::Extended { .. }) = extend(state, db, &key, owner, lease, now) {
-            extended += 1;
-        }
+        extended += usize::from(extend(state, db, &key, owner, lease, origin, now) == Some(true));
     }
     extended
 }
 
-/// Ends the hold of a lock whose lease is due.
-pub(crate) fn expire(state: &mut State, db: DbIndex, key: &[u8]) {
-    state.remove(db, key);
+fn held_keys(state: &State, db: DbIndex, owner: &OwnerName) -> Vec<Box<[u8]>> {
+    state.lock_owners.of(owner).filter(|(of, _)| *of == db).map(|(_, key)| key.clone()).collect()
+}
+
+/// LOCKS RELEASE: ends all holds and waits of an owner in this database, and says how many.
+pub fn release_all(state: &mut State, db: DbIndex, owner: &OwnerName, now: ClusterTime) -> usize {
+    let mut ended = 0;
+    let waits: Vec<WaitId> = state.waits.of(owner).collect();
+    for id in waits {
+        if state.waits.get(id).is_some_and(|wait| wait.db == db) {
+            end_wait(state, id, &ClaimEnd::Over, now);
+            ended += 1;
+        }
+    }
+    for key in held_keys(state, db, owner) {
+        state.expire_touched(db, &key, now);
+        ended += usize::from(release(state, db, &key, owner, None, now) == Some(true));
+    }
+    ended
+}
+
+/// LOCKS KILL: breaks the holds of a lock, or those of the owners of this name, and says how many. `None` when the key
+/// holds another type.
+pub fn kill(
+    state: &mut State,
+    db: DbIndex,
+    key: &[u8],
+    owner: Option<&[u8]>,
+    now: ClusterTime,
+) -> Option<usize> {
+    let Some(lock) = lock_at(state, db, key)? else { return Some(0) };
+    let is_meant = |hold: &&Hold| owner.is_none_or(|owner| *hold.owner.owner == *owner);
+    let tokens: Vec<FencingToken> = lock.holds.iter().filter(is_meant).map(Hold::token).collect();
+    for token in &tokens {
+        state.lock_figures.killed += 1;
+        end_hold(state, db, key, *token, LockChange::Killed, now);
+    }
+    Some(tokens.len())
+}
+
+/// Takes a grant back that its client never heard of, unless the owner touched the hold since.
+pub(crate) fn take_back(
+    state: &mut State,
+    db: DbIndex,
+    owner: &OwnerName,
+    grant: (&[u8], FencingToken, u64),
+    now: ClusterTime,
+) -> bool {
+    let (key, token, touches) = grant;
+    let Some(Some(lock)) = lock_at(state, db, key) else { return false };
+    let hold = lock.hold_under(token);
+    if hold.is_none_or(|hold| hold.owner != *owner || hold.touches != touches) {
+        return false;
+    }
+    end_hold(state, db, key, token, LockChange::Released, now);
+    true
+}
+
+/// Ends what is due of this lock, and says how many items; at most about `at_most`.
+pub(crate) fn expire(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime, at_most: usize) -> usize {
+    let Some(Some(lock)) = lock_at(state, db, key) else { return 0 };
+    let claims = lock.waiters().filter_map(|id| state.waits.get(id)).flat_map(|wait| &wait.claims);
+    let claims: Vec<ClaimId> =
+        claims.filter(|claim| claim.until <= now).map(|claim| claim.id).take(at_most).collect();
+    let holds = lock.holds.iter().filter(|hold| hold.lease_until <= now).map(Hold::token);
+    let holds: Vec<FencingToken> = holds.take(at_most.saturating_sub(claims.len())).collect();
+    let is_delay_over = (1..=now.0).contains(&lock.delayed_until.0);
+    let mut ended = claims.into_iter().filter(|claim| end_claim(state, *claim, now)).count();
+    if is_delay_over {
+        end_delay(state, db, key, now);
+        ended += 1;
+    }
+    for token in holds {
+        end_hold(state, db, key, token, LockChange::Expired, now);
+        ended += 1;
+    }
+    ended
+}
+
+/// True when something of this lock is due, those who wait for it included.
+pub(super) fn is_due(state: &State, lock: &Lock, now: ClusterTime) -> bool {
+    let is_claim_due = |id| {
+        state.waits.get(id).is_some_and(|wait: &Wait| wait.claims.iter().any(|claim| claim.until <= now))
+    };
+    lock.holds.iter().any(|hold| hold.lease_until <= now)
+        || (1..=now.0).contains(&lock.delayed_until.0)
+        || lock.waiters().any(is_claim_due)
+}
+
+pub(crate) fn end_delay(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime) {
+    change_lock(state, db, key, |lock| lock.delayed_until = ClusterTime(0));
+    hand_over(state, db, key, now);
+}
+
+/// A hold's lease is due.
+pub(crate) fn expire_hold(state: &mut State, db: DbIndex, key: &[u8], token: FencingToken, now: ClusterTime) {
+    end_hold(state, db, key, token, LockChange::Expired, now);
 }
 
 /// A new leader stands: the hold lives at least `grace` longer, within its budget.
-pub(crate) fn grant_grace(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime, grace: Millis) {
+pub(crate) fn grant_grace(
+    state: &mut State,
+    db: DbIndex,
+    key: &[u8],
+    token: FencingToken,
+    now: ClusterTime,
+    grace: Millis,
+) {
     let Some(Some(lock)) = lock_at(state, db, key) else { return };
-    let lease_until = lease_after_grace(lock.lease_until, lock.set_until, now, grace);
-    if lease_until != lock.lease_until {
-        change(state, db, key, |lock| lock.lease_until = lease_until);
+    let Some(hold) = lock.hold_under(token) else { return };
+    let lease_until = lease_after_grace(hold.lease_until, hold.set_until, now, grace);
+    if lease_until != hold.lease_until {
+        state.lock_figures.graces += 1;
+        change_hold(state, db, key, token, |hold| hold.lease_until = lease_until);
     }
 }
 
-/// Changes a held lock and keeps the index of leases in step with it.
-fn change(state: &mut State, db: DbIndex, key: &[u8], change: impl FnOnce(&mut Lock)) {
+/// Ends a hold, and hands the lock over.
+fn end_hold(
+    state: &mut State,
+    db: DbIndex,
+    key: &[u8],
+    token: FencingToken,
+    change: LockChange,
+    now: ClusterTime,
+) {
+    let is_expired = change == LockChange::Expired;
+    let Some(hold) = remove_hold(state, db, key, token) else { return };
+    state.note_hold_ended(hold.since, now);
+    if is_expired {
+        state.lock_figures.expired += 1;
+        change_lock(state, db, key, |lock| {
+            lock.expiries += 1;
+            if hold.grace.0 > 0 {
+                lock.delayed_until = lock.delayed_until.max(now.after(hold.grace));
+            }
+        });
+    }
+    tell(state, db, key, hold, change);
+    hand_over(state, db, key, now);
+}
+
+fn tell(state: &mut State, db: DbIndex, key: &[u8], hold: Hold, change: LockChange) {
+    let is_loss = matches!(change, LockChange::Expired | LockChange::Killed);
+    if is_loss || state.tells_lock_changes {
+        let (owner, token, origin) = (hold.owner, hold.token, hold.origin);
+        state.notices.push(Notice::Lock { db, key: key.into(), owner, token, change, origin });
+    }
+}
+
+/// Takes a hold out of its lock and the indices.
+fn remove_hold(state: &mut State, db: DbIndex, key: &[u8], token: FencingToken) -> Option<Hold> {
+    let lock = lock_at(state, db, key).flatten()?;
+    let at = lock.holds.binary_search_by_key(&token, Hold::token).ok()?;
+    let is_shared = lock.mode == Mode::Shared;
+    let hold = change_lock(state, db, key, |lock| lock.holds.remove(at))?;
+    state.leases.remove(hold.lease_until, LeaseName::Hold(db, key.into(), token));
+    state.lock_owners.remove(&hold.owner, db, key);
+    state.lock_figures.held_shared -= u64::from(is_shared);
+    Some(hold)
+}
+
+/// Gives the lock to those whose turn it is, as far as it goes, and forgets it when nobody is left. A grant may make
+/// room in the queues of other locks; they are looked at, too.
+fn hand_over(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime) {
+    let mut keys: Vec<Box<[u8]>> = vec![key.into()];
+    while let Some(key) = keys.pop() {
+        while let Some(wait) = take_turn(state, db, &key, now) {
+            keys.extend(wait.keys.into_iter().map(|other| other.key).filter(|other| *other != key));
+        }
+    }
+}
+
+/// Ends the wait of the first that waits, if it is its turn or its time is over; gives the request that waits no more.
+fn take_turn(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime) -> Option<Wait> {
+    loop {
+        let lock = lock_at(state, db, key).flatten()?;
+        let Some(id) = first_of(lock) else {
+            if lock.is_unused() {
+                state.remove(db, key);
+            }
+            return None;
+        };
+        let wait = state.waits.get(id)?;
+        match turn(state, id, wait, now) {
+            Turn::NotYet => return None,
+            Turn::Due(claims) if claims.len() < wait.claims.len() => {
+                for claim in claims {
+                    end_claim(state, claim, now);
+                }
+            }
+            Turn::Due(_) => return leave_and_tell(state, id, &ClaimEnd::Over),
+            Turn::LimitDiffers(limit) => {
+                return leave_and_tell(state, id, &ClaimEnd::Failed(limit_differs(limit)));
+            }
+            Turn::Now => return grant_wait(state, db, id, now),
+        }
+    }
+}
+
+fn leave_and_tell(state: &mut State, id: WaitId, end: &ClaimEnd) -> Option<Wait> {
+    let wait = leave(state, id)?;
+    tell_claims(state, &wait.claims, end);
+    Some(wait)
+}
+
+/// Gives a request all its locks, which admit it.
+fn grant_wait(state: &mut State, db: DbIndex, id: WaitId, now: ClusterTime) -> Option<Wait> {
+    let wait = leave(state, id)?;
+    state.note_wait_ended(wait.since, now);
+    let origin = wait.claims.last().map(|claim| claim.origin.clone()).unwrap_or_default();
+    let (owner, wanted) = (&wait.owner, &wait.wanted);
+    let grant = |other: &WaitKey| grant_one(state, db, &other.key, owner, wanted, &origin, now);
+    let mut grants: Vec<Grant> = wait.keys.iter().map(grant).collect();
+    for grant in &mut grants {
+        // What one of its clients does not hear, another may; and what was held before stays held.
+        if wait.claims.len() > 1 || grant.touches > 1 {
+            grant.touches = 0;
+        }
+    }
+    let (owner, order) = (wait.owner.clone(), wait.order.clone());
+    tell_claims(state, &wait.claims, &ClaimEnd::Granted(Granted { db, owner, grants, order }));
+    Some(wait)
+}
+
+/// Whose turn it is.
+fn first_of(lock: &Lock) -> Option<WaitId> {
+    if is_planted(Bug::HandOverSkipsFirst) && lock.waiters.len() > 1 {
+        return lock.waiters().nth(1);
+    }
+    lock.waiters().next()
+}
+
+/// The error of a request that shares a lock with another LIMIT.
+#[must_use]
+pub fn limit_differs(limit: u32) -> String {
+    match limit {
+        0 => "ERR this lock is shared without a LIMIT; ask for it without one".to_owned(),
+        limit => format!("ERR this lock is shared with LIMIT {limit}; ask for it with the same one"),
+    }
+}
+
+/// Whether it is the turn of the first that waits.
+enum Turn {
+    NotYet,
+    Now,
+    /// Time is over for these of its clients.
+    Due(Vec<ClaimId>),
+    LimitDiffers(u32),
+}
+
+fn turn(state: &State, id: WaitId, wait: &Wait, now: ClusterTime) -> Turn {
+    for WaitKey { key, .. } in &wait.keys {
+        let Some(Some(lock)) = lock_at(state, wait.db, key) else { return Turn::NotYet };
+        if first_of(lock) != Some(id) {
+            return Turn::NotYet;
+        }
+        match rules::admit(lock, &wait.owner, &wait.wanted, now) {
+            Verdict::Wait { .. } => return Turn::NotYet,
+            Verdict::LimitDiffers { limit } => return Turn::LimitDiffers(limit),
+            Verdict::Grant | Verdict::Renew | Verdict::Downgrade | Verdict::Upgrade => {}
+        }
+    }
+    let due: Vec<ClaimId> =
+        wait.claims.iter().filter(|claim| claim.until <= now).map(|claim| claim.id).collect();
+    if due.is_empty() { Turn::Now } else { Turn::Due(due) }
+}
+
+/// Gives one lock, which admits the owner.
+fn grant_one(
+    state: &mut State,
+    db: DbIndex,
+    key: &[u8],
+    owner: &OwnerName,
+    wanted: &Wanted,
+    origin: &Origin,
+    now: ClusterTime,
+) -> Grant {
+    let own =
+        lock_at(state, db, key).flatten().and_then(|lock| lock.hold_of(owner).map(|hold| (lock.mode, hold)));
+    let lease_until = now.after(wanted.lease);
+    match own.map(|(mode, hold)| (mode, hold.token, hold.touches)) {
+        Some((mode, token, touches)) if mode == wanted.mode || wanted.mode == Mode::Shared => {
+            if mode != wanted.mode {
+                change_lock(state, db, key, |lock| (lock.mode, lock.limit) = (Mode::Shared, wanted.limit));
+                state.lock_figures.held_shared += 1;
+            }
+            change_hold(state, db, key, token, |hold| {
+                hold.renew(lease_until, origin);
+                hold.grace = wanted.grace;
+                if wanted.data.is_some() {
+                    hold.data.clone_from(&wanted.data);
+                }
+            });
+            Grant { key: key.into(), token, touches: touches + 1 }
+        }
+        own => {
+            // An upgrade ends the shared hold; its token is void from here on.
+            let since =
+                own.and_then(|(_, token, _)| remove_hold(state, db, key, token)).map(|hold| hold.data);
+            let token = state.next_token();
+            let hold = Hold {
+                owner: owner.clone(),
+                token,
+                lease_until,
+                set_until: lease_until,
+                since: now,
+                touches: 1,
+                grace: wanted.grace,
+                data: wanted.data.clone().or(since.flatten()),
+                origin: origin.clone(),
+            };
+            state.leases.insert(lease_until, LeaseName::Hold(db, key.into(), token));
+            state.lock_owners.insert(owner, db, key);
+            state.lock_figures.held_shared += u64::from(wanted.mode == Mode::Shared);
+            if state.tells_lock_changes {
+                tell(state, db, key, hold.clone(), LockChange::Granted);
+            }
+            change_lock(state, db, key, |lock| {
+                (lock.mode, lock.limit) = (wanted.mode, wanted.limit);
+                lock.grants += 1;
+                lock.holds.push(hold);
+            });
+            Grant { key: key.into(), token, touches: 1 }
+        }
+    }
+}
+
+/// Changes a lock, whose row is made when there is none; its indices are the caller's.
+fn change_lock<T>(
+    state: &mut State,
+    db: DbIndex,
+    key: &[u8],
+    change: impl FnOnce(&mut Lock) -> T,
+) -> Option<T> {
+    if state.row(db, key).is_none() {
+        let mut lock = Lock::default();
+        let result = change(&mut lock);
+        state.insert_unindexed(db, key, Object::Lock(Box::new(lock)));
+        return Some(result);
+    }
+    let (before, result, after) = state.change_row(db, key, |row| {
+        let Object::Lock(lock) = &mut row.object else { return None };
+        let before = lock.delayed_until;
+        let result = change(lock);
+        Some((before, result, lock.delayed_until))
+    })??;
+    if before != after {
+        if before != ClusterTime(0) {
+            state.leases.remove(before, LeaseName::Delay(db, key.into()));
+        }
+        if after != ClusterTime(0) {
+            state.leases.insert(after, LeaseName::Delay(db, key.into()));
+        }
+    }
+    Some(result)
+}
+
+/// Changes a hold and keeps the index of leases in step with it.
+fn change_hold(
+    state: &mut State,
+    db: DbIndex,
+    key: &[u8],
+    token: FencingToken,
+    change: impl FnOnce(&mut Hold),
+) {
     let changed = state.change_row(db, key, |row| {
         let Object::Lock(lock) = &mut row.object else { return None };
-        let before = lock.lease_until;
-        change(lock);
-        Some((before, lock.lease_until))
+        let hold = lock.hold_under_mut(token)?;
+        let before = hold.lease_until;
+        change(hold);
+        Some((before, hold.lease_until))
     });
     if let Some(Some((before, after))) = changed
         && before != after
     {
-        state.leases.remove(before, LeaseName::Lock(db, key.into()));
-        state.leases.insert(after, LeaseName::Lock(db, key.into()));
+        state.leases.remove(before, LeaseName::Hold(db, key.into(), token));
+        state.leases.insert(after, LeaseName::Hold(db, key.into(), token));
     }
 }
 
+/// Puts those who wait into the queues of their locks, after the rows were read.
+pub(super) fn queue_up(state: &mut State) -> Result<(), CodecError> {
+    let places: Vec<(DbIndex, Box<[u8]>, Place)> = state
+        .waits
+        .iter()
+        .flat_map(|(id, wait)| {
+            wait.keys.iter().map(move |key| (wait.db, key.key.clone(), (!key.is_first, id)))
+        })
+        .collect();
+    for (db, key, place) in places {
+        let row = state.databases[usize::from(db)].get_mut(&key);
+        let Some(Object::Lock(lock)) = row.map(|row| &mut row.object) else {
+            return Err(CodecError("somebody waits for a lock that is not there"));
+        };
+        lock.waiters.insert(place);
+    }
+    let claims = state.waits.iter().flat_map(|(_, wait)| &wait.claims);
+    let claims: Vec<(ClusterTime, ClaimId)> = claims.map(|claim| (claim.until, claim.id)).collect();
+    for (until, claim) in claims.into_iter().filter(|(until, _)| *until != ClusterTime::NEVER) {
+        state.leases.insert(until, LeaseName::Claim(claim));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+pub(crate) mod test_support {
+    //! Locks, in few words.
 
     use super::*;
-    use crate::state::test_support::TestStore;
-    use crate::types::LogIndex;
-    use crate::types::Term;
-    use crate::types::WallMillis;
 
-    const GRACE: Millis = Millis(3_000);
-
-    fn owner(name: &str) -> OwnerName {
-        OwnerName::new(b"default", name.as_bytes())
-    }
-
-    /// Begins the next entry, at this time.
-    fn entry(state: &mut State, now: u64) -> ClusterTime {
-        let index = LogIndex(state.meta.applied.0 + 1);
-        state.begin_entry(index, Term(1), ClusterTime(now), WallMillis(0));
-        ClusterTime(now)
-    }
-
-    /// LOCK as an entry of its own: what is due on the key ends first.
-    fn lock(state: &mut State, now: u64, key: &str, who: &str, lease: u64) -> LockOutcome {
-        let now = entry(state, now);
-        state.expire_touched(0, key.as_bytes(), now);
-        let wanted = Acquire { owner: owner(who), lease: Millis(lease) };
-        acquire(state, 0, key.as_bytes(), &wanted, now).expect("the key holds a lock or nothing")
-    }
-
-    fn held<'a>(state: &'a State, key: &str) -> Option<&'a Lock> {
-        lock_at(state, 0, key.as_bytes()).expect("the key holds a lock or nothing")
-    }
-
-    /// What the rows say must be what the indices say.
-    fn check_indices(state: &State) {
-        let mut leases = BTreeSet::new();
-        let mut owners = BTreeSet::new();
-        for row in state.database(0).iter() {
-            let Object::Lock(lock) = row.object() else { continue };
-            leases.insert((lock.lease_until, LeaseName::Lock(0, row.key().into())));
-            owners.insert((lock.owner.clone(), (0, Box::from(row.key()))));
-        }
-        let indexed = state.leases.iter().map(|(until, name)| (until, name.clone())).collect();
-        assert_eq!(leases, indexed);
-        let named = |(owner, keys): (&OwnerName, &BTreeSet<KeyName>)| {
-            keys.iter().map(|key| (owner.clone(), key.clone())).collect::<Vec<_>>()
+    /// An exclusive LOCK that does not wait.
+    pub(crate) fn lock(
+        state: &mut State,
+        db: DbIndex,
+        key: &[u8],
+        who: &str,
+        lease: u64,
+        now: ClusterTime,
+    ) -> Acquired {
+        let wanted =
+            Wanted { mode: Mode::Exclusive, limit: 0, lease: Millis(lease), grace: Millis(0), data: None };
+        let owner = OwnerName::new(b"default", who.as_bytes());
+        let (keys, origin) = ([key], Origin::default());
+        let request = LockRequest {
+            db,
+            keys: &keys,
+            order: None,
+            owner: &owner,
+            wanted: &wanted,
+            until: None,
+            origin: &origin,
         };
-        assert_eq!(owners, state.lock_owners.held.iter().flat_map(named).collect());
-    }
-
-    #[test]
-    fn a_lease_ends_by_time_and_the_next_hold_has_a_greater_token() {
-        let mut state = State::new(1);
-        let granted = |token, until| LockOutcome::Granted {
-            token: FencingToken(token),
-            lease_until: ClusterTime(until),
-        };
-        assert_eq!(lock(&mut state, 0, "k", "a", 1_000), granted(1, 1_000));
-        assert_eq!(
-            lock(&mut state, 999, "k", "b", 1_000),
-            LockOutcome::HeldBy { owner: owner("a"), lease_until: ClusterTime(1_000) }
-        );
-        assert_eq!(lock(&mut state, 1_000, "k", "b", 1_000), granted(2, 2_000));
-        check_indices(&state);
-    }
-
-    #[test]
-    fn an_expire_entry_ends_every_hold_that_is_due() {
-        let mut state = State::new(1);
-        for (key, lease) in [("x", 100), ("y", 200), ("z", 300)] {
-            lock(&mut state, 0, key, "a", lease);
-        }
-        let now = entry(&mut state, 200);
-        assert!(state.anything_due(now));
-        assert_eq!(state.expire_due(now, 1024), 2);
-        assert_eq!(state.earliest_deadline(), ClusterTime(300));
-        assert!(held(&state, "x").is_none() && held(&state, "y").is_none());
-        check_indices(&state);
-    }
-
-    #[test]
-    fn the_same_owner_keeps_its_token_and_gets_a_lease_from_now() {
-        let mut state = State::new(1);
-        lock(&mut state, 0, "k", "a", 10_000);
-        let outcome = lock(&mut state, 50, "k", "a", 500);
-        assert_eq!(outcome, LockOutcome::Renewed { token: FencingToken(1), lease_until: ClusterTime(550) });
-        let lock = held(&state, "k").expect("it is held");
-        assert_eq!((lock.since(), lock.touches()), (ClusterTime(0), 2));
-        assert_eq!(state.meta.last_token, FencingToken(1));
-        check_indices(&state);
-    }
-
-    #[test]
-    fn grace_after_a_change_of_leader_ends_at_its_budget() {
-        let mut state = State::new(1);
-        lock(&mut state, 0, "short", "a", 1_000);
-        lock(&mut state, 0, "long", "a", 60_000);
-        let until = |state: &State, key| held(state, key).map(Lock::lease_until);
-        for (now, short) in [(900, 3_900), (3_000, 6_000), (5_900, 7_000), (6_900, 7_000)] {
-            let now = entry(&mut state, now);
-            state.grant_grace(now);
-            assert_eq!(until(&state, "short"), Some(ClusterTime(short)), "after {now:?}");
-            assert_eq!(until(&state, "long"), Some(ClusterTime(60_000)));
-            check_indices(&state);
-        }
-        // Renewing starts a new budget.
-        lock(&mut state, 6_950, "short", "a", 100);
-        let now = entry(&mut state, 7_000);
-        state.grant_grace(now);
-        assert_eq!(until(&state, "short"), Some(ClusterTime(10_000)));
-        assert_eq!(state.settings().lease_failover_grace, GRACE);
-    }
-
-    #[test]
-    fn grace_never_shortens_a_lease() {
-        let now = ClusterTime(50_000);
-        for (until, set_until, result) in
-            [(1_000, 1_000, 7_000), (7_500, 1_000, 7_500), (53_001, 53_001, 53_001)]
-        {
-            let graced = lease_after_grace(ClusterTime(until), ClusterTime(set_until), now, GRACE);
-            assert_eq!(graced, ClusterTime(result));
-        }
-    }
-
-    #[test]
-    fn a_key_of_another_type_is_left_alone() {
-        let mut state = State::new(1);
-        let now = entry(&mut state, 0);
-        state.put_string(0, b"s", b"v", None);
-        let wanted = Acquire { owner: owner("a"), lease: Millis(100) };
-        assert_eq!(acquire(&mut state, 0, b"s", &wanted, now), None);
-        assert_eq!(release(&mut state, 0, b"s", &owner("a"), None), None);
-        assert_eq!(extend(&mut state, 0, b"s", &owner("a"), Millis(100), now), None);
-    }
-
-    #[test]
-    fn a_lock_of_an_unknown_format_or_with_a_tail_is_refused() {
-        let lock = Lock::granted(owner("a"), FencingToken(7), ClusterTime(1), ClusterTime(2));
-        let mut bytes = Vec::new();
-        lock.encode(&mut bytes);
-        assert_eq!(Lock::decode(&mut Reader::new(&bytes)), Ok(lock));
-        for end in 0..bytes.len() {
-            assert!(Lock::decode(&mut Reader::new(&bytes[..end])).is_err());
-        }
-        bytes.push(0);
-        assert!(Lock::decode(&mut Reader::new(&bytes)).is_err());
-        bytes[0] = FORMAT + 1;
-        assert!(Lock::decode(&mut Reader::new(&bytes)).is_err());
-    }
-
-    #[derive(Debug, Clone)]
-    enum Action {
-        Lock { key: u8, who: u8, lease: u64 },
-        Unlock { key: u8, who: u8 },
-        Extend { who: u8, lease: u64 },
-        NewLeader,
-        Expire,
-        Reopen,
-    }
-
-    fn action() -> impl Strategy<Value = Action> {
-        let (key, who, lease) = (0..3u8, 0..3u8, 100..2_000u64);
-        prop_oneof![
-            8 => (key.clone(), who.clone(), lease.clone()).prop_map(|(key, who, lease)| Action::Lock { key, who, lease }),
-            4 => (key, who.clone()).prop_map(|(key, who)| Action::Unlock { key, who }),
-            2 => (who, lease).prop_map(|(who, lease)| Action::Extend { who, lease }),
-            1 => Just(Action::NewLeader),
-            1 => Just(Action::Expire),
-            1 => Just(Action::Reopen),
-        ]
-    }
-
-    /// What the owners were told: who may believe that it holds a key, under which token, until when.
-    type Beliefs = BTreeMap<u8, (u8, FencingToken, u64)>;
-
-    fn take_action(state: &mut State, store: &TestStore, beliefs: &mut Beliefs, now: u64, action: &Action) {
-        match *action {
-            Action::Lock { key, who, lease } => {
-                let last = state.meta.last_token;
-                let outcome = lock(state, now, &key.to_string(), &who.to_string(), lease);
-                let believed = beliefs.get(&key).copied().filter(|(_, _, until)| *until > now);
-                match outcome {
-                    LockOutcome::Granted { token, lease_until } => {
-                        assert!(token > last, "tokens only grow");
-                        assert_eq!(believed, None, "granted while another owner holds it");
-                        beliefs.insert(key, (who, token, lease_until.0));
-                    }
-                    LockOutcome::Renewed { token, lease_until } => {
-                        let (holder, held, _) =
-                            beliefs.insert(key, (who, token, lease_until.0)).expect("held");
-                        assert_eq!((holder, held), (who, token));
-                    }
-                    LockOutcome::HeldBy { owner: holder, .. } => assert_ne!(holder, owner(&who.to_string())),
-                }
-            }
-            Action::Unlock { key, who } => {
-                let now = entry(state, now);
-                let name = key.to_string();
-                state.expire_touched(0, name.as_bytes(), now);
-                let outcome = release(state, 0, name.as_bytes(), &owner(&who.to_string()), None);
-                if outcome == Some(ReleaseOutcome::Released) {
-                    assert_eq!(beliefs.remove(&key).map(|(holder, ..)| holder), Some(who));
-                }
-            }
-            Action::Extend { who, lease } => {
-                let at = entry(state, now);
-                extend_all(state, 0, &owner(&who.to_string()), Millis(lease), at);
-                for (key, (holder, _, until)) in beliefs.iter_mut() {
-                    // Those it lost are not extended; `held` says which it still has.
-                    if *holder == who && held(state, &key.to_string()).is_some() {
-                        *until = now + lease;
-                    }
-                }
-            }
-            Action::NewLeader => {
-                let now = entry(state, now);
-                state.grant_grace(now);
-            }
-            Action::Expire => {
-                let now = entry(state, now);
-                state.expire_due(now, 1024);
-                assert!(!state.anything_due(now));
-            }
-            Action::Reopen => store.reopen(state),
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn a_lock_has_at_most_one_holder_and_tokens_only_grow(
-            actions in proptest::collection::vec((action(), 0..400u64), 1..120),
-        ) {
-            let store = TestStore::new();
-            let (mut state, mut beliefs, mut now) = (State::new(1), Beliefs::new(), 0);
-            for (action, passes) in actions {
-                now += passes;
-                take_action(&mut state, &store, &mut beliefs, now, &action);
-                check_indices(&state);
-                for (key, (who, token, until)) in &beliefs {
-                    // A hold ends no earlier than its owner was told.
-                    if *until > now {
-                        let lock = held(&state, &key.to_string()).expect("it is held");
-                        assert_eq!((lock.owner(), lock.token()), (&owner(&who.to_string()), *token));
-                    }
-                }
-            }
-        }
+        acquire(state, &request, now)
     }
 }

@@ -1,169 +1,137 @@
-//! Decides what LOCK, UNLOCK and LOCKEXTEND do. Pure: values and time in, an outcome out.
+//! Decides what happens to one lock. Pure: the lock, a request and the time in, a verdict out.
 //!
-//! The life of one lock, which is exclusive so far:
+//! The life of one lock:
 //!
 //! ```text
-//! states   FREE                             no row
-//!          HELD(owner, token, lease_until)  a row; `lease_until` is cluster time
+//! states   FREE                      no hold; no row if nobody waits either
+//!          EXCLUSIVE(a)              one hold
+//!          SHARED(a b …, limit)      one hold or more, up to `limit` (0: any number)
+//!          DELAYED(until)            no new hold before `until`: a hold with GRACE ended by time
+//! and a queue of waiting requests, first come first served whatever their modes
 //!
-//! state    event                            next state                        reply
-//! FREE     LOCK by a                        HELD(a, next token, at + lease)   the token
-//! FREE     UNLOCK, LOCKEXTEND               FREE                              0, lost
-//! HELD(a)  LOCK by a                        HELD(a, same token, at + lease)   the same token
-//! HELD(a)  LOCK by b                        HELD(a), unchanged                null
-//! HELD(a)  UNLOCK by a [with its token]     FREE                              1
-//! HELD(a)  UNLOCK by b, or another token    HELD(a), unchanged                0
-//! HELD(a)  LOCKEXTEND by a                  HELD(a, same token, at + lease)   extended
-//! HELD(a)  LOCKEXTEND by b                  HELD(a), unchanged                lost
-//! HELD(a)  its lease ends (EXPIRE)          FREE                              -
-//! HELD(a)  a new leader stands              HELD(a), lease_until + grace      -
+//! state             event                                  next state, and what the client gets
+//! FREE              LOCK a, nobody waits                   held by a under the next token: the token
+//! any               LOCK b, somebody waits, or it is held  b waits at the end of the queue; without BLOCK null
+//!                   in a mode that does not go with b's
+//! SHARED            LOCK b SHARED, nobody waits, room      b holds too, under the next token
+//! SHARED(limit n)   LOCK b SHARED LIMIT other than n       unchanged: an error
+//! held by a         LOCK a in the same mode                its lease starts again: the same token
+//! EXCLUSIVE(a)      LOCK a SHARED (downgrade)              SHARED(a): the same token
+//! SHARED(a)         LOCK a exclusive (upgrade)             EXCLUSIVE(a): the next token
+//! SHARED(a b)       LOCK a exclusive (upgrade)             a waits before all others, still holding
+//! held by a         UNLOCK a [its token]                   the hold ends; hand-over
+//! held by a         LOCKEXTEND a                           its lease is set anew: the same token
+//! held by a         its lease ends (EXPIRE)                the hold ends; DELAYED if it had GRACE; hand-over
+//! held by a         KILL                                   the hold ends, its token is void; hand-over
+//! held by a         a new leader stands                    lease_until + grace, within its budget
+//! DELAYED           its time comes (EXPIRE)                hand-over
+//! b waits           BLOCK is over, cancelled, a deadlock   b waits no more; hand-over, since others waited behind it
+//! hand-over         the first that waits is admitted       it holds, in the entry that made room; then the next one
 //! ```
 //!
-//! A hold that is due was expired before the command ran (DESIGN.md D9). Where one is met all the same,
-//! the rules stay on the safe side: nobody else gets the lock, and its lease is not extended.
+//! A request for several locks (MLOCK) waits in the queue of each, holds none meanwhile, and is admitted when it is
+//! the first everywhere and each lock admits it.
+//!
+//! An upgrade goes before all others because they wait for the very hold that it keeps. A lease starts when it is
+//! granted, not when it was asked for. Nobody passes by somebody who waits, also when the lock is free and the first
+//! waits for another one: otherwise a request for several would starve.
 
+use crate::state::locks::Hold;
 use crate::state::locks::Lock;
 use crate::state::locks::OwnerName;
 use crate::types::ClusterTime;
-use crate::types::FencingToken;
 use crate::types::Millis;
 
-/// What LOCK asks for.
+/// How a lock is held, or wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// By one owner alone.
+    Exclusive,
+    /// By several at a time.
+    Shared,
+}
+
+impl Mode {
+    /// As replies name it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Exclusive => "exclusive",
+            Mode::Shared => "shared",
+        }
+    }
+}
+
+/// What a request asks of each of its locks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Acquire {
-    /// Who wants the lock.
-    pub owner: OwnerName,
-    /// For how long from now.
+pub struct Wanted {
+    pub mode: Mode,
+    /// How many may share it; 0 is any number, and goes with every exclusive request.
+    pub limit: u32,
+    /// For how long, from the grant on.
     pub lease: Millis,
+    /// How long nobody else gets the lock after this hold ended by time.
+    pub grace: Millis,
+    /// Shown to whoever looks at the lock.
+    pub data: Option<Box<[u8]>>,
 }
 
-/// What came of a LOCK. A refusal is an outcome, not an error: it was agreed on, like a grant.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LockOutcome {
-    /// The lock was free; the token is new.
-    Granted { token: FencingToken, lease_until: ClusterTime },
-    /// The owner held it already: the token stays, the lease starts again.
-    Renewed { token: FencingToken, lease_until: ClusterTime },
-    /// Somebody else holds it; nothing changed.
-    HeldBy { owner: OwnerName, lease_until: ClusterTime },
-}
-
-/// What came of an UNLOCK.
+/// What is to be done with a request for one lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReleaseOutcome {
-    /// The lock is free now.
-    Released,
-    /// This owner does not hold it, or holds it under another token; nothing changed.
-    NotHeld,
+pub enum Verdict {
+    /// A new hold, under the next token.
+    Grant,
+    /// The owner's hold goes on, with a new lease.
+    Renew,
+    /// The owner's exclusive hold becomes a shared one.
+    Downgrade,
+    /// The owner's shared hold becomes an exclusive one, under the next token.
+    Upgrade,
+    /// Not now; an upgrade waits before all others.
+    Wait { is_upgrade: bool },
+    /// The lock is shared by up to another number of holders.
+    LimitDiffers { limit: u32 },
 }
 
-/// What came of a LOCKEXTEND, for one lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExtendOutcome {
-    /// The lease ends then.
-    Extended { lease_until: ClusterTime },
-    /// This owner does not hold the lock; extending never takes it again.
-    Lost,
-}
-
-/// Decides on one LOCK, given who holds the lock now.
-///
-/// `at` is the time stamped in the log entry, so every replica decides alike; `next` is the token that
-/// a new hold gets.
+/// Decides on a LOCK that came just now: whoever waits already goes before it.
 #[must_use]
-pub fn acquire(held: Option<&Lock>, wanted: &Acquire, at: ClusterTime, next: FencingToken) -> LockOutcome {
-    let lease_until = at.after(wanted.lease);
-    match held {
-        None => LockOutcome::Granted { token: next, lease_until },
-        Some(lock) if lock.owner == wanted.owner => LockOutcome::Renewed { token: lock.token, lease_until },
-        Some(lock) => LockOutcome::HeldBy { owner: lock.owner.clone(), lease_until: lock.lease_until },
+pub fn decide(lock: Option<&Lock>, owner: &OwnerName, wanted: &Wanted, at: ClusterTime) -> Verdict {
+    let Some(lock) = lock else { return Verdict::Grant };
+    let verdict = admit(lock, owner, wanted, at);
+    if verdict == Verdict::Grant && lock.is_waited_for() {
+        return Verdict::Wait { is_upgrade: false };
     }
+    verdict
 }
 
-/// Decides on one UNLOCK; `token` is the hold it means, `None` for whichever the owner has.
+/// Decides on a request whose turn it is.
 #[must_use]
-pub fn release(held: Option<&Lock>, owner: &OwnerName, token: Option<FencingToken>) -> ReleaseOutcome {
-    match held {
-        Some(lock) if lock.owner == *owner && token.is_none_or(|token| token == lock.token) => {
-            ReleaseOutcome::Released
+pub fn admit(lock: &Lock, owner: &OwnerName, wanted: &Wanted, at: ClusterTime) -> Verdict {
+    let own = lock.hold_of(owner);
+    let others = lock.holds().len() - usize::from(own.is_some());
+    match (own, lock.mode(), wanted.mode) {
+        (Some(_), Mode::Exclusive, Mode::Exclusive) => Verdict::Renew,
+        (Some(_), Mode::Shared, Mode::Shared) if wanted.limit == lock.limit() => Verdict::Renew,
+        (Some(_), Mode::Shared, Mode::Shared) => Verdict::LimitDiffers { limit: lock.limit() },
+        (Some(_), Mode::Exclusive, Mode::Shared) => Verdict::Downgrade,
+        (Some(_), Mode::Shared, Mode::Exclusive) if others == 0 => Verdict::Upgrade,
+        (Some(_), Mode::Shared, Mode::Exclusive) => Verdict::Wait { is_upgrade: true },
+        (None, _, _) if lock.delayed_until() > at => Verdict::Wait { is_upgrade: false },
+        (None, _, _) if others == 0 => Verdict::Grant,
+        (None, Mode::Shared, Mode::Shared) if wanted.limit != lock.limit() => {
+            Verdict::LimitDiffers { limit: lock.limit() }
         }
-        Some(_) | None => ReleaseOutcome::NotHeld,
+        (None, Mode::Shared, Mode::Shared) if lock.has_room() => Verdict::Grant,
+        (None, _, _) => Verdict::Wait { is_upgrade: false },
     }
 }
 
-/// Decides on one lock of a LOCKEXTEND. The lease may also become shorter: it is set, not added to.
+/// True when this hold stands in the way of the request: nobody is admitted beside it, or it takes one of the places
+/// of a lock that several may share.
 #[must_use]
-pub fn extend(held: Option<&Lock>, owner: &OwnerName, lease: Millis, at: ClusterTime) -> ExtendOutcome {
-    match held {
-        Some(lock) if lock.owner == *owner && lock.lease_until > at => {
-            ExtendOutcome::Extended { lease_until: at.after(lease) }
-        }
-        Some(_) | None => ExtendOutcome::Lost,
+pub fn stands_in_the_way(lock: &Lock, hold: &Hold, owner: &OwnerName, wanted: &Wanted) -> bool {
+    if hold.owner() == owner {
+        return false;
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn owner(name: &str) -> OwnerName {
-        OwnerName::new(b"default", name.as_bytes())
-    }
-
-    fn held_by(name: &str, token: u64, until: u64) -> Lock {
-        Lock::granted(owner(name), FencingToken(token), ClusterTime(0), ClusterTime(until))
-    }
-
-    #[test]
-    fn lock_follows_its_table() {
-        let held = held_by("a", 7, 30_000);
-        let granted = LockOutcome::Granted { token: FencingToken(9), lease_until: ClusterTime(1_100) };
-        let renewed = LockOutcome::Renewed { token: FencingToken(7), lease_until: ClusterTime(1_100) };
-        let refused = LockOutcome::HeldBy { owner: owner("a"), lease_until: ClusterTime(30_000) };
-        for (held, who, outcome) in
-            [(None, "b", granted), (Some(&held), "a", renewed), (Some(&held), "b", refused)]
-        {
-            let wanted = Acquire { owner: owner(who), lease: Millis(100) };
-            assert_eq!(acquire(held, &wanted, ClusterTime(1_000), FencingToken(9)), outcome, "by {who}");
-        }
-    }
-
-    #[test]
-    fn unlock_follows_its_table() {
-        let held = held_by("a", 7, 30_000);
-        for (held, who, token, outcome) in [
-            (None, "a", None, ReleaseOutcome::NotHeld),
-            (Some(&held), "a", None, ReleaseOutcome::Released),
-            (Some(&held), "a", Some(7), ReleaseOutcome::Released),
-            (Some(&held), "a", Some(6), ReleaseOutcome::NotHeld),
-            (Some(&held), "a", Some(8), ReleaseOutcome::NotHeld),
-            (Some(&held), "b", None, ReleaseOutcome::NotHeld),
-            (Some(&held), "b", Some(7), ReleaseOutcome::NotHeld),
-        ] {
-            let token = token.map(FencingToken);
-            assert_eq!(release(held, &owner(who), token), outcome, "by {who} with {token:?}");
-        }
-    }
-
-    #[test]
-    fn lockextend_follows_its_table() {
-        let held = held_by("a", 7, 30_000);
-        let extended = |lease_until| ExtendOutcome::Extended { lease_until: ClusterTime(lease_until) };
-        for (held, who, at, outcome) in [
-            (None, "a", 10, ExtendOutcome::Lost),
-            (Some(&held), "a", 10, extended(510)),
-            (Some(&held), "a", 29_999, extended(30_499)),
-            (Some(&held), "a", 30_000, ExtendOutcome::Lost),
-            (Some(&held), "b", 10, ExtendOutcome::Lost),
-        ] {
-            assert_eq!(extend(held, &owner(who), Millis(500), ClusterTime(at)), outcome, "by {who} at {at}");
-        }
-    }
-
-    #[test]
-    fn the_same_owner_name_of_another_user_is_somebody_else() {
-        let held = held_by("a", 7, 30_000);
-        let other = OwnerName::new(b"mallory", b"a");
-        assert_eq!(release(Some(&held), &other, Some(FencingToken(7))), ReleaseOutcome::NotHeld);
-    }
+    lock.mode() == Mode::Exclusive || wanted.mode == Mode::Exclusive || !lock.has_room()
 }

@@ -23,6 +23,7 @@ use crate::state::changes::Changes;
 use crate::state::changes::LISTED;
 use crate::state::expiry::ExpiryIndex;
 use crate::state::expiry::LeaseName;
+use crate::state::undo::Undo;
 use crate::types::ClusterTime;
 use crate::types::LogIndex;
 use crate::types::Millis;
@@ -304,6 +305,32 @@ impl Queue {
         self.messages.insert(id, message);
     }
 
+    pub(super) fn set_counters(&mut self, counters: Counters) {
+        self.counters = counters;
+    }
+
+    /// Puts a message in the place of another one or of none; gives the end of the old one's lease and of the new one's.
+    pub(super) fn replace_message(
+        &mut self,
+        id: MessageId,
+        message: Option<Message>,
+    ) -> (Option<ClusterTime>, Option<ClusterTime>) {
+        let lease = |message: &Message| match message.life.state {
+            MessageState::Ready => None,
+            MessageState::Leased { until, .. } => Some(until),
+        };
+        let old = self.messages.remove(&id);
+        if let Some(old) = &old {
+            self.leave(id, old.life.state);
+            self.payload_bytes -= old.payload.len();
+        }
+        let leases = (old.as_ref().and_then(lease), message.as_ref().and_then(lease));
+        if let Some(message) = message {
+            self.load_message(id, Message { dirty: true, ..message });
+        }
+        leases
+    }
+
     /// Puts a message into the order of its state.
     fn enter(&mut self, id: MessageId, state: MessageState) {
         match state {
@@ -348,6 +375,7 @@ pub fn push(state: &mut State, db: DbIndex, key: &[u8], payload: &[u8]) -> Optio
     let id = MessageId { index: state.meta.applied.0, n: state.pushed_in_entry };
     state.pushed_in_entry += 1;
     let mut open = OpenQueue::new(state, db, key)?;
+    open.save(id);
     open.queue.load_message(id, Message::new(payload));
     open.queue.counters.pushed += 1;
     open.mark_row();
@@ -468,11 +496,13 @@ struct OpenQueue<'a> {
     row_mark: &'a mut u32,
     changes: &'a mut Changes,
     leases: &'a mut ExpiryIndex<LeaseName>,
+    undo: Option<&'a mut Undo>,
 }
 
 impl<'a> OpenQueue<'a> {
     /// `None` when the key holds no queue.
     fn new(state: &'a mut State, db: DbIndex, key: &'a [u8]) -> Option<OpenQueue<'a>> {
+        state.save_row(db, key);
         let row = state.databases.get_mut(usize::from(db))?.get_mut(key)?;
         let Object::Queue(queue) = &mut row.object else { return None };
         Some(OpenQueue {
@@ -484,6 +514,7 @@ impl<'a> OpenQueue<'a> {
             row_mark: &mut row.mark,
             changes: &mut state.changes,
             leases: &mut state.leases,
+            undo: state.undo.as_deref_mut(),
         })
     }
 
@@ -500,7 +531,11 @@ impl<'a> OpenQueue<'a> {
     /// Takes one message through one event.
     fn step(&mut self, id: MessageId, event: Event, now: ClusterTime) -> Taken {
         let Some(before) = self.queue.message(id).map(|message| message.life) else { return Taken::Nothing };
-        match rules::step(before, event, now) {
+        let step = rules::step(before, event, now);
+        if step != Step::Unchanged {
+            self.save(id);
+        }
+        match step {
             Step::Unchanged => Taken::Nothing,
             Step::Becomes(after) => {
                 self.move_message(id, before.state, Some(after.state));
@@ -514,6 +549,13 @@ impl<'a> OpenQueue<'a> {
                 self.queue.payload_bytes -= message.payload.len();
                 Taken::Finished(last, message.payload)
             }
+        }
+    }
+
+    /// The message is about to change.
+    fn save(&mut self, id: MessageId) {
+        if let Some(undo) = &mut self.undo {
+            undo.save_message(self.db, self.key, id, self.queue.message(id));
         }
     }
 

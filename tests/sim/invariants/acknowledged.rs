@@ -17,7 +17,9 @@ impl Invariant for Acknowledged {
     fn on(&mut self, fact: &Fact<'_>, world: &mut World) -> Result<(), String> {
         match fact {
             Fact::Answered { op, operation } => {
-                let (Ask::Write(_), known) = (&operation.ask, &operation.known) else { return Ok(()) };
+                let (Ask::Write(_) | Ask::Atomic(..), known) = (&operation.ask, &operation.known) else {
+                    return Ok(());
+                };
                 let executed = world.journal.executed.get(op);
                 match (known, executed) {
                     (Known::Replies(replies), Some((_, executed))) if replies == executed => Ok(()),
@@ -32,7 +34,7 @@ impl Invariant for Acknowledged {
             }
             Fact::Healed => {
                 let in_doubt = world.operations.iter().enumerate().filter(|(_, operation)| {
-                    operation.known == Known::InDoubt && matches!(operation.ask, Ask::Write(_))
+                    operation.known == Known::InDoubt && !matches!(operation.ask, Ask::Read(_))
                 });
                 for (op, _) in in_doubt {
                     world.coverage.saw(if world.journal.executed.contains_key(&(op as u64)) {

@@ -1,16 +1,20 @@
-//! At every index a lock has at most one holder, and it changes hands only through a release or the end of a lease.
+//! At every index a lock has one holder, or several that share it and no more than its LIMIT; they are the model's.
 
 use std::collections::BTreeMap;
 
+use holdfast::state::locks::Mode;
+
 use crate::invariants::Fact;
 use crate::invariants::Invariant;
-use crate::model::Hold;
 use crate::world::World;
+
+/// A hold: token, owner and the end of its lease.
+type Held = (u64, Vec<u8>, u64);
 
 #[derive(Default)]
 pub struct ExclusiveHolder {
-    /// The locks that were held as of the last entry.
-    held: BTreeMap<Vec<u8>, Hold>,
+    /// The ends of leases as of the last entry.
+    held: BTreeMap<Vec<u8>, Vec<Held>>,
 }
 
 impl Invariant for ExclusiveHolder {
@@ -20,31 +24,39 @@ impl Invariant for ExclusiveHolder {
 
     fn on(&mut self, fact: &Fact<'_>, world: &mut World) -> Result<(), String> {
         let Fact::Applies { entry, is_first: true, .. } = fact else { return Ok(()) };
-        let model = world.journal.model();
-        let touched: Vec<Vec<u8>> = model
-            .touched()
-            .iter()
-            .filter(|(_, key)| key.first() == Some(&b'l'))
-            .map(|(_, key)| key.clone())
-            .collect();
-        for key in touched {
-            let hold = model.hold(0, &key).cloned();
-            let state = holdfast::state::locks::lock_at(&world.journal.state, 0, &key).flatten();
-            let real = state.map(|lock| (lock.token().0, lock.lease_until().0));
-            if real != hold.as_ref().map(|hold| (hold.token, hold.until)) {
-                return Err(format!("lock {key:?} at {}: {real:?}, expected {hold:?}", entry.index));
+        for key in world.journal.locks_touched() {
+            let real = world.journal.lock(&key);
+            let holds: Vec<Held> = real.map_or(Vec::new(), |lock| {
+                let held = lock.holds().iter();
+                held.map(|it| (it.token().0, it.owner().owner.to_vec(), it.lease_until().0)).collect()
+            });
+            let model = world.journal.model().lock_of(0, &key);
+            let wanted: Vec<Held> = model.map_or(Vec::new(), |lock| {
+                lock.holds.iter().map(|hold| (hold.token, hold.owner.clone(), hold.until)).collect()
+            });
+            if holds != wanted {
+                return Err(format!("lock {key:?} at {}: {holds:?}, expected {wanted:?}", entry.index));
             }
-            let before = match &hold {
-                Some(hold) => self.held.insert(key.clone(), hold.clone()),
-                None => self.held.remove(&key),
-            };
-            if let (Some(before), Some(hold)) = (&before, &hold)
-                && before.owner != hold.owner
-                && hold.token <= before.token
-            {
-                return Err(format!("lock {key:?} passes from {before:?} to {hold:?} at {}", entry.index));
+            if let Some(lock) = real {
+                let most = match (lock.mode(), lock.limit()) {
+                    (Mode::Exclusive, _) => 1,
+                    (Mode::Shared, 0) => usize::MAX,
+                    (Mode::Shared, limit) => limit as usize,
+                };
+                let mut owners: Vec<&Vec<u8>> = holds.iter().map(|(_, owner, _)| owner).collect();
+                owners.sort_unstable();
+                owners.dedup();
+                if holds.len() > most || owners.len() != holds.len() {
+                    return Err(format!(
+                        "lock {key:?} at {} is held {:?} by {holds:?}",
+                        entry.index,
+                        lock.mode()
+                    ));
+                }
             }
-            if before.is_some_and(|before| before.until <= model.clock()) {
+            let clock = world.journal.model().clock();
+            let before = self.held.insert(key, holds).unwrap_or_default();
+            if before.iter().any(|(_, _, until)| *until <= clock) {
                 world.coverage.saw("a lock's lease ends");
             }
         }

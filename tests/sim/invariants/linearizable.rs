@@ -54,6 +54,8 @@ fn seen(id: u64, operation: &Operation) -> Option<Seen> {
     let words = match &operation.ask {
         Ask::Read(words) => words,
         Ask::Write(commands) => commands.last()?,
+        // Theirs are other keys.
+        Ask::Atomic(..) => return None,
     };
     let key = words[1].clone();
     if !matches!(key.first(), Some(b'r' | b'n')) {

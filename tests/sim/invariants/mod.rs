@@ -4,6 +4,8 @@ mod acknowledged;
 mod committed_on_quorum;
 mod election_safety;
 mod exclusive_holder;
+mod first_come_first_served;
+mod grants_are_told;
 mod indices;
 mod leader_completeness;
 mod lease;
@@ -12,9 +14,11 @@ mod log_matching;
 mod members_agree;
 mod messages_conserved;
 mod no_flood;
+mod no_lost_wake_up;
 mod no_stale_read;
 mod state_digest;
 mod tokens_increase;
+mod waits_of_the_gone;
 
 use raft::eraftpb::Entry;
 
@@ -74,6 +78,10 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<members_agree::MembersAgree>::default(),
         Box::<exclusive_holder::ExclusiveHolder>::default(),
         Box::<tokens_increase::TokensIncrease>::default(),
+        Box::<first_come_first_served::FirstComeFirstServed>::default(),
+        Box::<no_lost_wake_up::NoLostWakeUp>::default(),
+        Box::<waits_of_the_gone::WaitsOfTheGone>::default(),
+        Box::<grants_are_told::GrantsAreTold>::default(),
         Box::<messages_conserved::MessagesConserved>::default(),
         Box::<no_stale_read::NoStaleRead>::default(),
         Box::<no_flood::NoFlood>::default(),

@@ -21,8 +21,8 @@ pub struct NoFlood {
 /// True when nobody but the group itself wanted this entry.
 fn is_own(data: &[u8]) -> bool {
     let Ok((_, mut reader)) = decode_stamps(data) else { return false };
-    while let Ok(Some((_, count, session))) = decode_batch_head(&mut reader) {
-        if session.is_some() || (0..count).any(|_| decode_item(&mut reader).is_err()) {
+    while let Ok(Some(head)) = decode_batch_head(&mut reader) {
+        if head.session.is_some() || (0..head.count).any(|_| decode_item(&mut reader).is_err()) {
             return false;
         }
     }

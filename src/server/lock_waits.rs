@@ -1,0 +1,142 @@
+//! What happens to locks, for this node's clients: pushes and channels, and the work that waits leave behind.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::commands::locks::granted_reply;
+use crate::consensus::claims::WaitOutcome;
+use crate::resp::Reply;
+use crate::server::Services;
+use crate::server::pubsub::LOCK_CHANNEL;
+use crate::state::locks::ClaimId;
+use crate::state::notices::ClaimEnd;
+use crate::state::notices::LockChange;
+use crate::state::notices::Notice;
+
+/// How often it is looked for work that nobody announced.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Passes on what becomes of locks to this node's clients, once the group is there.
+pub fn listen(services: &Arc<Services>) {
+    let listening = Arc::downgrade(services);
+    services.group.claims().listen(move |notice| {
+        if let Some(services) = listening.upgrade() {
+            tell(&services, notice);
+        }
+    });
+}
+
+fn tell(services: &Services, notice: &Notice) {
+    let Notice::Lock { key, owner, token, change, origin, .. } = notice else { return };
+    let is_loss = matches!(change, LockChange::Expired | LockChange::Killed);
+    if is_loss
+        && services.group.claims().is_own(origin)
+        && let Some(client) = services.client_of(origin.client)
+        && client.speaks_resp3()
+    {
+        let token = Reply::Integer(i64::try_from(token.0).unwrap_or(i64::MAX));
+        let words = [&b"lock-lost"[..], key, &owner.owner].map(Reply::bulk);
+        let mut push = words.to_vec();
+        push.extend([token, Reply::bulk(change.name())]);
+        client.push(Reply::Push(push));
+    }
+    let channel = [LOCK_CHANNEL, key].concat();
+    let message =
+        [change.name().as_bytes(), b" ", &owner.owner, b" ", token.0.to_string().as_bytes()].concat();
+    services.pubsub.publish(&channel, &Bytes::from(message));
+}
+
+/// Proposes what waits leave behind: cancels those of clients that are gone, takes back what nobody heard of.
+pub async fn look_after(services: Arc<Services>) {
+    let claims = Arc::clone(services.group.claims());
+    loop {
+        tokio::select! {
+            () = claims.work() => {}
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        }
+        for (claim, batch) in claims.on_time(services.clock.monotonic()) {
+            let outcome = services.group.propose(batch);
+            let claims = Arc::clone(&claims);
+            tokio::spawn(async move {
+                // What is refused is proposed again.
+                if let (Ok(_), Some(claim)) = (outcome.await, claim) {
+                    claims.taken_back(claim);
+                }
+            });
+        }
+    }
+}
+
+/// What a client that waited is answered.
+pub fn reply_of(outcome: &WaitOutcome, is_array: bool) -> Reply {
+    match outcome {
+        Some(ClaimEnd::Granted(granted)) => granted_reply(&granted.grants, granted.order.as_deref()),
+        Some(ClaimEnd::Over) if is_array => Reply::NullArray,
+        Some(ClaimEnd::Over) => Reply::Null,
+        Some(ClaimEnd::Failed(text)) => Reply::error(text.clone()),
+        None => Reply::error(
+            "INDOUBT This node got a snapshot in the place of the entries that tell how the wait ended. The lock may \
+             or may not be held.",
+        ),
+    }
+}
+
+/// A client's wait. However its connection ends, the wait ends with it: a grant that came already is taken back.
+pub struct ClientWait<'a> {
+    services: &'a Services,
+    claim: ClaimId,
+    receiver: oneshot::Receiver<WaitOutcome>,
+    is_over: bool,
+}
+
+impl<'a> ClientWait<'a> {
+    /// The client waits for this claim.
+    pub fn new(services: &'a Services, claim: ClaimId) -> ClientWait<'a> {
+        let receiver = services.group.claims().claim(claim);
+        ClientWait { services, claim, receiver, is_over: false }
+    }
+
+    /// Waits for the end, which is then the caller's to tell. Cancel safe.
+    pub async fn end(&mut self) -> WaitOutcome {
+        let outcome = (&mut self.receiver).await.unwrap_or(None);
+        self.is_over = true;
+        outcome
+    }
+}
+
+impl Drop for ClientWait<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.services.group.claims().abandon(self.claim, &mut self.receiver);
+        }
+    }
+}
+
+/// A grant is taken back when its client does not get to know of it.
+pub struct Undelivered<'a> {
+    services: &'a Services,
+    grant: Option<(ClaimId, WaitOutcome)>,
+}
+
+impl<'a> Undelivered<'a> {
+    /// Of this claim, with this end.
+    pub fn new(services: &'a Services, claim: ClaimId, outcome: WaitOutcome) -> Undelivered<'a> {
+        Undelivered { services, grant: Some((claim, outcome)) }
+    }
+
+    /// The client was told.
+    pub fn delivered(mut self) {
+        self.grant = None;
+    }
+}
+
+impl Drop for Undelivered<'_> {
+    fn drop(&mut self) {
+        if let Some((claim, Some(ClaimEnd::Granted(granted)))) = self.grant.take() {
+            self.services.group.claims().take_back(claim, granted);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Takes back what the commands of a transaction did, when one of them fails (COMMANDS.md 2.1).
+//!
+//! While an undo is open, every change saves what it changes, once: a row as it was before the transaction, of a queue
+//! the messages, and what stands beside the rows. [`State::roll_back`] puts it all back. What waits for the next flush
+//! may list rows that did not change after all; they are written once more as they are.
+
+use std::collections::BTreeSet;
+use std::collections::VecDeque;
+
+use crate::state::DbIndex;
+use crate::state::DeadlockRecord;
+use crate::state::Object;
+use crate::state::Row;
+use crate::state::State;
+use crate::state::changes::LISTED;
+use crate::state::expiry::KeyName;
+use crate::state::expiry::LeaseName;
+use crate::state::locks::Lock;
+use crate::state::locks::Wait;
+use crate::state::locks::WaitId;
+use crate::state::locks::releases::Release;
+use crate::state::queues::Counters;
+use crate::state::queues::Message;
+use crate::state::queues::MessageId;
+use crate::state::queues::Queue;
+use crate::types::ClusterTime;
+use crate::types::FencingToken;
+use crate::types::LogIndex;
+use crate::types::planted::Bug;
+use crate::types::planted::is_planted;
+
+/// A row as it was.
+#[derive(Debug)]
+struct SavedRow {
+    changed: LogIndex,
+    deadline: ClusterTime,
+    content: Saved,
+}
+
+#[derive(Debug)]
+enum Saved {
+    String(Vec<u8>),
+    Lock(Box<Lock>),
+    /// Its messages are saved one by one.
+    Queue(Counters),
+}
+
+/// What a transaction changed, as it was.
+#[derive(Debug, Default)]
+pub(super) struct Undo {
+    rows: Vec<(KeyName, Option<SavedRow>)>,
+    known_rows: BTreeSet<KeyName>,
+    messages: Vec<(KeyName, MessageId, Option<Message>)>,
+    known_messages: BTreeSet<(KeyName, MessageId)>,
+    waits: Vec<(WaitId, Wait)>,
+    known_waits: BTreeSet<WaitId>,
+    releases: Vec<(FencingToken, Option<Release>)>,
+    deadlocks: Option<VecDeque<DeadlockRecord>>,
+    last_token: FencingToken,
+    notices: usize,
+    pushed: u32,
+}
+
+impl Undo {
+    /// A queue's message is about to change; `None`: it is not there yet.
+    pub(super) fn save_message(&mut self, db: DbIndex, key: &[u8], id: MessageId, message: Option<&Message>) {
+        let name: KeyName = (db, key.into());
+        if self.known_messages.insert((name.clone(), id)) {
+            self.messages.push((name, id, message.cloned()));
+        }
+    }
+}
+
+impl State {
+    /// From here on everything can be taken back.
+    pub(crate) fn begin_undo(&mut self) {
+        self.undo = Some(Box::new(Undo {
+            last_token: self.meta.last_token,
+            notices: self.notices.len(),
+            pushed: self.pushed_in_entry,
+            ..Undo::default()
+        }));
+    }
+
+    /// What was done stays done.
+    pub(crate) fn end_undo(&mut self) {
+        self.undo = None;
+    }
+
+    /// A row is about to change.
+    #[inline]
+    pub(super) fn save_row(&mut self, db: DbIndex, key: &[u8]) {
+        if self.undo.is_some() {
+            self.save_row_now(db, key);
+        }
+    }
+
+    #[cold]
+    fn save_row_now(&mut self, db: DbIndex, key: &[u8]) {
+        let Some(undo) = &mut self.undo else { return };
+        let name: KeyName = (db, key.into());
+        if !undo.known_rows.insert(name.clone()) {
+            return;
+        }
+        let saved = self.databases[usize::from(db)].get(key).map(|row| SavedRow {
+            changed: row.changed,
+            deadline: row.deadline,
+            content: match &row.object {
+                Object::String => Saved::String(row.string_bytes().to_vec()),
+                Object::Lock(lock) => Saved::Lock(lock.clone()),
+                Object::Queue(queue) => Saved::Queue(*queue.counters()),
+            },
+        });
+        undo.rows.push((name, saved));
+    }
+
+    /// A request that waits is about to change or to go.
+    pub(super) fn save_wait(&mut self, id: WaitId) {
+        if let Some(undo) = &mut self.undo
+            && let Some(wait) = self.waits.get(id)
+            && undo.known_waits.insert(id)
+        {
+            undo.waits.push((id, wait.clone()));
+        }
+    }
+
+    /// A deadlock is about to be noted.
+    pub(super) fn save_deadlocks(&mut self) {
+        if let Some(undo) = &mut self.undo
+            && undo.deadlocks.is_none()
+        {
+            undo.deadlocks = Some(self.deadlocks.clone());
+        }
+    }
+
+    /// A release is about to be remembered, or forgotten.
+    pub(super) fn save_release(&mut self, token: FencingToken, before: Option<Release>) {
+        if let Some(undo) = &mut self.undo {
+            undo.releases.push((token, before));
+        }
+    }
+
+    /// Takes back what was done since [`State::begin_undo`].
+    pub(crate) fn roll_back(&mut self) {
+        let Some(undo) = self.undo.take() else { return };
+        let Undo { rows, messages, waits, releases, deadlocks, last_token, notices, pushed, .. } = *undo;
+        // Queues first get what they had, so that their rows can be told from those that were new.
+        for (name, id, message) in messages.into_iter().rev() {
+            self.put_message_back(&name, id, message, &rows);
+        }
+        for ((db, key), saved) in rows {
+            let is_lock = saved.as_ref().is_some_and(|row| matches!(row.content, Saved::Lock(_)));
+            if is_planted(Bug::RollBackForgetsLocks) && is_lock {
+                continue;
+            }
+            self.put_row_back(db, &key, saved);
+        }
+        for (id, wait) in waits {
+            if let Some(now) = self.waits.remove(id) {
+                self.unindex_claims(&now);
+            }
+            self.index_claims(&wait);
+            self.waits.insert(id, wait);
+            self.changes.waits.push(id);
+        }
+        for (token, before) in releases.into_iter().rev() {
+            self.releases.remove(token);
+            if let Some(release) = before {
+                self.releases.insert(token, release);
+            }
+            self.changes.releases.push(token);
+        }
+        if let Some(deadlocks) = deadlocks {
+            self.deadlocks = deadlocks;
+        }
+        self.meta.last_token = last_token;
+        self.notices.truncate(notices);
+        self.pushed_in_entry = pushed;
+    }
+
+    fn put_message_back(
+        &mut self,
+        (db, key): &KeyName,
+        id: MessageId,
+        message: Option<Message>,
+        rows: &[(KeyName, Option<SavedRow>)],
+    ) {
+        let had_row = rows.iter().find(|((of, name), _)| of == db && name == key);
+        let was_there = had_row.is_none_or(|(_, saved)| saved.is_some());
+        if !was_there {
+            // The row goes with all its messages.
+            return;
+        }
+        if self.row(*db, key).is_none() {
+            self.insert_object(*db, key, Object::Queue(Box::<Queue>::default()));
+        }
+        let space = &mut self.databases[usize::from(*db)];
+        let Some(Object::Queue(queue)) = space.get_mut(key).map(|row| &mut row.object) else { return };
+        let leases = queue.replace_message(id, message);
+        let name = |id| LeaseName::Message(*db, key.clone(), id);
+        if let Some(until) = leases.0 {
+            self.leases.remove(until, name(id));
+        }
+        if let Some(until) = leases.1 {
+            self.leases.insert(until, name(id));
+        }
+        self.changes.messages.push((*db, key.clone(), id));
+    }
+
+    fn put_row_back(&mut self, db: DbIndex, key: &[u8], saved: Option<SavedRow>) {
+        let Some(saved) = saved else {
+            self.remove(db, key);
+            return;
+        };
+        if let Saved::Queue(counters) = saved.content {
+            if self.row(db, key).is_none() {
+                self.insert_object(db, key, Object::Queue(Box::<Queue>::default()));
+            }
+            self.change_row(db, key, |row| {
+                if let Object::Queue(queue) = &mut row.object {
+                    queue.set_counters(counters);
+                }
+            });
+        } else {
+            self.remove(db, key);
+            let mut row = match saved.content {
+                Saved::String(value) => Row::string(key, &value),
+                Saved::Lock(lock) => Row::with_object(key, Object::Lock(lock)),
+                Saved::Queue(_) => unreachable!("queues were looked at above"),
+            };
+            row.deadline = saved.deadline;
+            self.insert_row(db, row);
+        }
+        // Nothing has happened to it: WATCH must not see a change. It is written once more with the next flush.
+        let space = &mut self.databases[usize::from(db)];
+        if let Some(row) = space.get_mut(key) {
+            self.changes.keys.push((db, key.into()));
+            self.changes.forget_mark(row);
+            row.changed = saved.changed;
+            row.mark = LISTED;
+        }
+    }
+}
