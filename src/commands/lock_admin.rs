@@ -141,13 +141,18 @@ fn graph(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
         }
     };
     let index = context.state.meta().applied.0;
-    let edges = graph::edges(context.state);
+    let most = usize::try_from(context.state.settings().lock_graph_max).unwrap_or(usize::MAX);
+    let edges: Vec<graph::Edge> = graph::edges(context.state).take(most.saturating_add(1)).collect();
+    if edges.len() > most {
+        let text = format!("TRYAGAIN more than lock-graph-max ({most}) pairs wait for each other");
+        return Err(CommandError::other(text));
+    }
     if is_dot {
         let mut text = format!("// log index {index}\ndigraph locks {{\n");
         for edge in edges {
             let style = if edge.is_held { "" } else { ", style=dashed" };
-            let [waiter, key, holder] = [&edge.waiter.owner, &edge.key, &edge.holder.owner]
-                .map(|name| shown(name).replace('"', "\\\""));
+            let [waiter, key, holder] =
+                [&edge.waiter.owner, &edge.key, &edge.holder.owner].map(|name| shown(name));
             text.push_str(&format!("  \"{waiter}\" -> \"{holder}\" [label=\"{key}\"{style}];\n"));
         }
         return Ok(Reply::Verbatim("txt", text + "}\n"));
@@ -156,7 +161,7 @@ fn graph(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
         let names = [&edge.waiter.owner, &edge.key, &edge.holder.owner];
         Reply::Array(names.into_iter().map(Reply::bulk).collect())
     };
-    Ok(Reply::Array(vec![millis(index), Reply::Array(edges.map(edge).collect())]))
+    Ok(Reply::Array(vec![millis(index), Reply::Array(edges.into_iter().map(edge).collect())]))
 }
 
 fn deadlocks(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {

@@ -323,6 +323,27 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_that_gave_its_name_to_a_string_comes_back_with_its_messages() {
+        let mut state = State::new(16);
+        apply(&mut state, 1, 0, |batch| push(batch, &["QPUSH", "q", "m"]));
+        apply(&mut state, 2, 0, |batch| push(batch, &["QPOP", "FROM", "q"]));
+        let words =
+            |line: &str| line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect();
+        let lines = ["QACK q 1-0:1", "SET q x", "QPUSH new m", "QPUSH new m", "INCRBY zz x"];
+        let commands: Vec<Queued> = lines.iter().map(|line| Queued { db: 0, args: words(line) }).collect();
+        let replies = apply(&mut state, 3, 0, |batch| batch.push_transaction(&[], &commands, true));
+        assert!(
+            matches!(&replies[..], [Reply::Error(text)] if text.starts_with("EXECABORT cmd=5 ")),
+            "{replies:?}"
+        );
+        let replies = apply(&mut state, 4, 0, |batch| {
+            push(batch, &["QACK", "q", "1-0:1"]);
+            push(batch, &["EXISTS", "q", "new"]);
+        });
+        assert_eq!(replies, [Reply::Integer(1), Reply::Integer(0)]);
+    }
+
+    #[test]
     fn an_expire_that_names_a_key_ends_that_key_first_however_many_are_due() {
         let mut state = State::new(16);
         apply(&mut state, 1, 0, |batch| {

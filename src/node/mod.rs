@@ -115,7 +115,7 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     disk::first_look(dir.path(), &config, &services.disk);
     let replica = start_replica(&dir, &shared, &clock, peers, &services.disk)?;
     services.group.set(replica.group());
-    lock_waits::listen(&services);
+    let telling = runtime.spawn(lock_waits::tell_clients(Arc::clone(&services)));
     let waits = runtime.spawn(lock_waits::look_after(Arc::clone(&services)));
     disk::watch(Arc::clone(&services), dir.path())?;
     impatient.abort();
@@ -140,6 +140,7 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
         watch.abort();
         signals.abort();
         waits.abort();
+        telling.abort();
         Ok::<_, anyhow::Error>(())
     })?;
     tracing::info!("Clients are served; bringing everything to disk");

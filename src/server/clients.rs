@@ -26,8 +26,9 @@ use crate::types::ClientId;
 use crate::types::Millis;
 use crate::types::Monotonic;
 
-/// Messages that may wait for one client.
+/// Messages that may wait for one client, and their bytes.
 const INBOX_MAX: usize = 10_000;
+const INBOX_BYTES_MAX: usize = 32 << 20;
 /// An idle client keeps its buffers this long.
 pub const BUFFERS_KEPT: Millis = Millis(2_000);
 
@@ -77,12 +78,20 @@ pub struct ClientHandle {
     /// How its wait is to end that another client ends: 0 is not at all, 1 as in time, 2 with an error.
     unblock: AtomicU8,
     /// What it is sent besides replies.
-    inbox: Mutex<Vec<Reply>>,
+    inbox: Mutex<Inbox>,
     /// Subscriptions to channels and to patterns.
     pub channels: AtomicUsize,
     pub patterns: AtomicUsize,
     /// Wakes the connection when it was doomed or the node shuts down.
     pub wake: Notify,
+}
+
+/// What waits to be sent to a client besides replies.
+#[derive(Debug, Default)]
+struct Inbox {
+    messages: Vec<Reply>,
+    /// About how much they take.
+    bytes: usize,
 }
 
 /// The names a client goes by.
@@ -125,8 +134,9 @@ impl ClientHandle {
     /// Sends it something besides replies. One that takes nothing is closed in the end.
     pub fn push(&self, message: Reply) {
         let mut inbox = self.inbox.lock();
-        inbox.push(message);
-        let is_full = inbox.len() > INBOX_MAX;
+        inbox.bytes += message.size_hint();
+        inbox.messages.push(message);
+        let is_full = inbox.messages.len() > INBOX_MAX || inbox.bytes > INBOX_BYTES_MAX;
         drop(inbox);
         if is_full {
             self.kill();
@@ -142,7 +152,7 @@ impl ClientHandle {
 
     /// What it was sent since the last call.
     pub fn take_inbox(&self) -> Vec<Reply> {
-        std::mem::take(&mut *self.inbox.lock())
+        std::mem::take(&mut *self.inbox.lock()).messages
     }
 
     /// Ends its wait, if it waits for a lock. False when it does not.
@@ -409,7 +419,10 @@ impl Clients {
             if !client.is_its_turn() {
                 continue;
             }
-            if timeout.0 > 0 && idle > timeout {
+            // Who subscribed has nothing to say.
+            let is_subscriber =
+                client.channels.load(Ordering::Relaxed) + client.patterns.load(Ordering::Relaxed) > 0;
+            if timeout.0 > 0 && idle > timeout && !is_subscriber {
                 client.kill();
             } else if idle >= BUFFERS_KEPT && client.holds_buffers.load(Ordering::Relaxed) {
                 client.wake.notify_one();

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 
 use crate::machine::entry::Batch;
 use crate::resp::Limits;
+use crate::resp::Protocol;
 use crate::resp::ProtocolError;
 use crate::resp::Reply;
 use crate::resp::RequestReader;
@@ -66,6 +67,13 @@ pub struct Connection {
     pipeline: Pipeline,
     /// Something came while the client waited for a lock, and was not looked at yet.
     has_read_ahead: bool,
+}
+
+/// Ends a client's wait; the end comes as every wait's does, unless it was granted meanwhile. False when this was refused.
+async fn cancel(services: &Services, claim: ClaimId) -> bool {
+    let mut batch = Batch::new(b"");
+    batch.push_cancel(&[claim.0]);
+    services.group.propose(batch).await.is_ok()
 }
 
 /// A client that waits for a lock, as others see it.
@@ -234,7 +242,12 @@ impl Connection {
 
     /// Takes what was sent to the client besides replies.
     fn take_inbox(&mut self) {
-        for message in self.session.client.take_inbox() {
+        let messages = self.session.client.take_inbox();
+        if self.session.protocol == Protocol::Resp2 && self.session.subscriptions.is_empty() {
+            // Too late: it would be taken for a reply.
+            return;
+        }
+        for message in messages {
             render(&message, self.session.protocol, &mut self.output);
         }
     }
@@ -310,7 +323,7 @@ impl Connection {
         let _waiting = Waiting::new(&client);
         self.pipeline.show_last(&self.session, services);
         let gone = || io::Error::from(ErrorKind::ConnectionAborted);
-        let mut unblocked = false;
+        let (mut unblocked, mut cancels, mut was_over) = (false, false, false);
         let mut look = tokio::time::interval(LEADER_LOOK);
         loop {
             self.flush().await?;
@@ -341,10 +354,7 @@ impl Connection {
                     }
                     if let Some(with_error) = client.take_unblock() {
                         unblocked = with_error;
-                        let mut batch = Batch::new(b"");
-                        batch.push_cancel(&[claim.0]);
-                        // Its end comes as every wait's does, unless it was granted meanwhile.
-                        drop(services.group.propose(batch).await);
+                        cancels = !cancel(services, claim).await;
                     }
                     self.take_inbox();
                 }
@@ -358,6 +368,13 @@ impl Connection {
                     if !is_alone && silence.is_none_or(|silence| silence > patience) {
                         return Ok((errors::wait_without_leader(), None));
                     }
+                    cancels = cancels && !cancel(services, claim).await;
+                    // Its end may have been told before anybody claimed it, and be forgotten.
+                    let is_over = lock_waits::is_over(services, claim);
+                    if is_over && was_over {
+                        return Ok((lock_waits::reply_of(&None, is_array), None));
+                    }
+                    was_over = is_over;
                 }
             }
         }

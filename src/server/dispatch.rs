@@ -207,14 +207,18 @@ impl Pipeline {
             if self.batch.is_some() {
                 return Step::Propose;
             }
+            // A token that is checked on old data proves nothing.
+            let is_fence = found.row.name == "fence";
+            if is_fence && session.stale_reads.is_some() {
+                drop(reading.take());
+            }
+            let stale_reads = session.stale_reads.filter(|_| !is_fence);
             let waits_for = match found.leaf().execute {
-                Execute::Read(read) => {
-                    match open(&mut reading, services, session.stale_reads, is_after_barrier) {
-                        Ok(guard) => self.read(session, services, found, read, guard, out),
-                        Err(Unreadable::NeedsBarrier) => Some(Step::Barrier),
-                        Err(Unreadable::TooOld(refusal)) => self.fail(session, services, &refusal, out),
-                    }
-                }
+                Execute::Read(read) => match open(&mut reading, services, stale_reads, is_after_barrier) {
+                    Ok(guard) => self.read(session, services, found, read, guard, out),
+                    Err(Unreadable::NeedsBarrier) => Some(Step::Barrier),
+                    Err(Unreadable::TooOld(refusal)) => self.fail(session, services, &refusal, out),
+                },
                 Execute::Session(SessionCommand::Watch) if !in_transaction => {
                     match open(&mut reading, services, session.stale_reads, is_after_barrier) {
                         Ok(guard) => self.watch(session, services, found, guard, out),
@@ -502,6 +506,9 @@ impl Pipeline {
 
     fn enqueue(&mut self, session: &mut Session, services: &Services, found: Found, out: &mut BytesMut) {
         let request = &self.requests[self.next];
+        if found.leaf().flags.has(Flags::ADMIN) && found.leaf().is_write() {
+            note_admin(session, request);
+        }
         let reply = session.transaction.queue(found.leaf(), request);
         if let Execute::Session(SessionCommand::Select) = found.row.execute
             && let Ok(db) = session.parse_db(request.arg(1))
@@ -759,10 +766,15 @@ fn is_held_back(paused: Paused, found: Found, session: &Session) -> bool {
     }
 }
 
+/// How much of such a command the log shows: words, and bytes of each.
+const ADMIN_WORDS: usize = 16;
+const ADMIN_WORD_BYTES: usize = 512;
+
 /// Who breaks what others hold is told in the log.
 #[cold]
 fn note_admin(session: &Session, request: &Request) {
-    let words: Vec<String> = request.args().map(|word| word.escape_ascii().to_string()).collect();
+    let shown = |word: &[u8]| word[..word.len().min(ADMIN_WORD_BYTES)].escape_ascii().to_string();
+    let words: Vec<String> = request.args().take(ADMIN_WORDS).map(shown).collect();
     let user = session.user.escape_ascii();
     tracing::info!("{} by user {user} from {}", words.join(" "), session.client.address);
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
 use crate::commands::locks::granted_reply;
@@ -18,15 +19,21 @@ use crate::state::notices::Notice;
 
 /// How often it is looked for work that nobody announced.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// Changes of locks that may wait to be told.
+const NOTICES_MAX: usize = 65_536;
 
-/// Passes on what becomes of locks to this node's clients, once the group is there.
-pub fn listen(services: &Arc<Services>) {
-    let listening = Arc::downgrade(services);
+/// Passes on what becomes of locks to this node's clients, from when the group is there.
+pub async fn tell_clients(services: Arc<Services>) {
+    let (sender, mut notices) = mpsc::channel(NOTICES_MAX);
     services.group.claims().listen(move |notice| {
-        if let Some(services) = listening.upgrade() {
-            tell(&services, notice);
-        }
+        // At most once: what nobody keeps up with is not told. Apply does not wait for it.
+        let _ = sender.try_send(notice.clone());
     });
+    // Some subscribed before.
+    services.group.tell_lock_changes(|| !services.pubsub.is_empty());
+    while let Some(notice) = notices.recv().await {
+        tell(&services, &notice);
+    }
 }
 
 fn tell(services: &Services, notice: &Notice) {
@@ -68,6 +75,12 @@ pub async fn look_after(services: Arc<Services>) {
             });
         }
     }
+}
+
+/// True when nobody waits under this number any more, as far as this node knows.
+pub fn is_over(services: &Services, claim: ClaimId) -> bool {
+    let state = services.group.read_applied();
+    claim.0 <= state.meta().last_claim && state.waits().of_claim(claim).is_none()
 }
 
 /// What a client that waited is answered.

@@ -222,7 +222,8 @@ impl Transaction {
             plan.steps.push(Step::Logged);
             plan.is_atomic |= makes_atomic(row);
             plan.names_client |= row.flags.has(Flags::ORIGIN);
-            plan.has_writes |= row.is_write();
+            // What it keeps is written, too.
+            plan.has_writes |= row.is_write() || row.name == "once";
             plan.needs_memory |= row.flags.has(Flags::DENYOOM);
             plan.has_more_than_deletions |= row.is_write() && !row.is_deletion();
             plan.returns_values |= reply_bounds::returns_values(row, request);

@@ -456,6 +456,7 @@ impl State {
         self.forget_once(&name);
         self.leases.insert(record.until, LeaseName::Once(name.clone()));
         self.changes.once.push(name.clone());
+        self.changes.bytes += record.reply.as_ref().map_or(0, |reply| reply.len());
         self.once.insert(name, record);
     }
 
@@ -882,6 +883,13 @@ impl State {
                 listed.push((rows::session_key(node).to_vec(), Some(value)));
             }
         }
+        // Some are named for every change.
+        changes.waits.sort_unstable();
+        changes.waits.dedup();
+        changes.releases.sort_unstable();
+        changes.releases.dedup();
+        changes.once.sort_unstable();
+        changes.once.dedup();
         for id in std::mem::take(&mut changes.waits) {
             let value = self.waits.get(id).map(|wait| encoded(|out| wait.encode(out)));
             listed.push((rows::wait_key(id).to_vec(), value));

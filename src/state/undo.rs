@@ -4,6 +4,7 @@
 //! the messages, and what stands beside the rows. [`State::roll_back`] puts it all back. What waits for the next flush
 //! may list rows that did not change after all; they are written once more as they are.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
 
@@ -37,6 +38,12 @@ struct SavedRow {
     content: Saved,
 }
 
+impl SavedRow {
+    fn is_queue(&self) -> bool {
+        matches!(self.content, Saved::Queue(_))
+    }
+}
+
 #[derive(Debug)]
 enum Saved {
     String(Vec<u8>),
@@ -49,7 +56,8 @@ enum Saved {
 #[derive(Debug, Default)]
 pub(super) struct Undo {
     rows: Vec<(KeyName, Option<SavedRow>)>,
-    known_rows: BTreeSet<KeyName>,
+    /// Where each of them stands in `rows`.
+    known_rows: BTreeMap<KeyName, usize>,
     messages: Vec<(KeyName, MessageId, Option<Message>)>,
     known_messages: BTreeSet<(KeyName, MessageId)>,
     waits: Vec<(WaitId, Wait)>,
@@ -99,9 +107,10 @@ impl State {
     fn save_row_now(&mut self, db: DbIndex, key: &[u8]) {
         let Some(undo) = &mut self.undo else { return };
         let name: KeyName = (db, key.into());
-        if !undo.known_rows.insert(name.clone()) {
+        if undo.known_rows.contains_key(&name) {
             return;
         }
+        undo.known_rows.insert(name.clone(), undo.rows.len());
         let saved = self.databases[usize::from(db)].get(key).map(|row| SavedRow {
             changed: row.changed,
             deadline: row.deadline,
@@ -143,10 +152,25 @@ impl State {
     /// Takes back what was done since [`State::begin_undo`].
     pub(crate) fn roll_back(&mut self) {
         let Some(undo) = self.undo.take() else { return };
-        let Undo { rows, messages, waits, releases, deadlocks, last_token, notices, pushed, .. } = *undo;
+        // What took the place of a queue goes before the queue's messages come back.
+        for ((db, key), _) in
+            undo.rows.iter().filter(|(_, saved)| saved.as_ref().is_some_and(SavedRow::is_queue))
+        {
+            let is_queue = matches!(self.row(*db, key).map(Row::object), Some(Object::Queue(_)) | None);
+            if !is_queue {
+                self.remove(*db, key);
+            }
+        }
+        let Undo {
+            rows, known_rows, messages, waits, releases, deadlocks, last_token, notices, pushed, ..
+        } = *undo;
         // Queues first get what they had, so that their rows can be told from those that were new.
+        // A row that was new goes with all its messages.
         for (name, id, message) in messages.into_iter().rev() {
-            self.put_message_back(&name, id, message, &rows);
+            let was_there = known_rows.get(&name).is_none_or(|at| rows[*at].1.is_some());
+            if was_there {
+                self.put_message_back(&name, id, message);
+            }
         }
         for ((db, key), saved) in rows {
             let is_lock = saved.as_ref().is_some_and(|row| matches!(row.content, Saved::Lock(_)));
@@ -178,19 +202,7 @@ impl State {
         self.pushed_in_entry = pushed;
     }
 
-    fn put_message_back(
-        &mut self,
-        (db, key): &KeyName,
-        id: MessageId,
-        message: Option<Message>,
-        rows: &[(KeyName, Option<SavedRow>)],
-    ) {
-        let had_row = rows.iter().find(|((of, name), _)| of == db && name == key);
-        let was_there = had_row.is_none_or(|(_, saved)| saved.is_some());
-        if !was_there {
-            // The row goes with all its messages.
-            return;
-        }
+    fn put_message_back(&mut self, (db, key): &KeyName, id: MessageId, message: Option<Message>) {
         if self.row(*db, key).is_none() {
             self.insert_object(*db, key, Object::Queue(Box::<Queue>::default()));
         }
