@@ -852,8 +852,9 @@ impl Model {
         let holds = self.lock_or_error(db, call.words[2])?.map_or(Vec::new(), |lock| lock.holds.clone());
         let is_meant = |hold: &&Hold| owner.is_none_or(|owner| owner == hold.owner);
         let tokens: Vec<u64> = holds.iter().filter(is_meant).map(|hold| hold.token).collect();
-        for token in &tokens {
-            self.end_hold(db, call.words[2], *token, false);
+        if !tokens.is_empty() {
+            self.lock_mut(db, call.words[2]).holds.retain(|hold| !tokens.contains(&hold.token));
+            self.hand_over(db, call.words[2]);
         }
         Ok(count_reply(tokens.len()))
     }

@@ -771,11 +771,14 @@ pub fn kill(
     let Some(lock) = lock_at(state, db, key)? else { return Some(0) };
     let is_meant = |hold: &&Hold| owner.is_none_or(|owner| *hold.owner.owner == *owner);
     let tokens: Vec<FencingToken> = lock.holds.iter().filter(is_meant).map(Hold::token).collect();
-    // From the back, where it costs least to take one out.
+    // All of them before anybody else gets the lock; from the back, where it costs least to take one out.
     for token in tokens.iter().rev() {
+        let Some(hold) = remove_hold(state, db, key, *token) else { continue };
         state.lock_figures.killed += 1;
-        end_hold(state, db, key, *token, LockChange::Killed, now);
+        state.note_hold_ended(hold.since, now);
+        tell(state, db, key, hold, LockChange::Killed);
     }
+    hand_over(state, db, key, now);
     Some(tokens.len())
 }
 
