@@ -778,7 +778,9 @@ pub fn kill(
         state.note_hold_ended(hold.since, now);
         tell(state, db, key, hold, LockChange::Killed);
     }
-    hand_over(state, db, key, now);
+    if !tokens.is_empty() {
+        hand_over(state, db, key, now);
+    }
     Some(tokens.len())
 }
 
