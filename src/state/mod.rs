@@ -26,6 +26,7 @@ use crate::state::changes::Changes;
 use crate::state::expiry::ExpiryIndex;
 use crate::state::expiry::KeyName;
 use crate::state::expiry::LeaseName;
+use crate::state::locks::Claim;
 use crate::state::locks::ClaimId;
 use crate::state::locks::LockFigures;
 use crate::state::locks::LockOwners;
@@ -506,14 +507,15 @@ impl State {
         ClaimId(self.meta.last_claim)
     }
 
-    fn index_claims(&mut self, wait: &Wait) {
-        for claim in wait.claims.iter().filter(|claim| claim.until != ClusterTime::NEVER) {
+    /// Enters when these clients wait no more.
+    fn index_claims(&mut self, claims: &[Claim]) {
+        for claim in claims.iter().filter(|claim| claim.until != ClusterTime::NEVER) {
             self.leases.insert(claim.until, LeaseName::Claim(claim.id));
         }
     }
 
-    fn unindex_claims(&mut self, wait: &Wait) {
-        for claim in &wait.claims {
+    fn unindex_claims(&mut self, claims: &[Claim]) {
+        for claim in claims {
             self.leases.remove(claim.until, LeaseName::Claim(claim.id));
         }
     }

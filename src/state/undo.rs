@@ -181,9 +181,9 @@ impl State {
         }
         for (id, wait) in waits {
             if let Some(now) = self.waits.remove(id) {
-                self.unindex_claims(&now);
+                self.unindex_claims(&now.claims);
             }
-            self.index_claims(&wait);
+            self.index_claims(&wait.claims);
             self.waits.insert(id, wait);
             self.changes.waits.push(id);
         }

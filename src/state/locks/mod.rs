@@ -373,11 +373,6 @@ impl LockOwners {
         self.held.get(owner).into_iter().flatten()
     }
 
-    /// Every owner of this name, whatever its user.
-    pub fn named<'a>(&'a self, owner: &'a [u8]) -> impl Iterator<Item = &'a OwnerName> {
-        self.held.keys().filter(move |known| *known.owner == *owner)
-    }
-
     /// How many holds there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -527,24 +522,25 @@ pub fn acquire(state: &mut State, request: &LockRequest<'_>, now: ClusterTime) -
 
 /// Another client waits for a request that waits already.
 fn join(state: &mut State, id: WaitId, origin: &Origin, until: ClusterTime) -> ClaimId {
-    let claim = state.next_claim();
-    if until != ClusterTime::NEVER {
-        state.leases.insert(until, LeaseName::Claim(claim));
-    }
-    state.notices.push(Notice::ClaimBegan { claim, origin: origin.clone() });
-    state.waits.add_claim(id, Claim { id: claim, origin: origin.clone(), until });
+    let claim = Claim { id: state.next_claim(), origin: origin.clone(), until };
+    let number = claim.id;
+    begin_claims(state, std::slice::from_ref(&claim));
+    state.waits.add_claim(id, claim);
     state.changes.waits.push(id);
-    claim
+    number
+}
+
+/// These clients wait from now on.
+fn begin_claims(state: &mut State, claims: &[Claim]) {
+    state.index_claims(claims);
+    for claim in claims {
+        state.notices.push(Notice::ClaimBegan { claim: claim.id, origin: claim.origin.clone() });
+    }
 }
 
 /// Puts a request into the queues of its locks.
 fn enter(state: &mut State, id: WaitId, wait: Wait) {
-    for claim in &wait.claims {
-        if claim.until != ClusterTime::NEVER {
-            state.leases.insert(claim.until, LeaseName::Claim(claim.id));
-        }
-        state.notices.push(Notice::ClaimBegan { claim: claim.id, origin: claim.origin.clone() });
-    }
+    begin_claims(state, &wait.claims);
     for WaitKey { key, is_first } in &wait.keys {
         change_lock(state, wait.db, key, |lock| lock.waiters.insert((!is_first, id)));
     }
@@ -556,9 +552,7 @@ fn enter(state: &mut State, id: WaitId, wait: Wait) {
 fn leave(state: &mut State, id: WaitId) -> Option<Wait> {
     state.save_wait(id);
     let wait = state.waits.remove(id)?;
-    for claim in &wait.claims {
-        state.leases.remove(claim.until, LeaseName::Claim(claim.id));
-    }
+    state.unindex_claims(&wait.claims);
     for WaitKey { key, is_first } in &wait.keys {
         change_lock(state, wait.db, key, |lock| lock.waiters.remove(&(!is_first, id)));
     }
@@ -568,8 +562,13 @@ fn leave(state: &mut State, id: WaitId) -> Option<Wait> {
 
 /// Ends a wait for all who wait with it; those behind it move up.
 fn end_wait(state: &mut State, id: WaitId, end: &ClaimEnd, now: ClusterTime) {
-    let Some(wait) = leave(state, id) else { return };
-    tell_claims(state, &wait.claims, end);
+    if let Some(wait) = leave_and_tell(state, id, end) {
+        hand_over_all(state, &wait, now);
+    }
+}
+
+/// A request waits no more: whoever stood behind it moves up.
+fn hand_over_all(state: &mut State, wait: &Wait, now: ClusterTime) {
     for WaitKey { key, .. } in &wait.keys {
         hand_over(state, wait.db, key, now);
     }
@@ -660,9 +659,7 @@ fn withdraw(state: &mut State, id: WaitId, now: ClusterTime) {
         Notice::ClaimEnded { .. } | Notice::Lock { .. } => false,
     };
     state.notices.retain(|notice| !is_of_it(notice));
-    for WaitKey { key, .. } in &wait.keys {
-        hand_over(state, wait.db, key, now);
-    }
+    hand_over_all(state, &wait, now);
 }
 
 /// UNLOCK: ends the owner's hold (under this token, when one is given), and without a token its waits for this lock,
@@ -1141,11 +1138,8 @@ pub(super) fn queue_up(state: &mut State) -> Result<(), CodecError> {
         };
         lock.waiters.insert(place);
     }
-    let claims = state.waits.iter().flat_map(|(_, wait)| &wait.claims);
-    let claims: Vec<(ClusterTime, ClaimId)> = claims.map(|claim| (claim.until, claim.id)).collect();
-    for (until, claim) in claims.into_iter().filter(|(until, _)| *until != ClusterTime::NEVER) {
-        state.leases.insert(until, LeaseName::Claim(claim));
-    }
+    let claims: Vec<Claim> = state.waits.iter().flat_map(|(_, wait)| wait.claims.clone()).collect();
+    state.index_claims(&claims);
     Ok(())
 }
 
