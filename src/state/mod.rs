@@ -74,7 +74,7 @@ pub type DbIndex = u8;
 
 /// At most this many items end in one EXPIRE (COMMANDS.md 3.2, rule 3, allows 1024): a hundred thousand leases that end
 /// at once must not hold up what stands behind them in the log.
-pub const EXPIRE_AT_MOST: usize = 256;
+pub const EXPIRE_AT_MOST: usize = 64;
 
 /// Directives of scope `cluster`: part of the state, the same on every replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -50,7 +50,7 @@ pub use locks::Wait;
 pub use locks::Who;
 
 /// At most this many items end in one EXPIRE, or of one queue before a command.
-const EXPIRE_AT_MOST: usize = 256;
+const EXPIRE_AT_MOST: usize = 64;
 /// Replies that take more bytes than this between nodes are not remembered.
 const REMEMBERED_BYTES_MAX: usize = 64 << 10;
 /// A session remembers this many bytes of replies, and 80 for each batch besides.

@@ -119,6 +119,12 @@ const NODE_LEASE: Millis = Millis(10_000);
 /// While anything has a deadline, the log gets a stamp at least this often: after a total outage the
 /// cluster clock goes on from the last stamp, so leases are late by no more than this.
 const STAMP_INTERVAL: Millis = Millis(10_000);
+/// Between two EXPIREs other commands have their turn.
+const EXPIRE_PAUSE: Millis = Millis(2);
+/// When something is due for longer than this, ends come faster than EXPIREs with pauses can take them away. There is
+/// no pause then, and each entry holds this many EXPIREs: what is due must not pile up for ever.
+const EXPIRE_LATE: Millis = Millis(3_000);
+const EXPIRES_WHEN_LATE: usize = 4;
 
 /// What can arrive.
 pub enum Event {
@@ -258,6 +264,8 @@ pub struct Driver {
     /// Since when nobody proposes: raft refused, until the next tick.
     is_held_back: bool,
     expire_pending: bool,
+    /// When it last proposed an EXPIRE.
+    last_expire: Option<Monotonic>,
     /// The node's own proposal is committed up to here and not applied yet.
     expires_at: Option<u64>,
     start: LeaderStart,
@@ -337,6 +345,7 @@ impl Driver {
             serve_from: None,
             is_held_back: false,
             expire_pending: false,
+            last_expire: None,
             expires_at: None,
             start: LeaderStart { outage: parts.outage, settings: parts.settings },
             tick: parts.tick,
@@ -404,7 +413,7 @@ impl Driver {
         let deadline = if self.expire_pending || !self.leading {
             tick
         } else {
-            self.cluster_clock.now().until(self.shared.earliest_deadline())
+            self.cluster_clock.now().until(self.shared.earliest_deadline()).max(self.pause_left(now))
         };
         Duration::from_millis(tick.min(deadline).0.clamp(1, self.tick.0))
     }
@@ -661,15 +670,25 @@ impl Driver {
         if !self.leading || self.expire_pending || self.stopping {
             return;
         }
-        let earliest = self.shared.earliest_deadline();
-        let due = earliest <= self.cluster_clock.now();
+        let (earliest, cluster_now) = (self.shared.earliest_deadline(), self.cluster_clock.now());
+        let is_late = earliest.until(cluster_now) > EXPIRE_LATE;
+        let due = earliest <= cluster_now && (is_late || self.pause_left(now) == Millis(0));
         let stamp_old = earliest != ClusterTime::NEVER && now.since(self.last_proposal) >= STAMP_INTERVAL;
         if due || stamp_old {
             let mut batch = Batch::new(b"");
-            batch.push_expire(0, std::iter::empty());
+            for _ in 0..if is_late { EXPIRES_WHEN_LATE } else { 1 } {
+                batch.push_expire(0, std::iter::empty());
+            }
             self.expire_pending = true;
+            self.last_expire = Some(now);
             self.proposer.push(own(batch));
         }
+    }
+
+    /// How long no EXPIRE follows the last one.
+    fn pause_left(&self, now: Monotonic) -> Millis {
+        let passed = self.last_expire.map_or(EXPIRE_PAUSE, |last| now.since(last));
+        Millis(EXPIRE_PAUSE.0.saturating_sub(passed.0))
     }
 
     fn on_tick(&mut self, now: Monotonic) {
