@@ -53,6 +53,8 @@ pub type BatchReplies = Vec<Reply>;
 pub struct Applied {
     /// One for each batch, in order.
     pub outcomes: Vec<BatchOutcome>,
+    /// The session and number of each of these batches; `None` for a proposal of a node itself.
+    pub sessions: Vec<Option<SessionStamp>>,
     /// The entry asks that the replicas be compared as of this index: the caller should freeze the state now.
     pub verify: bool,
     /// What came about besides, in order.
@@ -106,6 +108,7 @@ pub fn apply_entry(
             Some(session) => batch.execute_once(state, &mut reader, session, &mut scratch)?,
         };
         applied.outcomes.push(outcome);
+        applied.sessions.push(head.session);
     }
     (applied.notices, applied.timings) = state.take_notices();
     Ok(applied)
@@ -430,7 +433,12 @@ mod tests {
     fn outcomes(state: &mut State, batches: &[(Option<SessionStamp>, Batch)]) -> Vec<BatchOutcome> {
         let entry = encode_entry(&stamps(0), batches.iter().map(|(session, batch)| (*session, batch)));
         let index = state.meta().applied.next();
-        apply_entry(state, index, Term(1), &entry).unwrap().outcomes
+        let applied = apply_entry(state, index, Term(1), &entry).unwrap();
+        assert!(
+            applied.sessions.iter().eq(batches.iter().map(|(session, _)| session)),
+            "one for each, in order"
+        );
+        applied.outcomes
     }
 
     fn encoded(replies: &[Reply]) -> Bytes {

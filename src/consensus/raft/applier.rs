@@ -5,9 +5,19 @@
 //!
 //! ```text
 //! entries ─► state (under the writer side of its lock, given back every few milliseconds, between entries)
-//!         ─► replies to clients of this node, outcomes to other nodes
+//!         ─► replies to clients of this node
 //! now and then: changed rows ─► flusher
 //! ```
+//! Every node applies every entry, so each answers its own clients, whoever led when the entry was proposed. The batches
+//! that this replica proposed come with their entry; those that it gave to another leader are the driver's to find, by
+//! session and number.
+//!
+//! Nobody waits for ever. A batch in the log comes to this node as an entry, and that ends the wait; or within a
+//! snapshot, and then nobody sees the entry here. A node that hears nothing for a while sends the batch again (it does
+//! so at once after a snapshot). A leader that has applied it by then puts it into the log once more, as a repetition
+//! that changes nothing, and tells the node what comes of it, even if that applies nothing at all, say because
+//! its disk is full. What the leader has not applied yet is still on its way; if it is lost with its leader, the
+//! next one is given it anew.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,6 +48,7 @@ use crate::machine::apply::Applied;
 use crate::machine::apply::BatchOutcome;
 use crate::machine::apply::apply_entry;
 use crate::machine::apply::apply_membership;
+use crate::machine::entry::SessionStamp;
 use crate::peer::Channel;
 use crate::peer::Links;
 use crate::resp::Reply;
@@ -103,8 +114,8 @@ pub struct Applier {
     pub flushed: LogIndex,
 }
 
-/// Outcomes for other nodes, by node and session.
-type Outcomes = BTreeMap<(NodeId, u64), Vec<(u64, Outcome)>>;
+/// What was applied of other nodes' batches, by node and session: the last number, and the outcomes of repetitions.
+type Outcomes = BTreeMap<(NodeId, u64), (u64, Vec<(u64, Outcome)>)>;
 
 impl Applier {
     /// Applies entries and answers. When this returns they are applied.
@@ -112,14 +123,19 @@ impl Applier {
         let ApplyJob { entries, batches, changes } = job;
         let mut entries = entries.iter().zip(batches).peekable();
         let mut done: Vec<(Queued, BatchOutcome)> = Vec::new();
+        let epoch = self.shared.session_epoch();
         while entries.peek().is_some() {
             let started = self.clock.monotonic();
             let mut state = self.state.write();
             let mut verify = false;
-            let (mut notices, mut timings) = (Vec::new(), Vec::new());
+            let (mut notices, mut timings, mut own) = (Vec::new(), Vec::new(), Vec::new());
             for (entry, batches) in entries.by_ref() {
                 let applied = apply_one(&mut state, entry, changes.get(&entry.index));
-                done.extend(batches.into_iter().zip(applied.outcomes));
+                if batches.is_empty() {
+                    own.extend(of_session(applied.sessions, applied.outcomes, epoch));
+                } else {
+                    done.extend(batches.into_iter().zip(applied.outcomes));
+                }
                 notices.extend(applied.notices);
                 timings.extend(applied.timings);
                 verify = applied.verify;
@@ -135,6 +151,9 @@ impl Applier {
                 self.answer(queued, outcome, &mut outcomes);
             }
             self.send(outcomes);
+            if !own.is_empty() {
+                self.shared.events.post(Event::Executed { epoch, outcomes: own });
+            }
             self.shared.claims.publish(&notices, self.clock.monotonic());
             timings.iter().for_each(note_timing);
             if verify {
@@ -147,8 +166,12 @@ impl Applier {
 
     fn answer(&self, queued: Queued, outcome: BatchOutcome, outcomes: &mut Outcomes) {
         match queued.reply_to {
-            ReplyTo::Node { node, epoch, seq } => {
-                outcomes.entry((node, epoch)).or_default().push((seq, for_node(outcome)));
+            ReplyTo::Node { node, epoch, seq, is_repeat } => {
+                let (last, repeats) = outcomes.entry((node, epoch)).or_default();
+                *last = seq.max(*last);
+                if is_repeat {
+                    repeats.push((seq, for_node(outcome)));
+                }
             }
             ReplyTo::Joiner { node, nonce } => {
                 if let BatchOutcome::Done(replies) = outcome
@@ -172,12 +195,13 @@ impl Applier {
 
     fn send(&self, outcomes: Outcomes) {
         let Some(network) = &self.network else { return };
-        for ((node, epoch), outcomes) in outcomes {
-            if let Some((seq, _)) = outcomes.last() {
-                self.shared.set_answered(node, epoch, *seq);
+        for ((node, epoch), (last, outcomes)) in outcomes {
+            self.shared.set_executed(node, epoch, last);
+            if outcomes.is_empty() {
+                continue;
             }
             let request = Request::Outcomes { group: self.group, epoch, outcomes };
-            // Lost with the link: the origin asks again when it is back, or after a while.
+            // Lost with the link: the origin sends the batch again when it is back, or after a while.
             let _ = network.send(node, Channel::Request, request.encode());
         }
     }
@@ -342,12 +366,31 @@ pub fn apply_one(state: &mut State, entry: &Entry, change: Option<&Membership>) 
     }
 }
 
-enum Local {
-    Replies(Vec<Reply>),
-    Trouble { is_ended: bool },
+/// The batches of one session among those of an entry.
+fn of_session(
+    sessions: Vec<Option<SessionStamp>>,
+    outcomes: Vec<BatchOutcome>,
+    epoch: u64,
+) -> impl Iterator<Item = (u64, BatchOutcome)> {
+    let all = sessions.into_iter().zip(outcomes);
+    // No two nodes, and no two lives of a node, have a session of the same name.
+    all.filter_map(move |(session, outcome)| {
+        session.filter(|session| session.epoch == epoch).map(|session| (session.seq, outcome))
+    })
 }
 
-fn local(outcome: BatchOutcome, items: usize) -> Local {
+/// What a batch's outcome means on the node whose client sent it.
+pub enum Local {
+    Replies(Vec<Reply>),
+    /// Not executed: a number before it is missing, or the session ended.
+    Trouble {
+        is_ended: bool,
+    },
+}
+
+/// The outcome of a batch of so many items, on the node whose client sent it.
+#[must_use]
+pub fn local(outcome: BatchOutcome, items: usize) -> Local {
     match outcome {
         BatchOutcome::Done(replies) => Local::Replies(replies),
         BatchOutcome::Repeated(bytes) => Local::Replies(decoded(&bytes, items)),

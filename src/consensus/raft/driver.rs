@@ -29,10 +29,13 @@ use crate::consensus::ProposeError;
 use crate::consensus::Role;
 use crate::consensus::cluster_clock::ClusterClock;
 use crate::consensus::mailbox::Mailbox;
+use crate::consensus::raft::acked::Acked;
 use crate::consensus::raft::applier::Applier;
 use crate::consensus::raft::applier::ApplyJob;
 use crate::consensus::raft::applier::ApplyMessage;
+use crate::consensus::raft::applier::Local;
 use crate::consensus::raft::applier::job_bytes;
+use crate::consensus::raft::applier::local;
 use crate::consensus::raft::applier::settle_remote;
 use crate::consensus::raft::barriers::Answer;
 use crate::consensus::raft::barriers::Barriers;
@@ -69,6 +72,7 @@ use crate::consensus::raft::session::Session;
 use crate::consensus::raft::session::Submission;
 use crate::consensus::raft::session::Target;
 use crate::consensus::raft::snapshot_io::SnapshotEvent;
+use crate::machine::apply::BatchOutcome;
 use crate::machine::entry::Batch;
 use crate::machine::entry::LeaderStart;
 use crate::machine::entry::SessionStamp;
@@ -160,10 +164,15 @@ pub enum Event {
         ack: u64,
         batches: Vec<Batch>,
     },
-    /// What became of this node's batches.
+    /// What another node says became of this node's batches.
     Outcomes {
         epoch: u64,
         outcomes: Vec<(u64, Outcome)>,
+    },
+    /// This node applied batches of its own that it had not proposed itself.
+    Executed {
+        epoch: u64,
+        outcomes: Vec<(u64, BatchOutcome)>,
     },
     ReadIndex {
         from: NodeId,
@@ -273,6 +282,7 @@ pub struct Driver {
     next_tick: Monotonic,
     stopping: bool,
     out: Vec<Output>,
+    acked: Acked,
     /// Messages of this sweep, by node.
     outbox: BTreeMap<NodeId, Mail>,
     /// What each other node may propose next, in this term.
@@ -352,6 +362,7 @@ impl Driver {
             next_tick: now,
             stopping: false,
             out: Vec::new(),
+            acked: Acked::default(),
             outbox: BTreeMap::new(),
             origins: BTreeMap::new(),
             is_making_snapshot: false,
@@ -511,6 +522,7 @@ impl Driver {
                 self.on_propose(from, epoch, first_seq, ack, batches);
             }
             Event::Outcomes { epoch, outcomes } => self.on_outcomes(epoch, outcomes, now),
+            Event::Executed { epoch, outcomes } => self.on_executed(epoch, outcomes, now),
             Event::SessionTrouble { epoch, is_ended } => self.on_session_trouble(epoch, is_ended, now),
             Event::ReadIndex { from, id } => {
                 if self.leading {
@@ -630,6 +642,7 @@ impl Driver {
     }
 
     fn on_peer_up(&mut self, node: NodeId, now: Monotonic) {
+        self.acked.forget();
         let Some(cluster) = &mut self.cluster else { return };
         if matches!(cluster.session.target(), Target::There(leader, _) if leader == node) {
             cluster.session.rewind(now);
@@ -865,12 +878,12 @@ impl Driver {
         }
         let next = first_seq.saturating_add(batches.len() as u64).max(known.unwrap_or(0));
         self.origins.insert(from, (epoch, next));
-        // What is under way here needs no second copy; what was answered is answered again by the state machine.
-        let (answered, known) = (self.shared.answered(from, epoch), known.unwrap_or(0));
-        for (seq, batch) in (first_seq..).zip(batches).filter(|(seq, _)| *seq >= known || *seq <= answered) {
+        // What is under way here needs no second copy; what was applied is answered again by the state machine.
+        let (executed, known) = (self.shared.executed(from, epoch), known.unwrap_or(0));
+        for (seq, batch) in (first_seq..).zip(batches).filter(|(seq, _)| *seq >= known || *seq <= executed) {
             let stamp = SessionStamp { node: from, epoch, seq, ack };
             let submission = Submission::new(batch, None);
-            let reply_to = ReplyTo::Node { node: from, epoch, seq };
+            let reply_to = ReplyTo::Node { node: from, epoch, seq, is_repeat: seq <= executed };
             self.proposer.push(Queued { submission, stamp: Some(stamp), reply_to });
         }
     }
@@ -894,6 +907,26 @@ impl Driver {
             let Some(submission) = cluster.session.pending(seq) else { continue };
             if let Some(result) = settle_remote(outcome, submission.batch.len()) {
                 submission.settle(result);
+            }
+        }
+        cluster.session.settle(now);
+        if let Some(is_ended) = trouble {
+            self.on_session_trouble(epoch, is_ended, now);
+        }
+    }
+
+    /// Entries with batches of this node's session were applied here, whoever proposed them.
+    fn on_executed(&mut self, epoch: u64, outcomes: Vec<(u64, BatchOutcome)>, now: Monotonic) {
+        let mut trouble = None;
+        let Some(cluster) = &mut self.cluster else { return };
+        if cluster.session.epoch() != epoch {
+            return;
+        }
+        for (seq, outcome) in outcomes {
+            let Some(submission) = cluster.session.pending(seq) else { continue };
+            match local(outcome, submission.batch.len()) {
+                Local::Replies(replies) => submission.settle(Ok(replies)),
+                Local::Trouble { is_ended } => trouble = Some(is_ended || trouble == Some(true)),
             }
         }
         cluster.session.settle(now);
@@ -1186,8 +1219,12 @@ impl Driver {
     }
 
     fn post(&mut self, messages: Vec<Message>) {
+        let (now, again_after) = (self.clock.monotonic(), self.config.get().heartbeat_interval);
         let Some(cluster) = &self.cluster else { return };
         for message in messages {
+            if self.acked.is_repetition(&message, now, again_after) {
+                continue;
+            }
             let Some(node) = cluster.members.node_of(message.to) else { continue };
             let mail = self.outbox.entry(node).or_default();
             let is_bulk =
@@ -1217,6 +1254,7 @@ impl Driver {
             }
         }
         for replica in lost {
+            self.acked.forget();
             self.step(Input::Unreachable(replica));
         }
     }
@@ -1328,8 +1366,11 @@ impl Driver {
     }
 
     fn on_installed(&mut self, token: u64, membership: Membership) {
+        let now = self.clock.monotonic();
         if let Some(cluster) = &mut self.cluster {
             cluster.members.restored(membership);
+            // Whatever of it is in the snapshot was applied, and nobody here saw what came of it.
+            cluster.session.rewind(now);
             if let Some(incoming_dir) = self.installing_dir.take() {
                 cluster.snapshots.send(SnapshotEvent::Release { incoming_dir });
             }

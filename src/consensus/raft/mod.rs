@@ -5,6 +5,7 @@
 //! disk. The rules each of them keeps are those of raft-rs that are easy to break (see the comments).
 
 pub mod acceptable;
+pub mod acked;
 pub mod applier;
 pub mod barriers;
 pub mod driver;

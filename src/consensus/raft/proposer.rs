@@ -31,8 +31,9 @@ const IN_FLIGHT_BYTES: usize = 32 << 20;
 pub enum ReplyTo {
     /// Whoever waits for the submission.
     Submitter,
-    /// Another node, which knows the batch by this session and number.
-    Node { node: NodeId, epoch: u64, seq: u64 },
+    /// Another node, which knows the batch by this session and number. It applies the entry as well, and need not be
+    /// told; but if it sends the batch again after that was applied here, it is.
+    Node { node: NodeId, epoch: u64, seq: u64, is_repeat: bool },
     /// A node that waits for a replica id.
     Joiner { node: NodeId, nonce: u64 },
 }

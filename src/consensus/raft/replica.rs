@@ -85,6 +85,7 @@ use crate::storage::LogContents;
 use crate::storage::LogEntryRecord;
 use crate::storage::LogStore;
 use crate::storage::SharedCaches;
+use crate::storage::SharedData;
 use crate::storage::StorageError;
 use crate::storage::Watermark;
 use crate::storage::disk::DiskGauge;
@@ -256,8 +257,8 @@ pub struct Shared {
     quarantine_warned: AtomicU64,
     /// How often a leader said that entries are missing here, and since when.
     losses_told: Mutex<(u32, Monotonic)>,
-    /// For each other node the session and the number that it was answered last.
-    answered: Mutex<BTreeMap<NodeId, (u64, u64)>>,
+    /// For each other node the session, and the number up to which its batches that were proposed here are applied.
+    executed: Mutex<BTreeMap<NodeId, (u64, u64)>>,
     /// The clients of this node that wait for locks.
     pub claims: Arc<Claims>,
     /// The nodes, by life, whose clients wait.
@@ -304,7 +305,7 @@ impl Shared {
             snapshots: Mutex::default(),
             quarantine_warned: AtomicU64::new(0),
             losses_told: Mutex::default(),
-            answered: Mutex::default(),
+            executed: Mutex::default(),
             claims: Arc::new(claims),
             waiting_nodes: Mutex::new(state.waits().nodes().collect()),
         }
@@ -470,6 +471,12 @@ impl Shared {
         self.is_status_due.store(true, Ordering::Release);
     }
 
+    /// The name of this node's session.
+    #[must_use]
+    pub fn session_epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
     /// A name for a session of this node that no session had before.
     #[must_use]
     pub fn next_epoch(&self) -> u64 {
@@ -505,15 +512,17 @@ impl Shared {
         self.snapshots.lock().last().map_or(0, |(index, _)| *index)
     }
 
-    /// A node was answered up to this number of its session.
-    pub fn set_answered(&self, node: NodeId, epoch: u64, seq: u64) {
-        self.answered.lock().insert(node, (epoch, seq));
+    /// A node's batches that were proposed here are applied up to this number of its session.
+    pub fn set_executed(&self, node: NodeId, epoch: u64, seq: u64) {
+        let mut executed = self.executed.lock();
+        let known = executed.entry(node).or_default();
+        *known = (*known).max((epoch, seq));
     }
 
-    /// The last number of its session that a node was answered; 0 when none was.
+    /// Up to which number of its session a node's batches that were proposed here are applied; 0 when none is.
     #[must_use]
-    pub fn answered(&self, node: NodeId, epoch: u64) -> u64 {
-        self.answered.lock().get(&node).filter(|(known, _)| *known == epoch).map_or(0, |(_, seq)| *seq)
+    pub fn executed(&self, node: NodeId, epoch: u64) -> u64 {
+        self.executed.lock().get(&node).filter(|(known, _)| *known == epoch).map_or(0, |(_, seq)| *seq)
     }
 
     /// Notes that this replica's log is not what the group believes; says so once a minute. True when it must be given
