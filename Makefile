@@ -46,6 +46,7 @@ soak: setup-tests ## The long forms: hours of simulation, an hour of chaos, long
 	CHAOS_MINUTES=60 $(CARGO) test $(PROFILE) --test chaos -- --nocapture --test-threads 1
 	CHECK_OPS=200000 FAILOVERS=50 SNAPSHOT_WRITES=1000000 $(CARGO) test $(PROFILE) --test cluster
 	LOCKS_SECONDS=600 LOCKS_ZOMBIES=1000 LOCKS_EXPIRIES=100000 LOCKS_CYCLES=5 LOCKS_HANDOFFS=100000 $(CARGO) test $(PROFILE) --test locks -- --nocapture --test-threads 1
+	QUEUES_MESSAGES=1000000 QUEUES_DEAD_SOCKETS=200 QUEUES_OVERRUNS=1000 QUEUES_REDRIVEN=100000 QUEUES_RETRIED=20000 QUEUES_TRANSACTIONS=20000 QUEUES_HANDOFFS=5000 $(CARGO) test $(PROFILE) --test queues -- --nocapture --test-threads 1
 	CRASH_WRITES=1000000 BIT_FLIPS=3000 MODEL_SEQUENCES=100000 DIFFERENTIAL_CASES=5000 FUZZ_RUNS=1000000 $(CARGO) test $(PROFILE)
 
 fuzz: setup ## Coverage-guided fuzzing of TARGET=name (all when none is named) for SECONDS=n each; wants cargo-fuzz

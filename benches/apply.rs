@@ -6,11 +6,13 @@ use criterion::BatchSize;
 use criterion::Criterion;
 use criterion::criterion_group;
 use criterion::criterion_main;
+use holdfast::machine::apply::BatchOutcome;
 use holdfast::machine::apply::apply_entry;
 use holdfast::machine::entry::Batch;
 use holdfast::machine::entry::SessionStamp;
 use holdfast::machine::entry::Stamps;
 use holdfast::machine::entry::encode_entry;
+use holdfast::resp::Reply;
 use holdfast::state::State;
 use holdfast::types::ClusterTime;
 use holdfast::types::LogIndex;
@@ -99,5 +101,55 @@ fn apply(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, apply);
+fn commands(lines: impl Iterator<Item = Vec<Vec<u8>>>) -> Vec<u8> {
+    let mut batch = Batch::new(b"default");
+    lines.for_each(|words| batch.push_command(0, words.iter().map(Vec::as_slice)));
+    encode_entry(
+        &Stamps { clock: ClusterTime(1), wall: WallMillis(1), seed: 1 },
+        [(None, &batch)].into_iter(),
+    )
+}
+
+fn receipt(reply: &Reply) -> String {
+    let Reply::Array(messages) = reply else { panic!("a message and not {reply:?}") };
+    let Reply::Array(message) = &messages[0] else { panic!("a message and not {reply:?}") };
+    let Reply::Bulk(receipt) = &message[1] else { panic!("a receipt and not {reply:?}") };
+    String::from_utf8_lossy(receipt).into_owned()
+}
+
+/// A queue of so many waiting messages: 100 come, 100 are handed out, 100 are acknowledged.
+fn queues(c: &mut Criterion) {
+    let payload = "x".repeat(100);
+    let pushes = |count| commands((0..count).map(|_| text(&["QPUSH", "q", &payload])));
+    let (hundred, thousand) = (pushes(100), pushes(1_000));
+    let pops = commands((0..100).map(|_| text(&["QPOP", "FROM", "q"])));
+    for waiting in [0, 1_000_000] {
+        let mut state = State::new(16);
+        let mut index = 0;
+        let mut next = |state: &mut State, entry: &[u8]| {
+            index += 1;
+            let applied = apply_entry(state, LogIndex(index), Term(1), entry).expect("a legal entry");
+            if index % 16 == 0 {
+                // As the flusher does, now and then.
+                black_box(state.take_changes());
+                state.on_disk(LogIndex(index));
+            }
+            applied
+        };
+        for _ in 0..waiting / 1_000 {
+            next(&mut state, &thousand);
+        }
+        c.bench_function(&format!("apply 100 qpush, qpop and qack, {waiting} waiting"), |b| {
+            b.iter(|| {
+                next(&mut state, &hundred);
+                let popped = next(&mut state, &pops);
+                let BatchOutcome::Done(replies) = &popped.outcomes[0] else { panic!("it has no session") };
+                let acks = commands(replies.iter().map(|reply| text(&["QACK", "q", &receipt(reply)])));
+                black_box(next(&mut state, &acks))
+            });
+        });
+    }
+}
+
+criterion_group!(benches, apply, queues);
 criterion_main!(benches);

@@ -15,6 +15,7 @@ use holdfast::machine::entry::Batch;
 use holdfast::storage::DataStore;
 use holdfast::storage::LogStore;
 use holdfast::storage::SharedCaches;
+use holdfast::storage::SharedData;
 use holdfast::storage::Watermark;
 use holdfast::types::GroupId;
 
@@ -41,7 +42,7 @@ fn propose(c: &mut Criterion) {
         group: GroupId(0),
         dir: dir.clone(),
         log: Arc::new(LogStore::open(&dir).expect("an empty directory")),
-        data: DataStore::open(&dir, GroupId(0), &caches).expect("an empty directory"),
+        data: SharedData::new(DataStore::open(&dir, GroupId(0), &caches).expect("an empty directory")),
         caches,
         peers: None,
         watermark: Watermark::open(&dir).expect("an empty directory"),

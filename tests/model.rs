@@ -7,6 +7,7 @@
 //! | `MODEL_SEED` | 1 | the first of their seeds |
 
 mod sim {
+    pub mod comparison;
     pub mod model;
 }
 mod support;
@@ -38,10 +39,6 @@ use holdfast::state::locks::Hold;
 use holdfast::state::locks::Lock;
 use holdfast::state::locks::Mode;
 use holdfast::state::locks::graph::VictimChoice;
-use holdfast::state::notices::ClaimEnd;
-use holdfast::state::notices::Grant;
-use holdfast::state::notices::Notice;
-use holdfast::state::queues::MessageState;
 use holdfast::types::ClusterTime;
 use holdfast::types::LogIndex;
 use holdfast::types::Millis;
@@ -49,8 +46,12 @@ use holdfast::types::NodeId;
 use holdfast::types::Term;
 use holdfast::types::WallMillis;
 
+use sim::comparison::difference;
+use sim::comparison::end_of;
+use sim::comparison::pop_wait;
 use sim::model::End;
 use sim::model::Model;
+use sim::model::Place;
 use sim::model::Thing;
 use sim::model::Verdict;
 use sim::model::Wait;
@@ -96,8 +97,9 @@ impl Pair {
                 results.len()
             ));
         }
-        let notices: Vec<(u64, End)> = real.notices.iter().filter_map(end_of).collect();
-        let ended = self.model.ended().iter().map(|ended| (ended.claim, ended.end.clone()));
+        let notices: Vec<(u64, u64, u64, End)> = real.notices.iter().filter_map(end_of).collect();
+        let ended = self.model.ended().iter();
+        let ended = ended.map(|ended| (ended.claim, ended.node, ended.life, ended.end.clone()));
         if !ended.eq(notices.iter().cloned()) {
             return Err(format!("entry {index} ends {notices:?}, the model {:?}", self.model.ended()));
         }
@@ -170,25 +172,10 @@ impl Pair {
                         row.as_string() == Some(&value[..]) && row.deadline().map(|at| at.0) == *deadline
                     }
                     (Object::Lock(lock), Some(Thing::Lock(model))) => is_same_lock(lock, model),
-                    (Object::Queue(queue), Some(Thing::Queue(model))) => {
-                        let is_equal = |id| {
-                            let (Some(real), Some(model)) =
-                                (queue.message(id), model.messages.get(&(id.index, id.n)))
-                            else {
-                                return false;
-                            };
-                            let lease = match real.life().state {
-                                MessageState::Ready => None,
-                                MessageState::Leased { until, set_until } => Some((until.0, set_until.0)),
-                            };
-                            real.payload() == model.payload
-                                && lease == model.lease
-                                && real.life().delivery == model.delivery
-                        };
-                        queue.len() == model.messages.len()
-                            && queue.ready_count() == model.ready().count()
-                            && queue.message_ids().all(is_equal)
-                    }
+                    (Object::Queue(queue), Some(Thing::Queue(model))) => match difference(queue, model) {
+                        Some(what) => return differs(&what),
+                        None => self.is_same_info(db, row.key(), model)?,
+                    },
                     _ => false,
                 };
                 if !is_equal {
@@ -199,9 +186,9 @@ impl Pair {
         if count != self.model.things().count() {
             return Err(format!("after {index}: {count} keys, {} of the model", self.model.things().count()));
         }
-        for (db, key, totals) in self.model.queues() {
-            let (ready, leased) = self.model.queue_counts(db, key);
-            if totals.pushed != totals.acked + (ready + leased) as u64 {
+        for (_, key, thing) in self.model.things() {
+            let Thing::Queue(sim::model::Queue { messages, totals, .. }) = thing else { continue };
+            if totals.pushed != totals.acked + totals.deleted + totals.moved + messages.len() as u64 {
                 return Err(format!("after {index}: the model lost messages of {key:?}: {totals:?}"));
             }
         }
@@ -223,6 +210,14 @@ impl Pair {
         if real != model {
             return Err(format!("after {index}: {real:?} wait, of the model {model:?}"));
         }
+        let real: Vec<sim::model::PopWait> = self.state.pop_waits().iter().map(pop_wait).collect();
+        if real != self.model.pop_waits() {
+            let model = self.model.pop_waits();
+            return Err(format!("after {index}: {real:?} wait for messages, of the model {model:?}"));
+        }
+        if let Some(claim) = self.model.forgotten_pop() {
+            return Err(format!("after {index}: {claim} waits for messages that are there"));
+        }
         if let Some(id) = self.model.forgotten_wait() {
             return Err(format!("after {index}: it is the turn of {id}, which waits"));
         }
@@ -240,18 +235,53 @@ impl Pair {
     }
 }
 
-/// The end of a client's wait, as the model tells it.
-fn end_of(notice: &Notice) -> Option<(u64, End)> {
-    let Notice::ClaimEnded { claim, end, .. } = notice else { return None };
-    let end = match end {
-        ClaimEnd::Granted(granted) => {
-            let grant = |grant: &Grant| (grant.key.to_vec(), grant.token.0, grant.touches);
-            End::Granted { grants: granted.grants.iter().map(grant).collect(), order: granted.order.clone() }
+impl Pair {
+    /// QINFO counts as the model does.
+    fn is_same_info(&self, db: u8, key: &[u8], model: &sim::model::Queue) -> Result<bool, String> {
+        let words = [&b"QINFO"[..], key];
+        let spec = table::find(words[0]).ok_or("an unknown command")?;
+        let Execute::Read(read) = spec.execute else { return Err("a command that does not read".to_owned()) };
+        let now = ClusterTime(self.model.clock());
+        let wall = self.state.meta().wall;
+        let context = ReadContext { state: &self.state, db, user: b"default", now, wall, seed: 0 };
+        let Ok(Reply::Map(fields)) = read(&context, &words) else { return Ok(false) };
+        let [ready, delayed, leased, dead] = model.counts().map(|count| count as u64);
+        let age = |is_meant: fn(&Place) -> bool| {
+            let oldest = model.messages.iter().find(|message| is_meant(&message.place));
+            oldest.map_or(0, |message| now.0.saturating_sub(message.pushed_at))
+        };
+        let waits = self.model.pop_waits().iter();
+        let blocked = waits.filter(|wait| wait.pop.db == db && wait.pop.queues.iter().any(|it| it == key));
+        let totals = &model.totals;
+        let wanted = [
+            ("ready", ready),
+            ("delayed", delayed),
+            ("leased", leased),
+            ("dead", dead),
+            ("bytes", model.messages.iter().map(|message| message.payload.len() as u64).sum()),
+            ("oldest_ready_ms", age(|place| *place == Place::Ready)),
+            ("oldest_leased_ms", age(|place| matches!(place, Place::Leased(..)))),
+            ("pushed", totals.pushed),
+            ("delivered", totals.delivered),
+            ("redelivered", totals.redelivered),
+            ("acked", totals.acked),
+            ("nacked", totals.nacked),
+            ("expired_leases", totals.expired_leases),
+            ("duplicates", totals.duplicates),
+            ("died", totals.died),
+            ("deleted", totals.deleted),
+            ("moved", totals.moved),
+            ("blocked_clients", blocked.count() as u64),
+        ];
+        let is_there = |(name, value): &(&str, u64)| {
+            let known = fields.iter().find(|(known, _)| *known == Reply::bulk(name));
+            known.is_some_and(|(_, known)| i64::try_from(*value).is_ok_and(|v| *known == Reply::Integer(v)))
+        };
+        match wanted.iter().find(|field| !is_there(field)) {
+            Some(field) => Err(format!("QINFO of {key:?} replies {fields:?}, the model {field:?}")),
+            None => Ok(true),
         }
-        ClaimEnd::Over => End::Over,
-        ClaimEnd::Failed(text) => End::Failed(text.clone()),
-    };
-    Some((claim.0, end))
+    }
 }
 
 fn is_same_lock(lock: &Lock, model: &sim::model::Lock) -> bool {
@@ -552,13 +582,28 @@ impl Maker {
     }
 
     fn queue_line(&mut self) -> Line {
+        if self.one_in(3) {
+            return self.operator_line();
+        }
         match self.below(10) {
             0..=3 => {
                 let mut line = vec![b"QPUSH".to_vec(), self.key("q"), self.value()];
-                if self.one_in(20) {
-                    line.push(
-                        self.pick(&["ID", "PRIORITY", "DELAY", "EX", "PX", "GROUP", "MAXLEN", "XX", "what"]),
-                    );
+                while self.one_in(3) {
+                    match self.below(14) {
+                        0..=3 => line.extend([b"ID".to_vec(), self.pick(&["a", "b", "c", "d"])]),
+                        4 | 5 => line.extend([b"PRIORITY".to_vec(), self.pick(&["0", "1", "5", "9", "9"])]),
+                        6 | 7 => line.extend([b"DELAY".to_vec(), self.millis()]),
+                        8 => line.extend([b"PX".to_vec(), self.millis()]),
+                        9 => line.extend([b"EX".to_vec(), self.number()]),
+                        10 => line.extend([b"GROUP".to_vec(), self.pick(&["g", "h"])]),
+                        11 => line.extend([b"MAXLEN".to_vec(), self.number()]),
+                        12 => line.extend([b"XX".to_vec(), b"ID".to_vec(), self.pick(&["a", "b", "c", "d"])]),
+                        _ => {
+                            line.push(self.pick(&[
+                                "ID", "PRIORITY", "DELAY", "EX", "PX", "GROUP", "MAXLEN", "XX", "what",
+                            ]))
+                        }
+                    }
                 }
                 line
             }
@@ -571,11 +616,17 @@ impl Maker {
                         }
                         4 => line.extend([b"count".to_vec(), self.pick(&["0", "1000", "1001", "x", "FROM"])]),
                         5..=8 => line.extend([b"LEASE".to_vec(), self.millis()]),
-                        9 | 10 => line.push(b"NOACK".to_vec()),
+                        9 => line.push(b"NOACK".to_vec()),
+                        10 => line.extend([b"BLOCK".to_vec(), self.pick(&["x", "-1", "31536000001"])]),
                         _ => {
-                            line.push(self.pick(&["BLOCK", "CONSUMER", "WITHMETA", "what", "LEASE", "COUNT"]))
+                            line.extend([b"CONSUMER".to_vec(), self.pick(&["w1", "w2", ""])]);
+                            line.push(self.pick(&["WITHMETA", "WITHMETA", "what", "LEASE", "COUNT"]));
                         }
                     }
+                }
+                if self.one_in(2) {
+                    let block = self.pick(&["0", "100", "1000", "20000", "20000"]);
+                    line.extend([b"BLOCK".to_vec(), block]);
                 }
                 if !self.one_in(30) {
                     line.push(b"FROM".to_vec());
@@ -620,6 +671,97 @@ impl Maker {
                 let mut line = vec![b"QLEN".to_vec(), self.key("q")];
                 if self.one_in(2) {
                     line.push(self.pick(&["READY", "leased", "ALL", "DEAD", "DELAYED", "what"]));
+                }
+                line
+            }
+        }
+    }
+
+    /// QNACK, QEXTEND and what operators do.
+    fn operator_line(&mut self) -> Line {
+        let words = |text: &str| -> Line { text.split(' ').map(|word| word.as_bytes().to_vec()).collect() };
+        let (queue, receipt) = self.receipts.last().cloned().unwrap_or((0, b"1-0:1".to_vec()));
+        let back = self.below(self.receipts.len().clamp(1, 8) as u64) as usize;
+        let (queue, receipt) = self
+            .receipts
+            .len()
+            .checked_sub(1 + back)
+            .map_or((queue, receipt), |at| self.receipts[at].clone());
+        let queue = if self.one_in(12) { self.key("q") } else { format!("q{queue}").into_bytes() };
+        let id = receipt.split(|byte| *byte == b':').next().unwrap_or_default().to_vec();
+        match self.below(12) {
+            0..=4 => {
+                let mut line = vec![b"QNACK".to_vec(), queue];
+                if !self.one_in(3) {
+                    line.push(self.pick(&["SILENT", "FAIL", "FATAL", "FATAL"]));
+                }
+                if self.one_in(3) {
+                    line.extend([b"DELAY".to_vec(), self.pick(&["0", "0", "300", "-1"])]);
+                }
+                if self.one_in(3) {
+                    line.extend([b"REASON".to_vec(), self.value()]);
+                }
+                line.extend([b"IDS".to_vec(), self.pick(&["1", "1", "1", "1", "2", "0"]), receipt]);
+                line
+            }
+            5 => vec![b"QEXTEND".to_vec(), queue, self.millis(), receipt],
+            6 => {
+                let rest = self.pick(&["ALL", "STATE DEAD", "STATE READY", "STATE what", "IDS 1"]);
+                let rest = String::from_utf8(rest).expect("it is ASCII");
+                let mut line = [vec![b"QDEL".to_vec(), queue], words(&rest)].concat();
+                if rest.starts_with("IDS") {
+                    line.push(id);
+                }
+                line
+            }
+            7 | 8 => {
+                let mut line = vec![b"QREDRIVE".to_vec(), queue];
+                match self.below(4) {
+                    0 => line.extend([b"IDS".to_vec(), b"1".to_vec(), id]),
+                    1 => line.extend([b"COUNT".to_vec(), self.number()]),
+                    _ => {}
+                }
+                if self.one_in(3) {
+                    line.extend([b"TO".to_vec(), self.key("q")]);
+                }
+                line
+            }
+            _ => {
+                let rest = self.pick(&[
+                    "MAXDELIVER 2",
+                    "MAXDELIVER 0",
+                    "DEADLETTER q1",
+                    "DEADLETTER q2",
+                    "DEDUP 500",
+                    "DEDUP 0",
+                    "MAXLEN 5",
+                    "MAXLEN 0",
+                    "MAXBYTES 60",
+                    "MAXBYTES 0",
+                    "MAXLEASED 2",
+                    "MAXLEASED 0",
+                    "AGING 200",
+                    "AGING 0",
+                    "RETAIN 500",
+                    "PAUSE in",
+                    "PAUSE out",
+                    "PAUSE ALL",
+                    "PAUSE none",
+                    "PAUSE none",
+                    "PAUSE none",
+                    "PAUSE what",
+                    "TTL 2000",
+                    "TTL 0",
+                    "LEASE 400",
+                    "LEASE 5",
+                    "COLOUR red",
+                    "LEASE 200 PAUSE what",
+                ]);
+                let rest = String::from_utf8(rest).expect("it is ASCII");
+                let mut line = [vec![b"QCONFIG".to_vec(), b"SET".to_vec(), queue], words(&rest)].concat();
+                if self.one_in(4) {
+                    let backoff = self.pick(&["0 0 1 0", "100 2000 2 20", "50 50 1.5 100", "1 400 3 0%"]);
+                    line.extend([b"BACKOFF".to_vec(), backoff]);
                 }
                 line
             }
@@ -761,8 +903,9 @@ impl Maker {
 
     /// One that waits, or waited.
     fn claim(&mut self, state: &State) -> u64 {
-        let waiting: Vec<u64> =
-            state.waits().iter().flat_map(|(_, wait)| &wait.claims).map(|claim| claim.id.0).collect();
+        let locks = state.waits().iter().flat_map(|(_, wait)| &wait.claims);
+        let pops = state.pop_waits().iter().map(|wait| &wait.claim);
+        let waiting: Vec<u64> = locks.chain(pops).map(|claim| claim.id.0).collect();
         let at = self.below(waiting.len() as u64 + 1) as usize;
         waiting.get(at).copied().unwrap_or(1)
     }
@@ -812,6 +955,7 @@ impl Maker {
             lock_deadlock_victim: self.victim,
             lock_release_memory: 6,
             once_max_entries: 8,
+            queue_ack_memory: 12,
             ..Settings::default()
         };
         let outage = Millis(if self.one_in(2) { 0 } else { self.below(5_000) });
@@ -826,6 +970,7 @@ impl Maker {
             0..=9 => self.below(10),
             10..=17 => self.below(200),
             18 => self.below(2_000),
+            _ if self.one_in(10) => self.below(8_000_000),
             _ => self.below(30_000),
         };
         self.clock += passed;
@@ -858,11 +1003,24 @@ impl Maker {
     fn learn(&mut self, reply: &Reply) {
         let Reply::Array(all) = reply else { return };
         match &all[..] {
-            [Reply::Bulk(queue), Reply::Bulk(receipt), Reply::Bulk(_), Reply::Integer(_)] => {
-                let queue = queue.last().map_or(0, |digit| usize::from(digit.wrapping_sub(b'0')));
-                self.receipts.push((queue, receipt.to_vec()));
+            [Reply::Bulk(queue), Reply::Bulk(receipt), Reply::Bulk(_), Reply::Integer(_), ..] => {
+                self.learn_receipt(queue, receipt.to_vec());
             }
             all => all.iter().for_each(|reply| self.learn(reply)),
+        }
+    }
+
+    fn learn_receipt(&mut self, queue: &[u8], receipt: Vec<u8>) {
+        let queue = queue.last().map_or(0, |digit| usize::from(digit.wrapping_sub(b'0')));
+        self.receipts.push((queue, receipt));
+    }
+
+    /// Remembers the receipts that somebody who waited was given.
+    fn learn_end(&mut self, end: &End) {
+        let End::Delivered { messages, .. } = end else { return };
+        for message in messages {
+            let receipt = format!("{}-{}:{}", message.id.0, message.id.1, message.delivery);
+            self.learn_receipt(&message.queue, receipt.into_bytes());
         }
     }
 }
@@ -881,10 +1039,16 @@ fn run_random(seed: u64, length: u64, kinds: &mut BTreeMap<String, u64>) {
             Ok(replies)
         });
         match outcome {
-            Ok(replies) => replies.iter().flatten().for_each(|reply| {
-                maker.learn(reply);
-                *kinds.entry(kind(reply)).or_default() += 1;
-            }),
+            Ok(replies) => {
+                for reply in replies.iter().flatten() {
+                    maker.learn(reply);
+                    *kinds.entry(kind(reply)).or_default() += 1;
+                }
+                for ended in pair.model.ended() {
+                    maker.learn_end(&ended.end);
+                    *kinds.entry(kind_of_end(&ended.end)).or_default() += 1;
+                }
+            }
             Err(difference) => {
                 let few = shrunk(steps);
                 let text: Vec<String> = few.iter().map(unpacked).collect();
@@ -905,6 +1069,15 @@ fn kind(reply: &Reply) -> String {
         Reply::Map(_) => "map".to_owned(),
         Reply::Waiting(_) => "waiting".to_owned(),
         other => format!("{other:?}"),
+    }
+}
+
+fn kind_of_end(end: &End) -> String {
+    match end {
+        End::Granted { .. } => "a wait is granted".to_owned(),
+        End::Delivered { .. } => "a QPOP that waits is served".to_owned(),
+        End::Over => "a wait is over".to_owned(),
+        End::Failed(text) => format!("a wait fails: {}", text.chars().take(40).collect::<String>()),
     }
 }
 

@@ -18,6 +18,7 @@ mod resp {
     mod locks;
     mod operations;
     mod protocol;
+    mod queue_waits;
     mod queues;
     mod raft;
     mod recovery;

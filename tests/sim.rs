@@ -13,6 +13,8 @@
 mod chance;
 #[path = "sim/clients.rs"]
 mod clients;
+#[path = "sim/comparison.rs"]
+mod comparison;
 #[path = "sim/coverage.rs"]
 mod coverage;
 #[path = "sim/disk.rs"]

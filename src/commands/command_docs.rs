@@ -133,6 +133,7 @@ pub fn info_named_commands(names: Args<'_>) -> Reply {
 fn info_named(name: &str, spec: &CommandSpec) -> Reply {
     let (first, last, step) = match spec.keys {
         KeySpec::Range { first, last, step } => (signed(first), signed(last), signed(step)),
+        KeySpec::OneAndAfter { at, .. } => (signed(at), signed(at), 1),
         KeySpec::None | KeySpec::NumKeys { .. } | KeySpec::Keyword(_) | KeySpec::KeywordNumKeys { .. } => {
             (0, 0, 0)
         }
@@ -201,6 +202,8 @@ fn key_spec(spec: &CommandSpec) -> Option<Reply> {
             (index(first), range(last, signed(step)))
         }
         KeySpec::NumKeys { at } => (index(at), counted()),
+        // The other key is left to COMMAND GETKEYS, as `movablekeys` says.
+        KeySpec::OneAndAfter { at, .. } => (index(at), range(0, 1)),
         KeySpec::Keyword(word) => (keyword(word), range(-1, 1)),
         KeySpec::KeywordNumKeys { word, .. } => (keyword(word), counted()),
     };

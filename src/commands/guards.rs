@@ -70,13 +70,13 @@ pub fn check_fence(
     if token.contains(&b':') {
         let receipt = Receipt::parse(token).ok_or_else(malformed)?;
         let Some(Object::Queue(queue)) = state.row(db, key).map(Row::object) else { return stale(1, "none") };
-        let Some(message) = queue.message(receipt.id) else { return stale(1, "none") };
-        let delivery = message.life().delivery;
-        return match message.life().state {
+        let Some(life) = queue.life(receipt.id) else { return stale(1, "none") };
+        let delivery = life.delivery;
+        return match life.state {
             MessageState::Leased { until, .. } if until <= now => stale(1, "none"),
             MessageState::Leased { .. } if delivery == receipt.delivery => Ok(()),
             MessageState::Leased { .. } => stale(1, &Receipt { delivery, ..receipt }.to_string()),
-            MessageState::Ready => stale(1, "none"),
+            MessageState::Ready | MessageState::Delayed { .. } | MessageState::Dead => stale(1, "none"),
         };
     }
     let token = read_token(token).map_err(|_| malformed())?;

@@ -483,6 +483,7 @@ mod tests {
                         }
                         ClaimEnd::Over => "null".to_owned(),
                         ClaimEnd::Failed(text) => format!("-{text}"),
+                        ClaimEnd::Delivered(_) => panic!("nobody waits for messages"),
                     };
                     Some(format!("{}: {end}", claim.0))
                 }

@@ -7,7 +7,12 @@ pub mod keys;
 pub mod lock_admin;
 pub mod locks;
 pub mod long_double;
+pub mod queue_admin;
+#[cfg(test)]
+mod queue_errors_test;
 pub mod queues;
+#[cfg(test)]
+mod queues_test;
 pub mod session;
 pub mod spec;
 pub mod strings;

@@ -174,6 +174,9 @@ pub enum KeySpec {
     /// A count after this keyword (LOCKEXTEND … KEYS numkeys key …), looked for from word `from` on, since a word
     /// before may read the same; the keyword may be absent.
     KeywordNumKeys { word: &'static str, from: usize },
+    /// One key at word `at`, and the one behind this keyword from word `from` on, if that is there
+    /// (QREDRIVE queue … TO queue).
+    OneAndAfter { at: usize, word: &'static str, from: usize },
 }
 
 impl KeySpec {
@@ -204,6 +207,11 @@ impl KeySpec {
             KeySpec::NumKeys { at } => numbered(at),
             KeySpec::Keyword(word) => {
                 find(word, 1).map_or_else(smallvec::SmallVec::new, |at| (at + 1..count).collect())
+            }
+            KeySpec::OneAndAfter { at, word, from } => {
+                let is_word = |arg: &&[u8]| arg.eq_ignore_ascii_case(word.as_bytes());
+                let behind = args.iter().skip(from).position(is_word).map(|place| place + from + 1);
+                [Some(at), behind].into_iter().flatten().filter(|at| *at < count).collect()
             }
             KeySpec::KeywordNumKeys { word, from } => {
                 find(word, from).map_or_else(smallvec::SmallVec::new, |at| numbered(at + 1))
@@ -277,9 +285,9 @@ impl CommandSpec {
     /// QPOP gave. These run on a full disk.
     #[must_use]
     pub fn is_deletion(&self) -> bool {
-        const NAMES: [&str; 11] = [
+        const NAMES: [&str; 13] = [
             "del", "unlink", "delex", "getdel", "flushdb", "flushall", "unlock", "release", "kill", "qpop",
-            "qack",
+            "qack", "qnack", "qdel",
         ];
         NAMES.contains(&self.name)
     }

@@ -10,6 +10,7 @@ use crate::commands::guards;
 use crate::commands::keys;
 use crate::commands::lock_admin;
 use crate::commands::locks;
+use crate::commands::queue_admin;
 use crate::commands::queues;
 use crate::commands::session;
 use crate::commands::spec::CommandSpec;
@@ -30,9 +31,18 @@ static BY_NAME: LazyLock<HashTable<&'static CommandSpec>> = LazyLock::new(|| {
 
 /// Every command, family by family.
 pub fn all() -> impl Iterator<Item = &'static CommandSpec> {
-    [strings::ROWS, keys::ROWS, locks::ROWS, lock_admin::ROWS, guards::ROWS, queues::ROWS, session::ROWS]
-        .into_iter()
-        .flatten()
+    [
+        strings::ROWS,
+        keys::ROWS,
+        locks::ROWS,
+        lock_admin::ROWS,
+        guards::ROWS,
+        queues::ROWS,
+        queue_admin::ROWS,
+        session::ROWS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// The row of a command, whatever the case of its name. `None` when there is no such command.

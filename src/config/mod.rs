@@ -129,6 +129,12 @@ pub struct Config {
     pub lock_release_memory: u64,
     /// Named transactions that are remembered, at most.
     pub once_max_entries: u64,
+    /// Acknowledged receipts that are remembered.
+    pub queue_ack_memory: u64,
+    /// Queues that metrics name, at most.
+    pub metrics_max_queues: u64,
+    /// Bytes of payloads of waiting messages that stay in memory.
+    pub queue_memory: u64,
     /// How long nothing may be heard of a leader before clients that wait are told so.
     pub cluster_node_timeout: Millis,
     /// Threads that serve clients; 0 is chosen by the number of processors.
@@ -433,6 +439,9 @@ impl Config {
             lock_graph_max: values.number("lock-graph-max"),
             lock_release_memory: values.number("lock-release-memory"),
             once_max_entries: values.number("once-max-entries"),
+            queue_ack_memory: values.number("queue-ack-memory"),
+            queue_memory: values.number("queue-memory"),
+            metrics_max_queues: values.number("metrics-max-queues"),
             cluster_node_timeout: values.millis("cluster-node-timeout"),
             io_threads: values.number("io-threads"),
             pid_file: values.some_text("pidfile").map(PathBuf::from),

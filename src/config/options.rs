@@ -85,6 +85,8 @@ pub enum Group {
     Cluster,
     /// Locks.
     Locks,
+    /// Queues.
+    Queues,
     /// The process.
     Process,
     /// Known so that Redis's tools and files work.
@@ -93,7 +95,7 @@ pub enum Group {
 
 impl Group {
     /// In the order of `--help`.
-    pub const ALL: [Group; 9] = [
+    pub const ALL: [Group; 10] = [
         Group::Network,
         Group::Security,
         Group::Durability,
@@ -101,6 +103,7 @@ impl Group {
         Group::Logging,
         Group::Cluster,
         Group::Locks,
+        Group::Queues,
         Group::Process,
         Group::Compatibility,
     ];
@@ -116,6 +119,7 @@ impl Group {
             Group::Logging => "Logs and measurements",
             Group::Cluster => "Cluster",
             Group::Locks => "Locks",
+            Group::Queues => "Queues",
             Group::Process => "Process",
             Group::Compatibility => "Compatibility with Redis",
         }
@@ -721,6 +725,28 @@ pub static DIRECTIVES: &[Directive] = &[
         "Transactions named by ONCE that are remembered; new names are refused beyond.",
     )
     .cluster(),
+    Directive::new(
+        "queue-ack-memory",
+        Group::Queues,
+        Kind::Integer { min: 1, max: 100_000_000 },
+        "1000000",
+        "Acknowledged receipts that are remembered for ten minutes, so that a repeated QACK is told the same.",
+    )
+    .cluster(),
+    Directive::new(
+        "queue-memory",
+        Group::Queues,
+        Kind::Memory { min: 1 << 20, max: 1 << 50 },
+        "256mb",
+        "Payloads of waiting messages stay in memory up to this many bytes; beyond it they are read from disk.",
+    ),
+    Directive::new(
+        "metrics-max-queues",
+        Group::Logging,
+        Kind::Integer { min: 0, max: 100_000 },
+        "1000",
+        "Queues that /metrics names; the others are told together as _other.",
+    ),
     Directive::new(
         "io-threads",
         Group::Process,

@@ -1,4 +1,4 @@
-//! This node's clients that wait for locks (COMMANDS.md 2.6).
+//! This node's clients that wait, for locks or for messages (COMMANDS.md 2.6).
 //!
 //! A request that waits is in the log; its client waits here, under the number of its claim, until this node applies
 //! the entry that ends the wait. Two things come in either order, since the reply "you wait" may travel over the
@@ -17,32 +17,37 @@
 //! -            a snapshot is put in place  BEGUN           if it waits in the snapshot's state
 //! -            the client claims it, from   -              the client is told that it is not known
 //!              before a snapshot
-//! ENDED        nobody claims it for long   TAKING BACK if it was granted, else gone
+//! ENDED        nobody claims it for long   TAKING BACK if it was given something, else gone
 //! ABANDONED    time passes                 ABANDONED       CANCEL is proposed
-//! ABANDONED    it was granted meanwhile    TAKING BACK
+//! ABANDONED    it was given something      TAKING BACK
 //! ABANDONED    it ended otherwise          -
 //! TAKING BACK  time passes                 TAKING BACK     TAKE-BACK is proposed
 //! TAKING BACK  TAKE-BACK was executed      -
 //! ```
-//! So a lock is never left with a client that did not hear of it, and nobody waits for a client that is gone.
+//! So neither a lock nor a message is left with a client that did not hear of it, and nobody waits for a client that is
+//! gone. Locks are taken back by TAKE-BACK, messages by QNACK SILENT. Messages that a QPOP was given at once go back in
+//! the same way when their reply could not be written: TAKING BACK is their first state.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
 
 use crate::machine::entry::Batch;
+use crate::state::DbIndex;
 use crate::state::State;
 use crate::state::locks::ClaimId;
 use crate::state::notices::ClaimEnd;
 use crate::state::notices::Granted;
 use crate::state::notices::Notice;
 use crate::state::notices::Origin;
+use crate::state::queues::Delivered;
 use crate::types::Millis;
 use crate::types::Monotonic;
 use crate::types::NodeId;
@@ -66,7 +71,57 @@ enum Entry {
     Claimed(oneshot::Sender<WaitOutcome>),
     Ended { end: ClaimEnd, since: Monotonic },
     Abandoned { asked: Option<Monotonic> },
-    TakingBack { granted: Granted, asked: Option<Monotonic> },
+    TakingBack { lost: Lost, asked: Option<Monotonic> },
+}
+
+/// What a client was given and did not hear of.
+#[derive(Debug, Clone)]
+enum Lost {
+    Locks(Granted),
+    Messages(Unheard),
+}
+
+/// Messages that were handed out in a reply that nobody got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unheard {
+    db: DbIndex,
+    /// Their receipts, by queue.
+    receipts: BTreeMap<Bytes, Vec<Bytes>>,
+}
+
+impl Unheard {
+    /// None yet, of this database.
+    #[must_use]
+    pub fn new(db: DbIndex) -> Unheard {
+        Unheard { db, receipts: BTreeMap::new() }
+    }
+
+    /// Adds a message by its queue and its receipt.
+    pub fn add(&mut self, queue: Bytes, receipt: Bytes) {
+        self.receipts.entry(queue).or_default().push(receipt);
+    }
+
+    fn of(delivered: &Delivered) -> Unheard {
+        let mut unheard = Unheard::new(delivered.db);
+        for message in &delivered.messages {
+            unheard.add(Bytes::copy_from_slice(&message.queue), message.receipt.to_string().into());
+        }
+        unheard
+    }
+}
+
+impl Lost {
+    /// `None` when there is nothing to take back.
+    fn of(end: &ClaimEnd) -> Option<Lost> {
+        match end {
+            ClaimEnd::Granted(granted) => Some(Lost::Locks(granted.clone())),
+            // What was handed out at most once is gone.
+            ClaimEnd::Delivered(delivered) if !delivered.no_ack => {
+                Some(Lost::Messages(Unheard::of(delivered)))
+            }
+            ClaimEnd::Delivered(_) | ClaimEnd::Over | ClaimEnd::Failed(_) => None,
+        }
+    }
 }
 
 type Listener = Box<dyn Fn(&Notice) + Send + Sync>;
@@ -171,10 +226,10 @@ impl Claims {
 
     /// Nobody hears of this end.
     fn lose(&self, entries: &mut BTreeMap<ClaimId, Entry>, claim: ClaimId, end: &ClaimEnd) {
-        if let ClaimEnd::Granted(granted) = end
+        if let Some(lost) = Lost::of(end)
             && !is_planted(Bug::GrantUnheard)
         {
-            entries.insert(claim, Entry::TakingBack { granted: granted.clone(), asked: None });
+            entries.insert(claim, Entry::TakingBack { lost, asked: None });
             self.has_work.notify_one();
         }
     }
@@ -214,9 +269,20 @@ impl Claims {
         }
     }
 
-    /// A grant that a client was to be told of and was not.
-    pub fn take_back(&self, claim: ClaimId, granted: Granted) {
-        self.entries.lock().insert(claim, Entry::TakingBack { granted, asked: None });
+    /// An end that a client was to be told of and was not: what it was given is taken back.
+    pub fn take_back(&self, claim: ClaimId, end: &ClaimEnd) {
+        self.lose(&mut self.entries.lock(), claim, end);
+    }
+
+    /// Messages that were handed out without a wait, in a reply that could not be written, are returned.
+    pub fn give_back(&self, unheard: Unheard) {
+        let mut entries = self.entries.lock();
+        // They have no claim; they go by numbers down from the largest, which no claim reaches.
+        let mut number = u64::MAX;
+        while entries.contains_key(&ClaimId(number)) {
+            number -= 1;
+        }
+        entries.insert(ClaimId(number), Entry::TakingBack { lost: Lost::Messages(unheard), asked: None });
         self.has_work.notify_one();
     }
 
@@ -236,11 +302,9 @@ impl Claims {
                 Entry::Begun { since } if now.since(*since) >= UNCLAIMED => {
                     *entry = Entry::Abandoned { asked: None };
                 }
-                Entry::Ended { end, since } if now.since(*since) >= UNCLAIMED => match end {
-                    ClaimEnd::Granted(granted) => {
-                        *entry = Entry::TakingBack { granted: granted.clone(), asked: None };
-                    }
-                    ClaimEnd::Over | ClaimEnd::Failed(_) => return false,
+                Entry::Ended { end, since } if now.since(*since) >= UNCLAIMED => match Lost::of(end) {
+                    Some(lost) => *entry = Entry::TakingBack { lost, asked: None },
+                    None => return false,
                 },
                 _ => {}
             }
@@ -249,9 +313,13 @@ impl Claims {
                     *asked = Some(now);
                     cancelled.push(claim.0);
                 }
-                Entry::TakingBack { granted, asked } if is_late(asked) => {
+                Entry::TakingBack { lost, asked } if is_late(asked) => {
                     *asked = Some(now);
-                    batches.push((Some(*claim), take_back_of(granted)));
+                    let batch = match lost {
+                        Lost::Locks(granted) => take_back_of(granted),
+                        Lost::Messages(unheard) => return_of(unheard),
+                    };
+                    batches.push((Some(*claim), batch));
                 }
                 _ => {}
             }
@@ -280,7 +348,7 @@ impl Claims {
         let claims: Vec<ClaimId> = entries.keys().copied().collect();
         for claim in claims {
             // What the snapshot does not know of yet is still to come.
-            if claim.0 > state.meta().last_claim || state.waits().of_claim(claim).is_some() {
+            if claim.0 > state.meta().last_claim || state.is_waiting(claim) {
                 continue;
             }
             match entries.remove(&claim) {
@@ -295,8 +363,7 @@ impl Claims {
             }
         }
         // Those that began meanwhile.
-        let waiting = state.waits().iter().flat_map(|(_, wait)| &wait.claims);
-        for claim in waiting.filter(|claim| self.is_own(&claim.origin)) {
+        for claim in state.claims().filter(|claim| self.is_own(&claim.origin)) {
             entries.entry(claim.id).or_insert(Entry::Begun { since: now });
         }
     }
@@ -306,6 +373,18 @@ fn take_back_of(granted: &Granted) -> Batch {
     let mut batch = Batch::new(&granted.owner.user);
     let grants = granted.grants.iter().map(|grant| (&*grant.key, grant.token.0, grant.touches));
     batch.push_take_back(granted.db, &granted.owner.owner, grants);
+    batch
+}
+
+/// Messages go back to their queues, and the hand-out does not count.
+fn return_of(unheard: &Unheard) -> Batch {
+    let mut batch = Batch::new(b"");
+    for (queue, receipts) in &unheard.receipts {
+        let count = receipts.len().to_string();
+        let mut words = vec![&b"QNACK"[..], queue, b"SILENT", b"IDS", count.as_bytes()];
+        words.extend(receipts.iter().map(Bytes::as_ref));
+        batch.push_command(unheard.db, words.into_iter());
+    }
     batch
 }
 
@@ -427,6 +506,27 @@ mod tests {
             claims.taken_back(ONE);
             assert!(claims.is_empty());
         }
+    }
+
+    #[test]
+    fn messages_whose_reply_was_not_written_are_returned_until_that_is_done() {
+        let claims = claims();
+        let mut unheard = [Unheard::new(0), Unheard::new(3)];
+        for unheard in &mut unheard {
+            unheard.add(Bytes::from_static(b"q"), Bytes::from_static(b"5-0:1"));
+        }
+        unheard.iter().for_each(|unheard| claims.give_back(unheard.clone()));
+        let batches = |work: Vec<(Option<ClaimId>, Batch)>| {
+            work.into_iter().map(|(claim, batch)| (claim.unwrap(), batch)).unzip::<_, _, Vec<_>, Vec<_>>()
+        };
+        let (names, first) = batches(claims.on_time(at(0)));
+        assert_eq!(first, [&unheard[1], &unheard[0]].map(return_of));
+        claims.taken_back(names[1]);
+        // The other was refused. A snapshot that knows nothing of it changes nothing.
+        claims.reconcile(&State::new(16), at(1));
+        assert_eq!(batches(claims.on_time(at(1_000))).1, [return_of(&unheard[1])]);
+        claims.taken_back(names[0]);
+        assert!(claims.is_empty());
     }
 
     #[test]

@@ -18,9 +18,15 @@ use crate::server::members::Member;
 use crate::server::members::leader_silence;
 use crate::server::members::members;
 use crate::server::stats;
+use crate::state::State;
+use crate::state::locks::Claim;
+use crate::state::queues::Counters;
+use crate::state::queues::Queue;
+use crate::state::queues::StateName;
 use crate::storage::disk::DiskState;
 use crate::telemetry::metrics as names;
 use crate::telemetry::metrics::Metrics;
+use crate::types::ClusterTime;
 use crate::types::Millis;
 use crate::types::NodeId;
 
@@ -233,17 +239,78 @@ fn sample_state(services: &Services) {
     for (kind, count) in REJECTED_TYPES.into_iter().zip(guards::rejected()) {
         counter!(names::FENCE_REJECTED_TOTAL, "type" => kind).absolute(count);
     }
-    gauge!(names::BLOCKED_CLIENTS, "kind" => "lock").set(services.clients.waiting() as f64);
+    let is_own = |claim: &&Claim| services.group.claims().is_own(&claim.origin);
+    let for_locks = state.waits().iter().flat_map(|(_, wait)| &wait.claims).filter(is_own).count();
+    let for_messages = state.pop_waits().iter().map(|wait| &wait.claim).filter(is_own).count();
+    gauge!(names::BLOCKED_CLIENTS, "kind" => "lock").set(for_locks as f64);
+    gauge!(names::BLOCKED_CLIENTS, "kind" => "queue").set(for_messages as f64);
     gauge!(names::ONCE_ENTRIES).set(state.once_len() as f64);
-    let mut messages = BTreeMap::from([("ready", 0), ("leased", 0)]);
-    let mut queues = 0;
-    for (_, queue) in state.queues() {
-        queues += 1;
-        *messages.entry("ready").or_default() += queue.ready_count();
-        *messages.entry("leased").or_default() += queue.leased_count();
+    sample_queues(&state, services);
+}
+
+/// What a queue's metrics tell.
+#[derive(Default)]
+struct QueueFigures {
+    messages: [usize; 4],
+    oldest: [Option<ClusterTime>; 2],
+    counters: Counters,
+}
+
+impl QueueFigures {
+    fn add(&mut self, queue: &Queue) {
+        for (sum, (_, state)) in self.messages.iter_mut().zip(StateName::ALL) {
+            *sum += queue.count(state);
+        }
+        for (oldest, at) in self.oldest.iter_mut().zip([queue.oldest_ready(), queue.oldest_leased()]) {
+            *oldest = [*oldest, at].into_iter().flatten().min();
+        }
+        self.counters = self.counters.plus(queue.counters());
     }
-    gauge!(names::QUEUES).set(f64::from(queues));
-    for (name, count) in messages {
-        gauge!(names::QUEUE_MESSAGES, "state" => name).set(count as f64);
+
+    fn show(&self, queue: &str, now: ClusterTime) {
+        let label = || queue.to_owned();
+        for (count, (state, _)) in self.messages.iter().zip(StateName::ALL) {
+            gauge!(names::QUEUE_MESSAGES, "queue" => label(), "state" => state.to_lowercase())
+                .set(*count as f64);
+        }
+        for (oldest, state) in self.oldest.iter().zip(["ready", "leased"]) {
+            let age = oldest.map_or(0.0, |oldest| oldest.until(now).0 as f64 / 1e3);
+            gauge!(names::QUEUE_OLDEST_AGE_SECONDS, "queue" => label(), "state" => state).set(age);
+        }
+        let counters = &self.counters;
+        for (name, count) in [
+            (names::QUEUE_PUSHED_TOTAL, counters.pushed),
+            (names::QUEUE_DELIVERED_TOTAL, counters.delivered),
+            (names::QUEUE_REDELIVERED_TOTAL, counters.redelivered),
+            (names::QUEUE_ACKED_TOTAL, counters.acked),
+            (names::QUEUE_NACKED_TOTAL, counters.nacked),
+            (names::QUEUE_DEAD_TOTAL, counters.died),
+            (names::QUEUE_DUPLICATE_TOTAL, counters.duplicates),
+            (names::QUEUE_LEASE_EXPIRED_TOTAL, counters.expired_leases),
+        ] {
+            counter!(name, "queue" => label()).absolute(count);
+        }
+    }
+}
+
+/// The first queues that were created by their names, all others together.
+fn sample_queues(state: &State, services: &Services) {
+    let named = services.config.get().metrics_max_queues;
+    let now = state.meta().clock;
+    let (mut others, mut count) = (None, 0);
+    for ((db, key), queue) in state.queues() {
+        count += 1;
+        if count <= named {
+            let mut figures = QueueFigures::default();
+            figures.add(queue);
+            let name = String::from_utf8_lossy(key);
+            figures.show(&if *db == 0 { name.into_owned() } else { format!("{db}/{name}") }, now);
+        } else {
+            others.get_or_insert_with(QueueFigures::default).add(queue);
+        }
+    }
+    gauge!(names::QUEUES).set(count as f64);
+    if let Some(others) = others {
+        others.show("_other", now);
     }
 }

@@ -50,6 +50,7 @@ use crate::storage::DirLock;
 use crate::storage::Identity;
 use crate::storage::LogStore;
 use crate::storage::SharedCaches;
+use crate::storage::SharedData;
 use crate::storage::Watermark;
 use crate::storage::disk::DiskGauge;
 use crate::storage::open_dir;
@@ -202,7 +203,7 @@ fn open_replica(
         group,
         dir: path.to_path_buf(),
         log,
-        data,
+        data: SharedData::new(data),
         caches,
         watermark: Watermark::open(path)?,
         config: config.clone(),
@@ -233,6 +234,7 @@ fn adopt_cluster_settings(config: &SharedConfig, group: &Group) {
         ("lock-graph-max", settings.lock_graph_max),
         ("lock-release-memory", settings.lock_release_memory),
         ("once-max-entries", settings.once_max_entries),
+        ("queue-ack-memory", settings.queue_ack_memory),
     ]
     .map(|(name, value)| (name, value.to_string()));
     let victim = VictimChoice::ALL.iter().find(|(_, choice)| *choice == settings.lock_deadlock_victim);

@@ -379,12 +379,6 @@ impl Clients {
         self.registry.clients.get(&id).map(|entry| Arc::clone(entry.value()))
     }
 
-    /// How many clients wait for a lock.
-    #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.registry.clients.iter().filter(|entry| entry.is_waiting.load(Ordering::Relaxed)).count()
-    }
-
     /// Number of clients.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -123,6 +123,9 @@ impl Connection {
     pub async fn run(mut self) {
         let served = self.serve().await;
         self.session.end_subscriptions(&self.services);
+        for unheard in self.pipeline.unheard(&self.session) {
+            self.services.group.claims().give_back(unheard);
+        }
         match served {
             Ok(()) if !self.session.client.is_doomed() => self.linger().await,
             Ok(()) => {}
@@ -304,9 +307,13 @@ impl Connection {
         }
         self.pipeline.on_proposed(&mut self.session, &self.services, outcome, micros, &mut self.output);
         if let Some(grant) = undelivered {
-            // A client that does not get to know of its lock must not keep it.
+            // A client that does not get to know of its lock must not keep it, nor a message.
+            self.pipeline.forget_given();
             self.flush().await?;
             grant.delivered();
+        } else if self.pipeline.has_given() && self.has_left() {
+            // The first write would seem to succeed. What was handed out goes back as the connection ends.
+            return Err(ErrorKind::ConnectionAborted.into());
         }
         Ok(())
     }
@@ -335,7 +342,7 @@ impl Connection {
                     self.read_ahead()?;
                 }
                 outcome = wait.end() => {
-                    let is_granted = matches!(outcome, Some(ClaimEnd::Granted(_)));
+                    let is_granted = matches!(outcome, Some(ClaimEnd::Granted(_) | ClaimEnd::Delivered(_)));
                     let reply = match lock_waits::reply_of(&outcome, is_array) {
                         Reply::Null | Reply::NullArray if unblocked => {
                             Reply::error("UNBLOCKED client unblocked via CLIENT UNBLOCK")
@@ -384,7 +391,10 @@ impl Connection {
     /// write after such an end seems to succeed.
     fn has_left(&self) -> bool {
         let mut byte = [MaybeUninit::uninit()];
-        matches!(SockRef::from(&self.stream).peek(&mut byte), Ok(0))
+        match SockRef::from(&self.stream).peek(&mut byte) {
+            Ok(count) => count == 0,
+            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+        }
     }
 
     /// Whether the client closed its side, behind whatever of its input is not read yet.
@@ -522,6 +532,7 @@ impl Connection {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     self.output.advance(count);
+                    self.pipeline.note_written(count);
                     if has_waited {
                         self.session.client.note_transfer(self.services.clock.monotonic());
                     }

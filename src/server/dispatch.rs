@@ -8,8 +8,10 @@
 //! does all of this without an await, so that no guard can be held across one; where it has to wait it says for
 //! what ([`Step`]), the connection waits, and the pipeline goes on.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use bytes::BytesMut;
 use smallvec::SmallVec;
 
@@ -24,6 +26,7 @@ use crate::commands::spec::SessionCommand;
 use crate::commands::table;
 use crate::consensus::ProposeError;
 use crate::consensus::StateGuard;
+use crate::consensus::claims::Unheard;
 use crate::machine::entry::Batch;
 use crate::resp::Reply;
 use crate::resp::Request;
@@ -44,6 +47,8 @@ use crate::server::stats::Tally;
 use crate::server::transaction;
 use crate::server::transaction::Exec;
 use crate::server::transaction::Plan;
+use crate::state::DbIndex;
+use crate::state::EXPIRE_AT_MOST;
 use crate::types::ClusterTime;
 use crate::types::Monotonic;
 use crate::types::WallMillis;
@@ -98,6 +103,8 @@ pub struct Pipeline {
     /// sent before the next are rendered.
     answered: usize,
     replies: std::vec::IntoIter<Reply>,
+    /// Messages in replies that were rendered and not yet written, in order.
+    given: Vec<Given>,
     /// A barrier was passed and nothing was awaited since.
     is_after_barrier: bool,
     /// The last EXPIRE entry ended nothing: the read goes on whatever is due.
@@ -109,6 +116,27 @@ pub struct Pipeline {
     last: Option<Found>,
     /// For answers that want chance; steps on with every use.
     seed: u64,
+}
+
+/// A message that a QPOP was given at once.
+struct Given {
+    db: DbIndex,
+    /// Where its reply ends in the output.
+    end: usize,
+    queue: Bytes,
+    receipt: Bytes,
+}
+
+/// The queues and receipts in a reply to QPOP.
+fn messages_of(reply: &Reply) -> impl Iterator<Item = (Bytes, Bytes)> {
+    let messages = if let Reply::Array(messages) = reply { &messages[..] } else { &[] };
+    messages.iter().filter_map(|message| match message {
+        Reply::Array(fields) => match &fields[..] {
+            [Reply::Bulk(queue), Reply::Bulk(receipt), ..] => Some((queue.clone(), receipt.clone())),
+            _ => None,
+        },
+        _ => None,
+    })
 }
 
 /// A read guard and what goes with it.
@@ -130,6 +158,7 @@ impl Pipeline {
             writes: Vec::new(),
             answered: 0,
             replies: Vec::new().into_iter(),
+            given: Vec::new(),
             is_after_barrier: false,
             is_expired_out: false,
             tally: Tally::default(),
@@ -267,7 +296,7 @@ impl Pipeline {
 
     /// True when the writes that were proposed are one command that answers with an array.
     pub fn awaits_array(&self) -> bool {
-        self.writes.last().is_some_and(|row| row.name == "mlock")
+        self.writes.last().is_some_and(|row| matches!(row.name, "mlock" | "qpop"))
     }
 
     /// Answers the writes that were proposed. `micros` is how long the proposal took.
@@ -299,7 +328,14 @@ impl Pipeline {
     fn answer_writes(&mut self, session: &mut Session, services: &Services, out: &mut BytesMut) -> bool {
         while out.len() <= FLUSH_BYTES {
             let Some(reply) = self.replies.next() else { break };
-            self.answer(session, services, self.writes[self.answered], &reply, out);
+            let row = self.writes[self.answered];
+            self.answer(session, services, row, &reply, out);
+            if row.name == "qpop" {
+                let end = out.len();
+                let db = session.db;
+                let given = |(queue, receipt)| Given { db, end, queue, receipt };
+                self.given.extend(messages_of(&reply).map(given));
+            }
             self.answered += 1;
         }
         if self.replies.len() > 0 {
@@ -311,6 +347,43 @@ impl Pipeline {
             self.replies = Vec::new().into_iter();
         }
         true
+    }
+
+    /// True when the output holds messages that were handed out.
+    #[inline]
+    pub fn has_given(&self) -> bool {
+        !self.given.is_empty()
+    }
+
+    /// So many bytes from the front of the output were written.
+    #[inline]
+    pub fn note_written(&mut self, count: usize) {
+        if self.given.is_empty() {
+            return;
+        }
+        let written = self.given.partition_point(|given| given.end <= count);
+        self.given.drain(..written);
+        self.given.iter_mut().for_each(|given| given.end -= count);
+    }
+
+    /// Somebody else answers for the messages in the output.
+    pub fn forget_given(&mut self) {
+        self.given.clear();
+    }
+
+    /// The messages of all replies that were not written whole, when no more will be.
+    pub fn unheard(&mut self, session: &Session) -> Vec<Unheard> {
+        let mut unheard = BTreeMap::new();
+        let mut add = |db, queue, receipt| {
+            unheard.entry(db).or_insert_with(|| Unheard::new(db)).add(queue, receipt);
+        };
+        self.given.drain(..).for_each(|given| add(given.db, given.queue, given.receipt));
+        let rows = self.writes.iter().skip(self.answered);
+        let left = rows.zip(self.replies.as_slice()).filter(|(row, _)| row.name == "qpop");
+        // A batch is of one database, and SELECT comes behind its replies.
+        left.flat_map(|(_, reply)| messages_of(reply))
+            .for_each(|(queue, receipt)| add(session.db, queue, receipt));
+        unheard.into_values().collect()
     }
 
     /// Goes on after a read barrier, or answers the read that wanted it with the error.
@@ -354,7 +427,9 @@ impl Pipeline {
                     _ => 0,
                 };
                 services.stats.expired.fetch_add(ended, std::sync::atomic::Ordering::Relaxed);
-                self.is_expired_out = ended == 0;
+                // Fewer than an EXPIRE ends at most: everything that was due then ended. What became due since does not
+                // concern a read that began before.
+                self.is_expired_out = ended < EXPIRE_AT_MOST as u64;
             }
             Err(error) => {
                 self.fail(session, services, &errors::read_error(&error), out);
@@ -782,7 +857,12 @@ fn note_admin(session: &Session, request: &Request) {
 /// True when the command may wait for others: a LOCK with BLOCK.
 fn is_blocking(found: Found, request: &Request) -> bool {
     found.leaf().flags.has(Flags::BLOCKING)
-        && request.args().skip(3).any(|word| eq_ignore_case(word, "BLOCK"))
+        && request.args().skip(first_option(found.leaf().keys)).any(|word| eq_ignore_case(word, "BLOCK"))
+}
+
+/// Where the options of a command that may wait begin: behind its name, or behind key and owner.
+fn first_option(keys: KeySpec) -> usize {
+    if matches!(keys, KeySpec::Keyword(_)) { 1 } else { 3 }
 }
 
 /// Commands that may take long are timed one by one, fast ones only for a very low threshold.

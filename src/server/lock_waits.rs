@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
 use crate::commands::locks::granted_reply;
+use crate::commands::queues::popped_reply;
 use crate::consensus::claims::WaitOutcome;
 use crate::resp::Reply;
 use crate::server::Services;
@@ -80,19 +81,20 @@ pub async fn look_after(services: Arc<Services>) {
 /// True when nobody waits under this number any more, as far as this node knows.
 pub fn is_over(services: &Services, claim: ClaimId) -> bool {
     let state = services.group.read_applied();
-    claim.0 <= state.meta().last_claim && state.waits().of_claim(claim).is_none()
+    claim.0 <= state.meta().last_claim && !state.is_waiting(claim)
 }
 
 /// What a client that waited is answered.
 pub fn reply_of(outcome: &WaitOutcome, is_array: bool) -> Reply {
     match outcome {
         Some(ClaimEnd::Granted(granted)) => granted_reply(&granted.grants, granted.order.as_deref()),
+        Some(ClaimEnd::Delivered(delivered)) => popped_reply(&delivered.messages, delivered.with_meta),
         Some(ClaimEnd::Over) if is_array => Reply::NullArray,
         Some(ClaimEnd::Over) => Reply::Null,
         Some(ClaimEnd::Failed(text)) => Reply::error(text.clone()),
         None => Reply::error(
             "INDOUBT This node got a snapshot in the place of the entries that tell how the wait ended. The lock may \
-             or may not be held.",
+             or may not be held; messages come back when their lease ends.",
         ),
     }
 }
@@ -148,8 +150,8 @@ impl<'a> Undelivered<'a> {
 
 impl Drop for Undelivered<'_> {
     fn drop(&mut self) {
-        if let Some((claim, Some(ClaimEnd::Granted(granted)))) = self.grant.take() {
-            self.services.group.claims().take_back(claim, granted);
+        if let Some((claim, Some(end))) = self.grant.take() {
+            self.services.group.claims().take_back(claim, &end);
         }
     }
 }

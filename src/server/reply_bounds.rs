@@ -40,6 +40,7 @@ pub fn is_write_with_value(row: &CommandSpec, request: &Request) -> bool {
     match row.name {
         "set" => request.len() > 3 && request.args().skip(3).any(|word| eq_ignore_case(word, "GET")),
         "getex" | "getset" | "getdel" => true,
+        "qpop" => request.args().skip(1).any(|word| eq_ignore_case(word, "COUNT")),
         _ => false,
     }
 }

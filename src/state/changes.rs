@@ -16,12 +16,15 @@ use crate::state::DbIndex;
 use crate::state::expiry::KeyName;
 use crate::state::keyspace::Object;
 use crate::state::keyspace::Row;
+use crate::state::locks::ClaimId;
 use crate::state::locks::WaitId;
 use crate::state::once::OnceName;
 use crate::state::queues::MessageId;
+use crate::state::queues::trace::TraceBatch;
 use crate::state::rows;
 use crate::storage::DataBatch;
 use crate::storage::RowSink;
+use crate::types::ClusterTime;
 use crate::types::FencingToken;
 use crate::types::LogIndex;
 use crate::types::NodeId;
@@ -47,7 +50,16 @@ pub struct Changes {
     encoded: Vec<u8>,
     slots: Vec<Slot>,
     pub(super) keys: Vec<KeyName>,
-    pub(super) messages: Vec<(DbIndex, Box<[u8]>, MessageId)>,
+    /// Messages that came or changed, by the number of their queue.
+    pub(super) messages: Vec<(u64, MessageId)>,
+    /// Messages that are gone and whose rows are on disk, or on their way there.
+    pub(super) gone: Vec<(u64, MessageId)>,
+    /// Queues that lost all their messages, before those that are listed came.
+    pub(super) cleared: Vec<u64>,
+    /// IDs of finished messages.
+    pub(super) dedups: Vec<(u64, Box<[u8]>)>,
+    /// QPOPs that wait or waited.
+    pub(super) pops: Vec<ClaimId>,
     /// Nodes whose sessions changed: as few as there are members, so looking through them costs less than a tree.
     pub(super) sessions: Vec<NodeId>,
     pub(super) membership: bool,
@@ -104,10 +116,14 @@ impl Pending {
 #[derive(Debug)]
 pub struct RowBatch {
     flushed: Vec<DbIndex>,
+    cleared: Vec<u64>,
     encoded: Vec<u8>,
     slots: Vec<Slot>,
     listed: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// What is added to the end of rows.
+    added: TraceBatch,
     meta: Vec<u8>,
+    clock: ClusterTime,
 }
 
 impl Changes {
@@ -123,7 +139,8 @@ impl Changes {
             + usize::from(self.membership)
             + usize::from(self.deadlocks);
         let beside = self.waits.len() + self.releases.len() + self.once.len();
-        let listed = self.keys.len() + self.messages.len() + beside + few;
+        let queues = self.messages.len() + self.gone.len() + self.dedups.len() + self.pops.len();
+        let listed = self.keys.len() + queues + beside + few;
         Pending { encoded: self.slots.len(), listed, bytes: self.bytes }
     }
 
@@ -227,8 +244,15 @@ impl Changes {
     }
 
     /// What was encoded, with what the caller encoded of the rest.
-    pub(super) fn into_rows(self, listed: Vec<(Vec<u8>, Option<Vec<u8>>)>, meta: Vec<u8>) -> RowBatch {
-        RowBatch { flushed: self.flushed, encoded: self.encoded, slots: self.slots, listed, meta }
+    pub(super) fn into_rows(
+        self,
+        listed: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+        added: TraceBatch,
+        meta: Vec<u8>,
+        clock: ClusterTime,
+    ) -> RowBatch {
+        let (flushed, cleared) = (self.flushed, self.cleared);
+        RowBatch { flushed, cleared, encoded: self.encoded, slots: self.slots, listed, added, meta, clock }
     }
 }
 
@@ -238,6 +262,12 @@ fn short(length: usize) -> u32 {
 }
 
 impl RowBatch {
+    /// The cluster time that the rows stand for.
+    #[must_use]
+    pub fn clock(&self) -> ClusterTime {
+        self.clock
+    }
+
     /// As one atomic batch for `data/`. The order matters: a row that was deleted and came back under its name
     /// is put after it was deleted.
     #[must_use]
@@ -252,6 +282,11 @@ impl RowBatch {
         for db in self.flushed {
             batch.delete_prefix(&[rows::HEAD, db]);
         }
+        for queue in self.cleared {
+            for kind in [rows::MESSAGE, rows::PAYLOAD] {
+                batch.delete_prefix(&rows::queue_prefix(kind, queue));
+            }
+        }
         for Slot { start, key_len, what } in self.slots {
             let (key, rest) = self.encoded[start as usize..].split_at(key_len as usize);
             match what {
@@ -265,6 +300,9 @@ impl RowBatch {
                 Some(value) => batch.put(key, value),
                 None => batch.delete(key),
             }
+        }
+        for (id, events) in self.added.rows() {
+            batch.append(&rows::trace_key(id), &events);
         }
         if !is_planted(Bug::RowsWithoutIndex) {
             batch.put(rows::META, &self.meta);
@@ -320,7 +358,10 @@ mod tests {
                 locks::test_support::lock(state, db, &key, "me", 1_000, now);
             }
             8 => {
-                queues::push(state, db, &key, &vec![b'm'; size]);
+                let payload = vec![b'm'; size];
+                let request = queues::PushRequest { payload: &payload, ..Default::default() };
+                // A key of another type is left alone.
+                let _ = queues::push(state, db, &key, &request, queues::By { now, node: 0, reason: b"" });
             }
             9 if draw.is_multiple_of(7) => state.flush_database(db),
             _ => {

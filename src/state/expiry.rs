@@ -78,6 +78,6 @@ pub enum LeaseName {
     Claim(ClaimId),
     /// The name of a transaction is kept.
     Once(OnceName),
-    /// A message of this queue is in flight.
-    Message(DbIndex, Box<[u8]>, crate::state::queues::MessageId),
+    /// Something of this queue is due, at this time or later.
+    Queue(DbIndex, Box<[u8]>),
 }

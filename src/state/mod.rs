@@ -17,9 +17,12 @@ mod rows;
 pub mod sessions;
 mod undo;
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::state::changes::Changes;
@@ -40,11 +43,22 @@ use crate::state::notices::Notice;
 use crate::state::once::OnceName;
 use crate::state::once::OnceRecord;
 use crate::state::once::OnceRecords;
+use crate::state::queues::Keyed;
+use crate::state::queues::MessageId;
+use crate::state::queues::PopWait;
+use crate::state::queues::PopWaits;
+use crate::state::queues::Record;
+use crate::state::queues::cold::Cold;
+use crate::state::queues::finished::Finished;
+use crate::state::queues::queue::DIRTY;
+use crate::state::queues::queue::STORED;
+use crate::state::queues::trace::Traces;
 use crate::state::sessions::Admission;
 use crate::state::sessions::Remembered;
 use crate::state::sessions::Session;
 use crate::state::sessions::Sessions;
 use crate::state::undo::Undo;
+use crate::storage::ColdRows;
 use crate::storage::Rows;
 use crate::storage::StorageError;
 use crate::types::ClusterTime;
@@ -93,6 +107,8 @@ pub struct Settings {
     pub lock_release_memory: u64,
     /// Named transactions that are remembered, at most.
     pub once_max_entries: u64,
+    /// Acknowledged receipts that are remembered, at most.
+    pub queue_ack_memory: u64,
 }
 
 impl Default for Settings {
@@ -105,6 +121,7 @@ impl Default for Settings {
             lock_graph_max: 100_000,
             lock_release_memory: 1_000_000,
             once_max_entries: 1_000_000,
+            queue_ack_memory: 1_000_000,
         }
     }
 }
@@ -120,6 +137,7 @@ impl Settings {
             self.lock_graph_max,
             self.lock_release_memory,
             self.once_max_entries,
+            self.queue_ack_memory,
         ] {
             put_varint(out, number);
         }
@@ -138,6 +156,7 @@ impl Settings {
             lock_graph_max: reader.varint()?,
             lock_release_memory: reader.varint()?,
             once_max_entries: reader.varint()?,
+            queue_ack_memory: reader.varint()?,
         })
     }
 }
@@ -160,6 +179,10 @@ pub struct Meta {
     pub last_token: FencingToken,
     /// The last claim of a client that waits.
     pub last_claim: u64,
+    /// The number of the queue that was created last.
+    pub last_queue: u64,
+    /// How many receipts of finished messages were remembered and forgotten.
+    pub finished_first: u64,
     pub settings: Settings,
 }
 
@@ -193,6 +216,8 @@ pub enum Timing {
     LockWait(Millis),
     /// A hold ended.
     LockHold(Millis),
+    /// A QPOP that waited ended.
+    QueueWait(Millis),
 }
 
 /// The state of one group.
@@ -223,8 +248,17 @@ pub struct State {
     lock_figures: LockFigures,
     /// How to take back what the transaction did that is being applied.
     undo: Option<Box<Undo>>,
-    /// The queues there are, for the figures.
-    queues: BTreeSet<KeyName>,
+    /// The queues there are, by their numbers.
+    queue_names: BTreeMap<u64, KeyName>,
+    /// QPOPs that wait.
+    pop_waits: PopWaits,
+    /// Queues in which messages may have become available that somebody waits for.
+    available: BTreeSet<KeyName>,
+    /// Messages that were acknowledged of late.
+    finished: Finished,
+    traces: Traces,
+    /// What is on disk and not in memory.
+    cold: Cold,
     /// What each node has had executed.
     sessions: Sessions,
     membership: Membership,
@@ -257,7 +291,12 @@ impl State {
             tells_lock_changes: false,
             lock_figures: LockFigures::default(),
             undo: None,
-            queues: BTreeSet::new(),
+            queue_names: BTreeMap::new(),
+            pop_waits: PopWaits::default(),
+            available: BTreeSet::new(),
+            finished: Finished::default(),
+            traces: Traces::default(),
+            cold: Cold::none(),
             sessions: Sessions::default(),
             membership: Membership::default(),
             pushed_in_entry: 0,
@@ -333,7 +372,7 @@ impl State {
         match row.object() {
             Object::String => row.deadline <= self.key_now(now),
             Object::Lock(lock) => locks::is_due(self, lock, now),
-            Object::Queue(queue) => queue.earliest_lease() <= now,
+            Object::Queue(queue) => queue.earliest_timer() <= now,
         }
     }
 
@@ -347,6 +386,23 @@ impl State {
     #[must_use]
     pub fn waits(&self) -> &Waits {
         &self.waits
+    }
+
+    /// True while a client waits under this number, for locks or for messages.
+    #[must_use]
+    pub fn is_waiting(&self, claim: ClaimId) -> bool {
+        self.waits.of_claim(claim).is_some() || self.pop_waits.get(claim).is_some()
+    }
+
+    /// Every client that waits.
+    pub fn claims(&self) -> impl Iterator<Item = &Claim> {
+        let locks = self.waits.iter().flat_map(|(_, wait)| &wait.claims);
+        locks.chain(self.pop_waits.iter().map(|wait| &wait.claim))
+    }
+
+    /// The nodes, by life, whose clients wait; some twice.
+    pub fn waiting_nodes(&self) -> impl Iterator<Item = (NodeId, u64)> {
+        self.waits.nodes().chain(self.pop_waits.nodes())
     }
 
     /// Which locks each owner holds.
@@ -380,7 +436,7 @@ impl State {
 
     /// The queues there are, with their names.
     pub fn queues(&self) -> impl Iterator<Item = (&KeyName, &queues::Queue)> {
-        self.queues.iter().filter_map(|name| match self.row(name.0, &name.1).map(Row::object) {
+        self.queue_names.values().filter_map(|name| match self.row(name.0, &name.1).map(Row::object) {
             Some(Object::Queue(queue)) => Some((name, queue.as_ref())),
             _ => None,
         })
@@ -639,7 +695,10 @@ impl State {
         self.changes.note_removed(db, &row);
         self.unindex_row(db, &row);
         if let Object::Queue(queue) = &row.object {
-            self.changes.messages.extend(queue.message_ids().map(|id| (db, Box::from(key), id)));
+            let stored = queue.messages_from(MessageId::FIRST).filter(|slot| slot.has(STORED));
+            self.changes.gone.extend(stored.map(|slot| (queue.number(), slot.id())));
+            let names = queue.finished_dedups().map(|(name, _)| (queue.number(), name.into()));
+            self.changes.dedups.extend(names);
         }
         true
     }
@@ -722,10 +781,8 @@ impl State {
             self.lock_figures.held_shared += lock.shared_holds();
         }
         if let Object::Queue(queue) = &row.object {
-            self.queues.insert((db, row.key().into()));
-            for (until, id) in queue.message_leases() {
-                self.leases.insert(until, LeaseName::Message(db, row.key().into(), id));
-            }
+            self.queue_names.insert(queue.number(), (db, row.key().into()));
+            // The queue is entered as it is opened, or by `index_queue`.
         }
     }
 
@@ -739,10 +796,8 @@ impl State {
             self.lock_figures.held_shared -= lock.shared_holds();
         }
         if let Object::Queue(queue) = &row.object {
-            self.queues.remove(&(db, row.key().into()));
-            for (until, id) in queue.message_leases() {
-                self.leases.remove(until, LeaseName::Message(db, row.key().into(), id));
-            }
+            self.queue_names.remove(&queue.number());
+            self.leases.remove(queue.indexed_at, LeaseName::Queue(db, row.key().into()));
         }
     }
 
@@ -777,7 +832,7 @@ impl State {
                     self.forget_once(&name);
                     1
                 }
-                LeaseName::Message(db, key, _) => self.expire_key(db, &key, now, at_most - ended),
+                LeaseName::Queue(db, key) => self.expire_queue(db, &key, now, at_most - ended),
             };
         }
         ended
@@ -790,9 +845,33 @@ impl State {
                 1
             }
             Some(Object::Lock(_)) => locks::expire(self, db, key, now, at_most),
-            Some(Object::Queue(_)) => queues::expire_leases(self, db, key, now, at_most),
+            Some(Object::Queue(_)) => queues::expire(self, db, key, now, at_most),
             None => 0,
         }
+    }
+
+    /// Ends what is due of a queue that stands first in the index. The index may know it under a time before its first
+    /// timer; then it only moves to its place, so that replicas end the same things in the same order.
+    fn expire_queue(&mut self, db: DbIndex, key: &[u8], now: ClusterTime, at_most: usize) -> usize {
+        let name: KeyName = (db, key.into());
+        if self.index_queue(&name) { 0 } else { self.expire_key(db, key, now, at_most) }
+    }
+
+    /// Moves a queue to its place in the index of deadlines; false when it stands there.
+    fn index_queue(&mut self, name: &KeyName) -> bool {
+        let row = self.databases.get_mut(usize::from(name.0)).and_then(|space| space.get_mut(&name.1));
+        let Some(Object::Queue(queue)) = row.map(|row| &mut row.object) else { return false };
+        let (known, earliest) = (queue.indexed_at, queue.earliest_timer());
+        queue.indexed_at = earliest;
+        if known == earliest {
+            return false;
+        }
+        let lease = || LeaseName::Queue(name.0, name.1.clone());
+        self.leases.remove(known, lease());
+        if earliest != ClusterTime::NEVER {
+            self.leases.insert(earliest, lease());
+        }
+        true
     }
 
     /// Begins an entry: its index and its stamps.
@@ -822,7 +901,7 @@ impl State {
             match name {
                 LeaseName::Hold(db, key, token) => locks::grant_grace(self, db, &key, token, now, grace),
                 LeaseName::Claim(_) | LeaseName::Delay(..) | LeaseName::Once(_) => {}
-                LeaseName::Message(db, key, id) => queues::grant_grace(self, db, &key, id, now, grace),
+                LeaseName::Queue(db, key) => queues::grant_grace(self, db, &key, now, grace),
             }
         }
     }
@@ -842,13 +921,15 @@ impl State {
     /// How much waits for the next flush.
     #[must_use]
     pub fn pending_changes(&self) -> Pending {
-        self.changes.pending()
+        let pending = self.changes.pending();
+        // An event is copied, which costs about a tenth of listing a row.
+        Pending { listed: pending.listed + self.traces.untaken() / 8, ..pending }
     }
 
     /// Takes everything that changed since the last call, as of now, with the group's numbers.
     pub fn take_changes(&mut self) -> RowBatch {
         let mut changes = std::mem::replace(&mut self.changes, Changes::after(self.meta.applied));
-        let mut listed = Vec::with_capacity(changes.keys.len() + changes.messages.len());
+        let mut listed = Vec::with_capacity(changes.keys.len() + 2 * changes.messages.len());
         for (db, key) in std::mem::take(&mut changes.keys) {
             let row = self.databases[usize::from(db)].get(&key);
             // A row that came back as a small string is among the encoded ones.
@@ -863,21 +944,7 @@ impl State {
             });
             listed.push((row_key, value));
         }
-        for (db, key, id) in std::mem::take(&mut changes.messages) {
-            let mut row_key = Vec::new();
-            rows::encode_message_key(db, &key, id, &mut row_key);
-            let message = match self.databases[usize::from(db)].get_mut(&key).map(|row| &mut row.object) {
-                Some(Object::Queue(queue)) => queue.message_mut(id),
-                _ => None,
-            };
-            let value = message.map(|message| {
-                message.dirty = false;
-                let mut value = Vec::new();
-                message.encode(&mut value);
-                value
-            });
-            listed.push((row_key, value));
-        }
+        self.take_messages(&mut changes, &mut listed);
         for node in std::mem::take(&mut changes.sessions) {
             if let Some(session) = self.sessions.get(node) {
                 let mut value = Vec::new();
@@ -892,6 +959,16 @@ impl State {
         changes.releases.dedup();
         changes.once.sort_unstable();
         changes.once.dedup();
+        changes.pops.sort_unstable();
+        changes.pops.dedup();
+        for claim in std::mem::take(&mut changes.pops) {
+            let value = self.pop_waits.get(claim).map(|wait| encoded(|out| wait.encode(out)));
+            listed.push((rows::pop_wait_key(claim).to_vec(), value));
+        }
+        for (number, row) in self.finished.take() {
+            listed.push((rows::finished_key(number).to_vec(), row));
+        }
+        let added = self.traces.take();
         for id in std::mem::take(&mut changes.waits) {
             let value = self.waits.get(id).map(|wait| encoded(|out| wait.encode(out)));
             listed.push((rows::wait_key(id).to_vec(), value));
@@ -914,9 +991,88 @@ impl State {
             self.membership.encode(&mut value);
             listed.push((rows::MEMBERSHIP.to_vec(), Some(value)));
         }
+        self.meta.finished_first = self.finished.first();
         let mut meta = Vec::new();
         self.meta.encode(&mut meta);
-        changes.into_rows(listed, meta)
+        changes.into_rows(listed, added, meta, self.meta.clock)
+    }
+
+    fn take_messages(&mut self, changes: &mut Changes, listed: &mut Vec<(Vec<u8>, Option<Vec<u8>>)>) {
+        for (number, id) in std::mem::take(&mut changes.gone) {
+            // It may have come back.
+            if self.queue_of(number).is_some_and(|queue| queue.message(id).is_some()) {
+                continue;
+            }
+            for kind in [rows::MESSAGE, rows::PAYLOAD] {
+                listed.push((rows::message_key(kind, number, id).to_vec(), None));
+            }
+        }
+        for (number, id) in std::mem::take(&mut changes.messages) {
+            let Some(queue) = self.queue_of(number) else { continue };
+            let Some(slot) = queue.message_mut(id).filter(|slot| slot.has(DIRTY)) else { continue };
+            let is_stored = slot.has(STORED);
+            slot.flags = (slot.flags & !DIRTY) | STORED;
+            let value = encoded(|out| queue.encode_message(id, out));
+            listed.push((rows::message_key(rows::MESSAGE, number, id).to_vec(), Some(value)));
+            if !is_stored && let Some(payload) = queue.payload(id) {
+                let payload = payload.to_vec();
+                listed.push((rows::message_key(rows::PAYLOAD, number, id).to_vec(), Some(payload)));
+            }
+        }
+        changes.dedups.sort_unstable();
+        changes.dedups.dedup();
+        for (number, name) in std::mem::take(&mut changes.dedups) {
+            let dedup = self.queue_of(number).and_then(|queue| queue.dedup(&name));
+            // Those of messages that are there stand in their rows.
+            let dedup = dedup.filter(|dedup| dedup.until != ClusterTime::NEVER);
+            let value = dedup.map(|dedup| encoded(|out| rows::encode_dedup(dedup, out)));
+            listed.push((rows::dedup_key(number, &name), value));
+        }
+    }
+
+    /// What is up to this index in the rows is on disk for good, and can be read back: it may leave memory.
+    pub fn on_disk(&mut self, index: LogIndex) {
+        self.traces.on_disk(index);
+        let mut hot: usize = self.queues().map(|(_, queue)| queue.hot_bytes()).sum();
+        let budget = self.cold.budget();
+        while let Some((number, id)) = self.cold.next_on_disk(index) {
+            // The newest go: what waits longest is wanted first.
+            if hot > budget {
+                hot -= self.let_go(number, id);
+            }
+        }
+        // What was read back for a consumer who returned it is read once more when its turn comes.
+        while hot > budget
+            && let Some((number, id)) = self.cold.next_read_back()
+        {
+            hot -= self.let_go(number, id);
+        }
+        let mut cold = std::mem::replace(&mut self.cold, Cold::none());
+        cold.trim(|number, id| self.queue_of_number(number).is_some_and(|queue| queue.payload(id).is_some()));
+        self.cold = cold;
+    }
+
+    /// Lets go of a payload's memory; says how much that was.
+    fn let_go(&mut self, number: u64, id: MessageId) -> usize {
+        let Some(queue) = self.queue_of(number) else { return 0 };
+        let before = queue.hot_bytes();
+        drop(queue.drop_payload(id));
+        before - queue.hot_bytes()
+    }
+
+    /// From now on payloads above `budget` bytes and traces are read from these rows, which hold this state.
+    pub fn read_cold(&mut self, rows: Arc<dyn ColdRows>, budget: usize) {
+        self.cold = Cold::of(rows, budget);
+    }
+
+    /// A command of the log reads, and what it cannot read ends the process.
+    pub(crate) fn reads_in_log(&mut self, in_log: bool) {
+        self.cold.reads_in_log(in_log);
+    }
+
+    /// What went wrong when apply read from disk: the process must end.
+    pub fn take_fault(&mut self) -> Option<StorageError> {
+        self.cold.take_fault()
     }
 
     /// The applied index that rows stand for; 0 for an empty store.
@@ -928,8 +1084,28 @@ impl State {
         }
     }
 
-    /// Reads a group's state from its rows. An empty store gives an empty state.
+    /// Reads a group's state from its rows, with all payloads and traces. An empty store gives an empty state.
     pub fn load(store: &dyn Rows) -> Result<State, StorageError> {
+        let mut state = State::load_without_payloads(store)?;
+        store.scan(&[rows::PAYLOAD], &mut |row_key, value| {
+            let (number, id) = rows::decode_message_key(row_key).map_err(queues::cold::corrupt)?;
+            let payload = Bytes::copy_from_slice(value);
+            match state.queue_of(number).filter(|queue| queue.message(id).is_some()) {
+                Some(queue) => queue.keep_payload(id, payload),
+                None => return Err(queues::cold::corrupt(CodecError("a payload without its message"))),
+            }
+            Ok(())
+        })?;
+        store.scan(&[rows::TRACE], &mut |row_key, value| {
+            let id = rows::decode_trace_key(row_key).map_err(queues::cold::corrupt)?;
+            state.traces.load(id, value);
+            Ok(())
+        })?;
+        Ok(state)
+    }
+
+    /// The same, but for payloads and traces: [`State::read_cold`] says where they are.
+    pub fn load_without_payloads(store: &dyn Rows) -> Result<State, StorageError> {
         let mut state = State::new(0);
         let corrupt = |error: CodecError| StorageError::Corrupt { what: format!("a row of data/: {error}") };
         if let Some(value) = store.get(rows::META)? {
@@ -942,16 +1118,7 @@ impl State {
             state.databases[usize::from(db)].insert_new(row);
             Ok(())
         })?;
-        store.scan(&[rows::MESSAGE], &mut |row_key, value| {
-            let (db, key, id) = rows::decode_message_key(row_key).map_err(corrupt)?;
-            let message = queues::Message::decode(&mut Reader::new(value)).map_err(corrupt)?;
-            let row = state.databases.get_mut(usize::from(db)).and_then(|space| space.get_mut(key));
-            match row.map(|row| &mut row.object) {
-                Some(Object::Queue(queue)) => queue.load_message(id, message),
-                _ => return Err(corrupt(CodecError("a message without its queue"))),
-            }
-            Ok(())
-        })?;
+        state.load_queues(store)?;
         store.scan(&[rows::SESSION], &mut |row_key, value| {
             let node = rows::decode_session_key(row_key).map_err(corrupt)?;
             state.sessions.insert(node, Session::decode(value).map_err(corrupt)?);
@@ -985,6 +1152,56 @@ impl State {
         Ok(state)
     }
 
+    /// Reads messages, IDs of finished ones, receipts, and QPOPs that wait. The head rows are there.
+    fn load_queues(&mut self, store: &dyn Rows) -> Result<(), StorageError> {
+        let corrupt = queues::cold::corrupt;
+        for db in 0..=DbIndex::MAX {
+            let space = &self.databases[usize::from(db)];
+            let queues = space.iter().filter_map(|row| match &row.object {
+                Object::Queue(queue) => Some((queue.number(), (db, Box::from(row.key())))),
+                _ => None,
+            });
+            self.queue_names.extend(queues);
+        }
+        store.scan(&[rows::MESSAGE], &mut |row_key, value| {
+            let (number, id) = rows::decode_message_key(row_key).map_err(corrupt)?;
+            let record = Record::decode(id, &mut Reader::new(value)).map_err(corrupt)?;
+            let queue = self.queue_of(number);
+            queue.ok_or_else(|| corrupt(CodecError("a message without its queue")))?.put_in(record);
+            Ok(())
+        })?;
+        store.scan(&[rows::DEDUP], &mut |row_key, value| {
+            if is_planted(Bug::DedupNotKept) {
+                return Ok(());
+            }
+            let (number, name) = rows::decode_dedup_key(row_key).map_err(corrupt)?;
+            let dedup = rows::decode_dedup(value).map_err(corrupt)?;
+            let queue = self.queue_of(number);
+            let queue = queue.ok_or_else(|| corrupt(CodecError("an ID without its queue")))?;
+            // A message that is there has it.
+            if queue.dedup(name).is_none() {
+                queue.set_dedup(name, Some(dedup));
+            }
+            Ok(())
+        })?;
+        let first = self.meta.finished_first;
+        store.scan(&[rows::FINISHED], &mut |row_key, value| {
+            let number = rows::decode_finished_key(row_key).map_err(corrupt)?;
+            self.finished.load(number, value, first).map_err(corrupt)
+        })?;
+        self.finished.loaded(first);
+        store.scan(&[rows::POP_WAIT], &mut |row_key, value| {
+            if is_planted(Bug::PopWaitsNotKept) {
+                return Ok(());
+            }
+            let claim = rows::decode_pop_wait_key(row_key).map_err(corrupt)?;
+            let wait = PopWait::decode(claim, &mut Reader::new(value)).map_err(corrupt)?;
+            self.index_claims(std::slice::from_ref(&wait.claim));
+            self.pop_waits.insert(wait);
+            Ok(())
+        })
+    }
+
     fn index_everything(&mut self) {
         for db in 0..self.databases.len() {
             let space = std::mem::take(&mut self.databases[db]);
@@ -993,6 +1210,10 @@ impl State {
                 self.index_row(db, row);
             }
             self.databases[usize::from(db)] = space;
+        }
+        let names: Vec<KeyName> = self.queue_names.values().cloned().collect();
+        for name in names {
+            self.index_queue(&name);
         }
     }
 
@@ -1016,12 +1237,14 @@ impl State {
                 rows::encode_row(row, &mut value);
                 add(&key, &value);
                 let Object::Queue(queue) = &row.object else { continue };
-                for id in queue.message_ids() {
-                    let Some(message) = queue.message(id) else { continue };
-                    rows::encode_message_key(db, row.key(), id, &mut key);
+                for slot in queue.messages_from(MessageId::FIRST) {
                     value.clear();
-                    message.encode(&mut value);
-                    add(&key, &value);
+                    queue.encode_message(slot.id(), &mut value);
+                    add(&rows::message_key(rows::MESSAGE, queue.number(), slot.id()), &value);
+                }
+                for (name, dedup) in queue.finished_dedups() {
+                    let value = encoded(|out| rows::encode_dedup(dedup, out));
+                    add(&rows::dedup_key(queue.number(), name), &value);
                 }
             }
         }
@@ -1032,6 +1255,12 @@ impl State {
         }
         for (id, wait) in self.waits.iter() {
             add(&rows::wait_key(id), &encoded(|out| wait.encode(out)));
+        }
+        for wait in self.pop_waits.iter() {
+            add(&rows::pop_wait_key(wait.claim.id), &encoded(|out| wait.encode(out)));
+        }
+        for finish in self.finished.iter() {
+            add(&[rows::FINISHED], &encoded(|out| queues::finished::encode(finish, out)));
         }
         for (token, release) in self.releases.iter() {
             add(&rows::release_key(token), &encoded(|out| rows::encode_release(release, out)));
@@ -1044,7 +1273,7 @@ impl State {
         self.membership.encode(&mut value);
         add(rows::MEMBERSHIP, &value);
         value.clear();
-        self.meta.encode(&mut value);
+        Meta { finished_first: self.finished.first(), ..self.meta }.encode(&mut value);
         add(rows::META, &value);
         sum
     }
@@ -1079,6 +1308,8 @@ impl Meta {
             self.key_clock_ahead.0,
             self.last_token.0,
             self.last_claim,
+            self.last_queue,
+            self.finished_first,
         ] {
             put_varint(out, number);
         }
@@ -1094,6 +1325,8 @@ impl Meta {
             key_clock_ahead: Millis(reader.varint()?),
             last_token: FencingToken(reader.varint()?),
             last_claim: reader.varint()?,
+            last_queue: reader.varint()?,
+            finished_first: reader.varint()?,
             settings: Settings::decode(reader)?,
         })
     }

@@ -6,6 +6,7 @@
 use crate::state::DbIndex;
 use crate::state::locks::ClaimId;
 use crate::state::locks::OwnerName;
+use crate::state::queues::Delivered;
 use crate::types::FencingToken;
 use crate::types::NodeId;
 
@@ -46,6 +47,8 @@ pub struct Granted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClaimEnd {
     Granted(Granted),
+    /// Messages for a QPOP.
+    Delivered(Delivered),
     /// BLOCK is over, or the client or its owner wants it no more: null.
     Over,
     /// An error line.

@@ -3,7 +3,13 @@
 //! ```text
 //! 'a'                                            the group's own numbers (applied index, clocks, counters)
 //! 'k' db:u8 key                                  head row: string, lock, queue
-//! 'm' db:u8 key_len:u32be key index:u64be n:u32be  a message of a queue
+//! 'm' queue:u64be index:u64be n:u32be            a message of a queue, without its payload
+//! 'p' queue:u64be index:u64be n:u32be            a message's payload
+//! 't' index:u64be n:u32be                        a message's trace; it is only added to, and may go when its last
+//!                                                eight bytes, a cluster time, have passed
+//! 'u' queue:u64be name                           the ID of a finished message
+//! 'f' number:u64be                               messages that were finished of late, from this number on
+//! 'v' claim:u64be                                a QPOP that waits
 //! 's' node:u64be                                 the session of a node: epoch, last, remembered replies
 //! 'c'                                            the membership
 //! 'w' id:u64be                                   a request that waits for locks
@@ -18,10 +24,12 @@ use crate::state::DbIndex;
 use crate::state::DeadlockRecord;
 use crate::state::keyspace::Object;
 use crate::state::keyspace::Row;
+use crate::state::locks::ClaimId;
 use crate::state::locks::Lock;
 use crate::state::locks::WaitId;
 use crate::state::locks::releases::Release;
 use crate::state::once::OnceName;
+use crate::state::queues::Dedup;
 use crate::state::queues::MessageId;
 use crate::state::queues::Queue;
 use crate::types::ClusterTime;
@@ -39,6 +47,16 @@ pub const META: &[u8] = b"a";
 pub const HEAD: u8 = b'k';
 /// First byte of message rows.
 pub const MESSAGE: u8 = b'm';
+/// First byte of the rows of payloads.
+pub const PAYLOAD: u8 = b'p';
+/// First byte of the rows of traces.
+pub const TRACE: u8 = b't';
+/// First byte of the rows of IDs of finished messages.
+pub const DEDUP: u8 = b'u';
+/// First byte of the rows of finished messages.
+pub const FINISHED: u8 = b'f';
+/// First byte of the rows of QPOPs that wait.
+pub const POP_WAIT: u8 = b'v';
 /// First byte of session rows.
 pub const SESSION: u8 = b's';
 /// Key of the row with the membership.
@@ -78,33 +96,94 @@ pub fn decode_head_key(row_key: &[u8]) -> Result<(DbIndex, &[u8]), CodecError> {
     }
 }
 
-/// Writes the row key of a message.
-pub fn encode_message_key(db: DbIndex, queue: &[u8], id: MessageId, out: &mut Vec<u8>) {
-    out.clear();
-    out.push(MESSAGE);
-    out.push(db);
-    out.extend_from_slice(&u32::try_from(queue.len()).expect("keys are bounded").to_be_bytes());
-    out.extend_from_slice(queue);
-    out.extend_from_slice(&id.index.to_be_bytes());
-    out.extend_from_slice(&id.n.to_be_bytes());
+/// The row key of a message (`MESSAGE`) or of its payload (`PAYLOAD`).
+#[must_use]
+pub fn message_key(kind: u8, queue: u64, id: MessageId) -> [u8; 21] {
+    let mut key = [kind; 21];
+    key[1..9].copy_from_slice(&queue.to_be_bytes());
+    key[9..17].copy_from_slice(&id.index.to_be_bytes());
+    key[17..].copy_from_slice(&id.n.to_be_bytes());
+    key
 }
 
-/// Splits what [`encode_message_key`] wrote.
-pub fn decode_message_key(row_key: &[u8]) -> Result<(DbIndex, &[u8], MessageId), CodecError> {
+/// What the row keys of a queue's messages or payloads start with.
+#[must_use]
+pub fn queue_prefix(kind: u8, queue: u64) -> [u8; 9] {
+    numbered(kind, queue)
+}
+
+/// Reads what [`message_key`] made: the queue's number and the message's id.
+pub fn decode_message_key(row_key: &[u8]) -> Result<(u64, MessageId), CodecError> {
+    let key: &[u8; 21] = row_key.try_into().map_err(|_| CodecError("a message row with a wrong name"))?;
+    let number = |bytes: &[u8]| bytes.iter().fold(0u64, |value, byte| (value << 8) | u64::from(*byte));
+    Ok((number(&key[1..9]), MessageId { index: number(&key[9..17]), n: number(&key[17..]) as u32 }))
+}
+
+/// The row key of a message's trace.
+#[must_use]
+pub fn trace_key(id: MessageId) -> [u8; 13] {
+    let mut key = [TRACE; 13];
+    key[1..9].copy_from_slice(&id.index.to_be_bytes());
+    key[9..].copy_from_slice(&id.n.to_be_bytes());
+    key
+}
+
+/// Reads what [`trace_key`] made.
+pub fn decode_trace_key(row_key: &[u8]) -> Result<MessageId, CodecError> {
+    let key: &[u8; 13] =
+        row_key.try_into().map_err(|_| CodecError("the row of a trace with a wrong name"))?;
+    let number = |bytes: &[u8]| bytes.iter().fold(0u64, |value, byte| (value << 8) | u64::from(*byte));
+    Ok(MessageId { index: number(&key[1..9]), n: number(&key[9..]) as u32 })
+}
+
+/// The row key of the ID of a finished message.
+#[must_use]
+pub fn dedup_key(queue: u64, name: &[u8]) -> Vec<u8> {
+    [&[DEDUP], &queue.to_be_bytes()[..], name].concat()
+}
+
+/// Reads what [`dedup_key`] made.
+pub fn decode_dedup_key(row_key: &[u8]) -> Result<(u64, &[u8]), CodecError> {
     let mut reader = Reader::new(row_key);
-    if reader.u8()? != MESSAGE {
-        return Err(CodecError("not a message row"));
+    reader.u8()?;
+    let queue = u64::from_be_bytes(reader.take(8)?.try_into().expect("eight were taken"));
+    Ok((queue, reader.rest()))
+}
+
+/// Writes the ID of a finished message.
+pub fn encode_dedup(dedup: Dedup, out: &mut Vec<u8>) {
+    for number in [dedup.id.index, u64::from(dedup.id.n), dedup.until.0] {
+        put_varint(out, number);
     }
-    let db = reader.u8()?;
-    let fixed = |bytes: &[u8]| bytes.iter().fold(0u64, |value, byte| (value << 8) | u64::from(*byte));
-    let length = fixed(reader.take(4)?) as usize;
-    let queue = reader.take(length)?;
-    let index = fixed(reader.take(8)?);
-    let n = fixed(reader.take(4)?) as u32;
-    if !reader.is_empty() {
-        return Err(CodecError("a message key with a tail"));
-    }
-    Ok((db, queue, MessageId { index, n }))
+}
+
+/// Reads what [`encode_dedup`] wrote.
+pub fn decode_dedup(value: &[u8]) -> Result<Dedup, CodecError> {
+    let mut reader = Reader::new(value);
+    let id = MessageId { index: reader.varint()?, n: reader.varint32()? };
+    Ok(Dedup { id, until: ClusterTime(reader.varint()?) })
+}
+
+/// The row key of messages that were finished of late.
+#[must_use]
+pub fn finished_key(number: u64) -> [u8; 9] {
+    numbered(FINISHED, number)
+}
+
+/// Reads what [`finished_key`] made.
+pub fn decode_finished_key(row_key: &[u8]) -> Result<u64, CodecError> {
+    decode_numbered(FINISHED, row_key)
+}
+
+/// The row key of a QPOP that waits.
+#[must_use]
+pub fn pop_wait_key(claim: ClaimId) -> [u8; 9] {
+    numbered(POP_WAIT, claim.0)
+}
+
+/// Reads what [`pop_wait_key`] made.
+pub fn decode_pop_wait_key(row_key: &[u8]) -> Result<ClaimId, CodecError> {
+    decode_numbered(POP_WAIT, row_key).map(ClaimId)
 }
 
 /// The row key of a node's session.

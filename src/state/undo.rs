@@ -15,15 +15,17 @@ use crate::state::Row;
 use crate::state::State;
 use crate::state::changes::LISTED;
 use crate::state::expiry::KeyName;
-use crate::state::expiry::LeaseName;
 use crate::state::locks::Lock;
 use crate::state::locks::Wait;
 use crate::state::locks::WaitId;
 use crate::state::locks::releases::Release;
+use crate::state::queues::Attributes;
 use crate::state::queues::Counters;
-use crate::state::queues::Message;
+use crate::state::queues::Dedup;
 use crate::state::queues::MessageId;
 use crate::state::queues::Queue;
+use crate::state::queues::Record;
+use crate::state::queues::finished::FinishedBefore;
 use crate::types::ClusterTime;
 use crate::types::FencingToken;
 use crate::types::LogIndex;
@@ -48,8 +50,28 @@ impl SavedRow {
 enum Saved {
     String(Vec<u8>),
     Lock(Box<Lock>),
-    /// Its messages are saved one by one.
-    Queue(Counters),
+    /// Its messages and IDs are saved one by one.
+    Queue(Box<QueueHead>),
+}
+
+/// What a queue's row says of it.
+#[derive(Debug)]
+struct QueueHead {
+    number: u64,
+    counters: Counters,
+    attributes: Attributes,
+    idle_since: ClusterTime,
+}
+
+impl QueueHead {
+    fn of(queue: &Queue) -> QueueHead {
+        QueueHead {
+            number: queue.number(),
+            counters: *queue.counters(),
+            attributes: queue.attributes().clone(),
+            idle_since: queue.idle_since(),
+        }
+    }
 }
 
 /// What a transaction changed, as it was.
@@ -58,8 +80,12 @@ pub(super) struct Undo {
     rows: Vec<(KeyName, Option<SavedRow>)>,
     /// Where each of them stands in `rows`.
     known_rows: BTreeMap<KeyName, usize>,
-    messages: Vec<(KeyName, MessageId, Option<Message>)>,
+    messages: Vec<(KeyName, MessageId, Option<Record>)>,
     known_messages: BTreeSet<(KeyName, MessageId)>,
+    dedups: Vec<(KeyName, Box<[u8]>, Option<Dedup>)>,
+    pub(super) finished: FinishedBefore,
+    traces: usize,
+    last_queue: u64,
     waits: Vec<(WaitId, Wait)>,
     known_waits: BTreeSet<WaitId>,
     releases: Vec<(FencingToken, Option<Release>)>,
@@ -71,11 +97,16 @@ pub(super) struct Undo {
 
 impl Undo {
     /// A queue's message is about to change; `None`: it is not there yet.
-    pub(super) fn save_message(&mut self, db: DbIndex, key: &[u8], id: MessageId, message: Option<&Message>) {
+    pub(super) fn save_message(&mut self, db: DbIndex, key: &[u8], id: MessageId, message: Option<Record>) {
         let name: KeyName = (db, key.into());
         if self.known_messages.insert((name.clone(), id)) {
-            self.messages.push((name, id, message.cloned()));
+            self.messages.push((name, id, message));
         }
+    }
+
+    /// What is known of an ID of a queue is about to change.
+    pub(super) fn save_dedup(&mut self, db: DbIndex, key: &[u8], name: &[u8], dedup: Option<Dedup>) {
+        self.dedups.push(((db, key.into()), name.into(), dedup));
     }
 }
 
@@ -86,6 +117,9 @@ impl State {
             last_token: self.meta.last_token,
             notices: self.notices.len(),
             pushed: self.pushed_in_entry,
+            finished: self.finished.before(),
+            traces: self.traces.len(),
+            last_queue: self.meta.last_queue,
             ..Undo::default()
         }));
     }
@@ -117,7 +151,7 @@ impl State {
             content: match &row.object {
                 Object::String => Saved::String(row.string_bytes().to_vec()),
                 Object::Lock(lock) => Saved::Lock(lock.clone()),
-                Object::Queue(queue) => Saved::Queue(*queue.counters()),
+                Object::Queue(queue) => Saved::Queue(Box::new(QueueHead::of(queue))),
             },
         });
         undo.rows.push((name, saved));
@@ -162,16 +196,20 @@ impl State {
             }
         }
         let Undo {
-            rows, known_rows, messages, waits, releases, deadlocks, last_token, notices, pushed, ..
+            rows,
+            messages,
+            dedups,
+            finished,
+            traces,
+            last_queue,
+            waits,
+            releases,
+            deadlocks,
+            last_token,
+            notices,
+            pushed,
+            ..
         } = *undo;
-        // Queues first get what they had, so that their rows can be told from those that were new.
-        // A row that was new goes with all its messages.
-        for (name, id, message) in messages.into_iter().rev() {
-            let was_there = known_rows.get(&name).is_none_or(|at| rows[*at].1.is_some());
-            if was_there {
-                self.put_message_back(&name, id, message);
-            }
-        }
         for ((db, key), saved) in rows {
             let is_lock = saved.as_ref().is_some_and(|row| matches!(row.content, Saved::Lock(_)));
             if is_planted(Bug::RollBackForgetsLocks) && is_lock {
@@ -179,6 +217,16 @@ impl State {
             }
             self.put_row_back(db, &key, saved);
         }
+        // A row that was new went with all its messages.
+        for (name, id, message) in messages.into_iter().rev() {
+            self.put_message_back(&name, id, message);
+        }
+        for (name, id, dedup) in dedups.into_iter().rev() {
+            self.put_dedup_back(&name, &id, dedup);
+        }
+        self.finished.roll_back(finished);
+        self.traces.truncate(traces);
+        self.meta.last_queue = last_queue;
         for (id, wait) in waits {
             if let Some(now) = self.waits.remove(id) {
                 self.unindex_claims(&now.claims);
@@ -202,21 +250,35 @@ impl State {
         self.pushed_in_entry = pushed;
     }
 
-    fn put_message_back(&mut self, (db, key): &KeyName, id: MessageId, message: Option<Message>) {
-        if self.row(*db, key).is_none() {
-            self.insert_object(*db, key, Object::Queue(Box::<Queue>::default()));
+    fn put_message_back(&mut self, name: &KeyName, id: MessageId, message: Option<Record>) {
+        if is_planted(Bug::RollBackForgetsMessages) {
+            return;
         }
-        let space = &mut self.databases[usize::from(*db)];
-        let Some(Object::Queue(queue)) = space.get_mut(key).map(|row| &mut row.object) else { return };
-        let leases = queue.replace_message(id, message);
-        let name = |id| LeaseName::Message(*db, key.clone(), id);
-        if let Some(until) = leases.0 {
-            self.leases.remove(until, name(id));
+        let Some(queue) = self.queue_named(name) else { return };
+        let number = queue.number();
+        let is_there = message.is_some();
+        match message {
+            Some(message) => queue.restore(message),
+            None => drop(queue.take_out(id)),
         }
-        if let Some(until) = leases.1 {
-            self.leases.insert(until, name(id));
+        let changed = if is_there { &mut self.changes.messages } else { &mut self.changes.gone };
+        changed.push((number, id));
+        self.index_queue(name);
+    }
+
+    fn put_dedup_back(&mut self, name: &KeyName, id: &[u8], dedup: Option<Dedup>) {
+        let Some(queue) = self.queue_named(name) else { return };
+        let number = queue.number();
+        queue.set_dedup(id, dedup);
+        self.changes.dedups.push((number, id.into()));
+        self.index_queue(name);
+    }
+
+    fn queue_named(&mut self, (db, key): &KeyName) -> Option<&mut Queue> {
+        match self.databases.get_mut(usize::from(*db))?.get_mut(key).map(|row| &mut row.object) {
+            Some(Object::Queue(queue)) => Some(queue),
+            _ => None,
         }
-        self.changes.messages.push((*db, key.clone(), id));
     }
 
     fn put_row_back(&mut self, db: DbIndex, key: &[u8], saved: Option<SavedRow>) {
@@ -224,15 +286,23 @@ impl State {
             self.remove(db, key);
             return;
         };
-        if let Saved::Queue(counters) = saved.content {
-            if self.row(db, key).is_none() {
-                self.insert_object(db, key, Object::Queue(Box::<Queue>::default()));
+        if let Saved::Queue(head) = saved.content {
+            let QueueHead { number, counters, attributes, idle_since } = *head;
+            // It was removed, and maybe another one took its name.
+            let is_same = matches!(self.row(db, key).map(Row::object), Some(Object::Queue(queue)) if queue.number() == number);
+            if !is_same {
+                self.remove(db, key);
+                self.insert_object(db, key, Object::Queue(Box::new(Queue::new(number, idle_since))));
             }
             self.change_row(db, key, |row| {
                 if let Object::Queue(queue) = &mut row.object {
-                    queue.set_counters(counters);
+                    queue.counters = counters;
+                    queue.touch(idle_since);
+                    queue.set_attributes(attributes);
                 }
             });
+            // One that was made anew stands in no index yet.
+            self.index_queue(&(db, key.into()));
         } else {
             self.remove(db, key);
             let mut row = match saved.content {

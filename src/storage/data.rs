@@ -7,21 +7,31 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
+use parking_lot::MappedRwLockReadGuard;
+use parking_lot::RwLock;
+use parking_lot::RwLockReadGuard;
 use rocksdb::BlockBasedOptions;
 use rocksdb::Cache;
 use rocksdb::DB;
 use rocksdb::DBCompressionType;
 use rocksdb::Env;
 use rocksdb::MemtableFactory;
+use rocksdb::MergeOperands;
 use rocksdb::ReadOptions;
+use rocksdb::ReadTier;
 use rocksdb::WriteBatch;
 use rocksdb::WriteBufferManager;
 use rocksdb::WriteOptions;
+use rocksdb::compaction_filter::Decision as CompactionDecision;
 
 use crate::storage::StorageError;
 use crate::storage::checkpoint;
 use crate::storage::record_file;
+use crate::types::ClusterTime;
 use crate::types::GroupId;
 
 /// Size of one group's memtable: how much a flush writes at once when nobody asks earlier.
@@ -62,6 +72,15 @@ pub trait Rows {
     fn scan(&self, prefix: &[u8], f: &mut RowVisitor<'_>) -> Result<(), StorageError>;
 }
 
+/// Rows that are on disk for good; what was written lately may be missing.
+pub trait ColdRows: Send + Sync {
+    /// The values of rows, in the order of their keys.
+    ///
+    /// # Errors
+    /// When the storage fails.
+    fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, StorageError>;
+}
+
 /// Where changed rows are written to: a batch for the disk, or a simulated node's.
 pub trait RowSink {
     /// Writes a row.
@@ -72,6 +91,9 @@ pub trait RowSink {
 
     /// Deletes all rows whose key starts with `prefix`, as they are before the batch.
     fn delete_prefix(&mut self, prefix: &[u8]);
+
+    /// Adds to the end of a row, which may be absent.
+    fn append(&mut self, key: &[u8], tail: &[u8]);
 }
 
 impl RowSink for DataBatch {
@@ -85,6 +107,10 @@ impl RowSink for DataBatch {
 
     fn delete_prefix(&mut self, prefix: &[u8]) {
         DataBatch::delete_prefix(self, prefix);
+    }
+
+    fn append(&mut self, key: &[u8], tail: &[u8]) {
+        DataBatch::append(self, key, tail);
     }
 }
 
@@ -120,6 +146,11 @@ impl DataBatch {
     /// however many rows there are, but each one slows scans until it is compacted: not for single rows.
     pub fn delete_prefix(&mut self, prefix: &[u8]) {
         self.inner.delete_range(prefix, &prefix_end(prefix));
+    }
+
+    /// Adds to the end of a row, which may be absent, without reading it.
+    pub fn append(&mut self, key: &[u8], tail: &[u8]) {
+        self.inner.merge(key, tail);
     }
 
     /// Changes in this batch.
@@ -187,6 +218,8 @@ pub struct DataStore {
     without_wal: WriteOptions,
     /// What to open it with when it is only being looked at.
     read_only: Option<SharedCaches>,
+    /// The cluster time, for rows that go by themselves.
+    now: Arc<AtomicU64>,
 }
 
 /// Prints where it is.
@@ -207,9 +240,9 @@ impl DataStore {
     /// Opens the rows in a directory of any name in an existing one: a checkpoint, for instance.
     pub fn open_at(path: &Path, shared: &SharedCaches) -> Result<DataStore, StorageError> {
         crate::storage::ensure_dir(path)?;
-        let db =
-            DB::open(&options(shared), path).map_err(|error| StorageError::from(error).in_place(path))?;
-        Ok(DataStore::of(db, None))
+        let now = Arc::default();
+        let db = DB::open(&options(shared, &now), path);
+        Ok(DataStore::of(db.map_err(|error| StorageError::from(error).in_place(path))?, None, now))
     }
 
     /// Opens `<dir>/data/<group>/` without changing anything on disk, to read it and to see whether it is whole;
@@ -224,15 +257,16 @@ impl DataStore {
             return Ok(None);
         }
         record_file::check_store(&path)?;
-        let db = DB::open_for_read_only(&options(shared), &path, false);
+        let now = Arc::default();
+        let db = DB::open_for_read_only(&options(shared, &now), &path, false);
         let db = db.map_err(|error| StorageError::from(error).in_place(&path))?;
-        Ok(Some(DataStore::of(db, Some(shared.clone()))))
+        Ok(Some(DataStore::of(db, Some(shared.clone()), now)))
     }
 
-    fn of(db: DB, read_only: Option<SharedCaches>) -> DataStore {
+    fn of(db: DB, read_only: Option<SharedCaches>, now: Arc<AtomicU64>) -> DataStore {
         let mut without_wal = WriteOptions::default();
         without_wal.disable_wal(true);
-        DataStore { db, without_wal, read_only }
+        DataStore { db, without_wal, read_only, now }
     }
 
     /// The same rows, to be written from now on.
@@ -272,6 +306,20 @@ impl DataStore {
         Ok(())
     }
 
+    /// Reads rows, in the order of their keys, from what [`DataStore::flush`] or RocksDB brought to disk; what was
+    /// written lately may be missing. Memtables are not looked at: they are not made for it.
+    pub fn get_flushed(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, StorageError> {
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::Persisted);
+        let place = |error| StorageError::from(error).in_place(self.db.path());
+        self.db.multi_get_opt(keys, &options).into_iter().map(|row| row.map_err(place)).collect()
+    }
+
+    /// Rows that are only added to may go when the cluster time in their last eight bytes has come, from now on.
+    pub fn forget(&self, now: ClusterTime) {
+        self.now.store(now.0, Ordering::Relaxed);
+    }
+
     /// Waits until everything written before is on disk.
     pub fn flush(&self) -> Result<(), StorageError> {
         self.db.flush()?;
@@ -298,7 +346,65 @@ impl DataStore {
     }
 }
 
-fn options(shared: &SharedCaches) -> rocksdb::Options {
+/// A table is compacted at least this often: six hours.
+const PERIODIC_COMPACTION_SECONDS: u64 = 6 * 3_600;
+/// The kind of rows that are only added to, and go by themselves.
+const ADDED: u8 = b't';
+
+/// Joins what was added to a row.
+fn join(_key: &[u8], row: Option<&[u8]>, added: &MergeOperands) -> Option<Vec<u8>> {
+    let mut joined = row.unwrap_or_default().to_vec();
+    added.iter().for_each(|tail| joined.extend_from_slice(tail));
+    Some(joined)
+}
+
+/// The rows of one group, for who writes them and for who reads what is not in memory. Clones share them.
+#[derive(Debug, Clone)]
+pub struct SharedData {
+    /// Not there while a snapshot takes its place.
+    store: Arc<RwLock<Option<DataStore>>>,
+}
+
+impl SharedData {
+    /// These rows.
+    #[must_use]
+    pub fn new(store: DataStore) -> SharedData {
+        SharedData { store: Arc::new(RwLock::new(Some(store))) }
+    }
+
+    /// The rows, which stay in their place meanwhile.
+    pub fn get(&self) -> Result<MappedRwLockReadGuard<'_, DataStore>, StorageError> {
+        RwLockReadGuard::try_map(self.store.read(), Option::as_ref)
+            .map_err(|_| StorageError::Rocks("the rows are being replaced".to_owned()))
+    }
+
+    /// Closes the rows.
+    pub fn close(&self) {
+        *self.store.write() = None;
+    }
+
+    /// Puts rows in the place of those that were closed.
+    pub fn put(&self, store: DataStore) {
+        *self.store.write() = Some(store);
+    }
+
+    /// To be written from now on.
+    pub fn into_writable(self) -> Result<SharedData, StorageError> {
+        let store = self.store.write().take();
+        if let Some(store) = store {
+            self.put(store.into_writable()?);
+        }
+        Ok(self)
+    }
+}
+
+impl ColdRows for SharedData {
+    fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, StorageError> {
+        self.get()?.get_flushed(keys)
+    }
+}
+
+fn options(shared: &SharedCaches, now: &Arc<AtomicU64>) -> rocksdb::Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(&shared.blocks);
     table.set_block_size(16 << 10);
@@ -318,6 +424,19 @@ fn options(shared: &SharedCaches) -> rocksdb::Options {
     // A flush of many megabytes goes to disk in pieces and not as one burst beside the log's syncs.
     options.set_bytes_per_sync(1 << 20);
     options.set_max_open_files(512);
+    options.set_merge_operator_associative("holdfast.join", join);
+    let now = Arc::clone(now);
+    // Rows that only go as tables are compacted must not lie for weeks in one that nothing else touches.
+    options.set_periodic_compaction_seconds(PERIODIC_COMPACTION_SECONDS);
+    options.set_compaction_filter("holdfast.forget", move |_level, key, value| {
+        let end = value.last_chunk().map(|end| u64::from_be_bytes(*end));
+        let is_over = end.is_some_and(|end| end <= now.load(Ordering::Relaxed));
+        if key.first() == Some(&ADDED) && is_over {
+            CompactionDecision::Remove
+        } else {
+            CompactionDecision::Keep
+        }
+    });
     options
 }
 
@@ -444,6 +563,103 @@ mod tests {
         let copy = DataStore::open_at(&to, &caches).unwrap();
         assert_eq!(copy.get(b"k").unwrap(), Some(b"before".to_vec()));
         assert!(copy.bytes() > 0);
+    }
+
+    fn append(store: &DataStore, key: &[u8], tail: &[u8]) {
+        let mut batch = DataBatch::new();
+        RowSink::append(&mut batch, key, tail);
+        store.write(batch).unwrap();
+    }
+
+    /// Merges all tables into one.
+    fn compact(store: &DataStore) {
+        store.flush().unwrap();
+        store.db.compact_range(None::<&[u8]>, None::<&[u8]>);
+    }
+
+    #[test]
+    fn what_is_added_to_a_row_stands_behind_it_over_flush_compaction_and_reopen() {
+        let dir = TestDir::new();
+        let store = DataStore::open(dir.path(), GROUP, &caches()).unwrap();
+        let mut wanted = Vec::new();
+        write(&store, &[(b"tput", b"start:")]);
+        append(&store, b"tput", b"end");
+        for round in 0..12u8 {
+            let tail = vec![round; usize::from(round) * 30];
+            append(&store, b"tlong", &tail);
+            wanted.extend_from_slice(&tail);
+            assert_eq!(store.get(b"tlong").unwrap(), Some(wanted.clone()), "round {round}");
+            match round % 4 {
+                1 => store.flush().unwrap(),
+                3 => compact(&store),
+                _ => {}
+            }
+        }
+        assert_eq!(store.get(b"tput").unwrap(), Some(b"start:end".to_vec()));
+        drop(store);
+        let store = DataStore::open(dir.path(), GROUP, &caches()).unwrap();
+        assert_eq!(store.get(b"tlong").unwrap(), Some(wanted.clone()));
+        compact(&store);
+        append(&store, b"tlong", b"last");
+        wanted.extend_from_slice(b"last");
+        let all = vec![(b"tlong".to_vec(), wanted), (b"tput".to_vec(), b"start:end".to_vec())];
+        assert_eq!(rows(&store, b"t"), all);
+    }
+
+    #[test]
+    fn reads_of_what_is_flushed_do_not_see_what_is_not() {
+        let dir = TestDir::new();
+        let store = DataStore::open(dir.path(), GROUP, &caches()).unwrap();
+        let keys = [b"a".to_vec(), b"missing".to_vec(), b"tb".to_vec()];
+        write(&store, &[(b"a", b"one")]);
+        append(&store, b"tb", b"x");
+        assert_eq!(store.get_flushed(&keys).unwrap(), [None, None, None]);
+        store.flush().unwrap();
+        let flushed = [Some(b"one".to_vec()), None, Some(b"x".to_vec())];
+        assert_eq!(store.get_flushed(&keys).unwrap(), flushed);
+        write(&store, &[(b"a", b"two")]);
+        append(&store, b"tb", b"y");
+        assert_eq!(store.get_flushed(&keys).unwrap(), flushed);
+        store.flush().unwrap();
+        assert_eq!(store.get_flushed(&keys).unwrap(), [Some(b"two".to_vec()), None, Some(b"xy".to_vec())]);
+        let data = SharedData::new(store);
+        assert_eq!(data.get_many(&keys[..1]).unwrap(), [Some(b"two".to_vec())]);
+        data.close();
+        assert!(data.get_many(&keys).is_err() && data.get().is_err());
+        data.put(DataStore::open(dir.path(), GROUP, &caches()).unwrap());
+        assert_eq!(data.get_many(&keys[2..]).unwrap(), [Some(b"xy".to_vec())]);
+    }
+
+    #[test]
+    fn rows_that_are_only_added_to_go_when_their_time_has_come_and_no_others() {
+        let dir = TestDir::new();
+        let store = DataStore::open(dir.path(), GROUP, &caches()).unwrap();
+        let due = |at: u64| [&b"event"[..], &at.to_be_bytes()].concat();
+        append(&store, b"told", &due(100));
+        append(&store, b"tlater", &due(100));
+        append(&store, b"tlater", &due(101));
+        append(&store, b"tnever", &due(u64::MAX));
+        append(&store, b"tshort", b"x");
+        write(&store, &[(b"other", &due(1))]);
+        let left = |store: &DataStore| -> Vec<Vec<u8>> {
+            // What was added becomes a row in the first, which the second looks at.
+            (0..2).for_each(|_| compact(store));
+            rows(store, b"").into_iter().map(|(key, _)| key).collect()
+        };
+        let all: Vec<Vec<u8>> = [&b"other"[..], b"tlater", b"tnever", b"told", b"tshort"]
+            .into_iter()
+            .map(<[u8]>::to_vec)
+            .collect();
+        let without = |gone: &[&[u8]]| -> Vec<Vec<u8>> {
+            all.iter().filter(|key| !gone.contains(&&key[..])).cloned().collect()
+        };
+        assert_eq!(left(&store), all, "no time has passed");
+        store.forget(ClusterTime(99));
+        assert_eq!(left(&store), all);
+        store.forget(ClusterTime(100));
+        assert_eq!(left(&store), without(&[b"told"]));
+        store.forget(ClusterTime(1_000));
+        assert_eq!(left(&store), without(&[b"told", b"tlater"]));
     }
 
     #[test]

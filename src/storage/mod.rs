@@ -34,12 +34,14 @@ use crate::types::LogIndex;
 use crate::types::NodeId;
 use crate::types::Term;
 
+pub use data::ColdRows;
 pub use data::DataBatch;
 pub use data::DataStore;
 pub use data::RowSink;
 pub use data::RowVisitor;
 pub use data::Rows;
 pub use data::SharedCaches;
+pub use data::SharedData;
 pub use format::DirLock;
 pub use format::FORMAT_VERSION;
 pub use format::Identity;

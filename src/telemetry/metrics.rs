@@ -12,6 +12,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::Matcher;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use metrics_exporter_prometheus::PrometheusHandle;
+use metrics_util::MetricKindMask;
 use thiserror::Error;
 
 use crate::telemetry::process;
@@ -113,8 +114,18 @@ pub const FENCE_REJECTED_TOTAL: &str = "holdfast_fence_rejected_total";
 pub const LEASE_GRACE_APPLIED_TOTAL: &str = "holdfast_lease_grace_applied_total";
 pub const BLOCKED_CLIENTS: &str = "holdfast_blocked_clients";
 pub const ONCE_ENTRIES: &str = "holdfast_once_entries";
+pub const QUEUE_WAIT_SECONDS: &str = "holdfast_queue_wait_seconds";
 pub const QUEUES: &str = "holdfast_queues";
 pub const QUEUE_MESSAGES: &str = "holdfast_queue_messages";
+pub const QUEUE_OLDEST_AGE_SECONDS: &str = "holdfast_queue_oldest_age_seconds";
+pub const QUEUE_PUSHED_TOTAL: &str = "holdfast_queue_pushed_total";
+pub const QUEUE_DELIVERED_TOTAL: &str = "holdfast_queue_delivered_total";
+pub const QUEUE_REDELIVERED_TOTAL: &str = "holdfast_queue_redelivered_total";
+pub const QUEUE_ACKED_TOTAL: &str = "holdfast_queue_acked_total";
+pub const QUEUE_NACKED_TOTAL: &str = "holdfast_queue_nacked_total";
+pub const QUEUE_DEAD_TOTAL: &str = "holdfast_queue_dead_total";
+pub const QUEUE_DUPLICATE_TOTAL: &str = "holdfast_queue_duplicate_total";
+pub const QUEUE_LEASE_EXPIRED_TOTAL: &str = "holdfast_queue_lease_expired_total";
 
 /// The table. A name that is not in it has no help text on `/metrics`.
 pub const METRICS: &[MetricSpec] = &[
@@ -195,8 +206,21 @@ pub const METRICS: &[MetricSpec] = &[
     counter(LEASE_GRACE_APPLIED_TOTAL, "leases", "Leases of locks that a change of leader made longer."),
     gauge(BLOCKED_CLIENTS, "clients", "Clients that wait, by what they wait for.").by(&["kind"]),
     gauge(ONCE_ENTRIES, "names", "Transactions whose names are kept."),
+    histogram(QUEUE_WAIT_SECONDS, "seconds", "How long QPOPs waited for messages."),
     gauge(QUEUES, "queues", "Queues that exist."),
-    gauge(QUEUE_MESSAGES, "messages", "Messages, by state.").by(&["state"]),
+    gauge(QUEUE_MESSAGES, "messages", "Messages, by queue and state.").by(&["queue", "state"]),
+    gauge(QUEUE_OLDEST_AGE_SECONDS, "seconds", "Time since the oldest message of a state was pushed.")
+        .by(&["queue", "state"]),
+    counter(QUEUE_PUSHED_TOTAL, "messages", "Messages that came into a queue.").by(&["queue"]),
+    counter(QUEUE_DELIVERED_TOTAL, "messages", "Hand-outs of messages, repeated ones included.")
+        .by(&["queue"]),
+    counter(QUEUE_REDELIVERED_TOTAL, "messages", "Hand-outs of messages that had been handed out before.")
+        .by(&["queue"]),
+    counter(QUEUE_ACKED_TOTAL, "messages", "Messages that were finished.").by(&["queue"]),
+    counter(QUEUE_NACKED_TOTAL, "messages", "Hand-outs that consumers gave back.").by(&["queue"]),
+    counter(QUEUE_DEAD_TOTAL, "messages", "Messages that died.").by(&["queue"]),
+    counter(QUEUE_DUPLICATE_TOTAL, "messages", "Pushes whose ID was known.").by(&["queue"]),
+    counter(QUEUE_LEASE_EXPIRED_TOTAL, "leases", "Leases of messages that ended by time.").by(&["queue"]),
 ];
 
 /// Upper bounds of the histogram buckets, in seconds: from a write that only reached the page cache to a disk
@@ -213,6 +237,9 @@ const LOCK_BUCKETS: &[f64] = &[
 
 /// How often recorded histogram values are moved into their buckets; until then each takes memory of its own.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// A metric that was not set for so long is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
 /// Why metrics are not there.
 #[derive(Debug, Error)]
@@ -259,8 +286,11 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
 fn builder() -> Result<PrometheusBuilder, MetricsError> {
     Ok(PrometheusBuilder::new()
+        // A queue that is gone is not told of for ever. What is told is set with each scrape.
+        .idle_timeout(MetricKindMask::GAUGE | MetricKindMask::COUNTER, Some(FORGOTTEN_AFTER))
         .set_buckets_for_metric(Matcher::Full(RAFT_FSYNC_SECONDS.to_owned()), SECONDS_BUCKETS)?
         .set_buckets_for_metric(Matcher::Full(LOCK_WAIT_SECONDS.to_owned()), LOCK_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(QUEUE_WAIT_SECONDS.to_owned()), LOCK_BUCKETS)?
         .set_buckets_for_metric(Matcher::Full(LOCK_HOLD_SECONDS.to_owned()), LOCK_BUCKETS)?)
 }
 

@@ -6,6 +6,7 @@
 pub mod codec;
 pub mod glob;
 pub mod planted;
+pub mod slot;
 
 use std::fmt;
 

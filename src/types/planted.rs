@@ -48,11 +48,23 @@ pub enum Bug {
     OnceForgotten,
     /// A grant that nobody hears of is left as it is.
     GrantUnheard,
+    /// Who waits for a queue is not looked at when a message comes.
+    QueueWakeUpLost,
+    /// A message that comes back SILENT has used up an attempt.
+    SilentReturnCounts,
+    /// A delayed message of a group lets the next one pass.
+    GroupPassesDelayed,
+    /// The IDs of finished messages are forgotten with the process.
+    DedupNotKept,
+    /// QPOPs that wait are forgotten with the process.
+    PopWaitsNotKept,
+    /// What is taken back does not bring messages back.
+    RollBackForgetsMessages,
 }
 
 impl Bug {
     /// Every bug, in the order above.
-    pub const ALL: [Bug; 20] = [
+    pub const ALL: [Bug; 26] = [
         Bug::CommitOffByOne,
         Bug::RowsWithoutIndex,
         Bug::AckBeforePersist,
@@ -73,6 +85,12 @@ impl Bug {
         Bug::FenceUnchecked,
         Bug::OnceForgotten,
         Bug::GrantUnheard,
+        Bug::QueueWakeUpLost,
+        Bug::SilentReturnCounts,
+        Bug::GroupPassesDelayed,
+        Bug::DedupNotKept,
+        Bug::PopWaitsNotKept,
+        Bug::RollBackForgetsMessages,
     ];
 }
 

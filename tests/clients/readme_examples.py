@@ -17,7 +17,12 @@ cmd = names["cmd"]
 assert cmd("GET", "order:8812") == "paid"
 assert cmd("EXISTS", "lock:order:8812", "account:2") == 1, "one was released, the other handed over"
 assert cmd("LOCKS", "INFO", "account:2")["holders"][0][0] == "ann"
-assert cmd("QLEN", "mail") == 1
+assert cmd("QLEN", "mail") == 2
+for payload in ["resize:7", "urgent", "later", "step-1", "step-2"]:
+    assert cmd("GET", f"result:{payload}") == "done", payload
+assert cmd("QLEN", "jobs", "ALL") == 0 and cmd("QLEN", "inspection") == 1
+info = cmd("QINFO", "jobs")
+assert (info["pushed"], info["acked"], info["moved"], info["blocked_clients"]) == (6, 5, 1, 0)
 with names["Lock"]("lock:renewed", 300) as lock:
     lock.done.wait(1)
     assert lock.is_held(), "it was renewed"

@@ -2,6 +2,7 @@
 //! that a change of a format changes them too; the files of `corpus/` stay as they are, and hold older forms.
 
 use bytes::Bytes;
+use holdfast::commands::table;
 use holdfast::consensus::Role;
 use holdfast::consensus::formation;
 use holdfast::consensus::raft::message_codec;
@@ -44,6 +45,8 @@ use raft::eraftpb::Message;
 use raft::eraftpb::MessageType;
 use raft::eraftpb::Snapshot;
 use raft::eraftpb::SnapshotMetadata;
+
+use crate::targets::WORDS;
 
 /// The inputs for a target; empty for an unknown name.
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
@@ -366,6 +369,16 @@ fn log_entries() -> Vec<Vec<u8>> {
     {
         push(&mut plain, line);
     }
+    for line in [
+        "QPUSH q payload ID x PRIORITY 3 DELAY 10 GROUP g PX 5000",
+        "QCONFIG SET q DEADLETTER d MAXDELIVER 1 AGING 5",
+        "QPOP COUNT 2 LEASE 100 WITHMETA CONSUMER w FROM q",
+        "QNACK q FATAL REASON why IDS 1 2-5:1",
+        "QREDRIVE d TO q",
+        "QPOP BLOCK 0 FROM none",
+    ] {
+        push(&mut plain, line);
+    }
     plain.push_expire(0, [&b"k"[..], b"l"].into_iter());
     plain.push_expire(0, std::iter::empty());
     plain.push_verify();
@@ -416,9 +429,50 @@ fn log_entries() -> Vec<Vec<u8>> {
 /// Command numbers and words as the target reads them; which commands these are depends on the table.
 fn commands() -> Vec<Vec<u8>> {
     let one = |command: u8, words: &[u8]| [&[2, 0, 1, 0, command, words.len() as u8][..], words].concat();
-    let each = (0..60).flat_map(|command| one(command, &[0, 5, 2]));
-    let with_options = (0..60).flat_map(|command| one(command, &[0, 5, 28, 11, 23]));
-    vec![each.collect(), with_options.collect()]
+    let each = (0..120).flat_map(|command| one(command, &[0, 5, 2]));
+    let with_options = (0..120).flat_map(|command| one(command, &[0, 5, 28, 11, 23]));
+    let queues = QUEUE_LINES.iter().flat_map(|line| command_line(line));
+    vec![each.collect(), with_options.collect(), queues.collect()]
+}
+
+/// Lives of messages: ids are those of the entries.
+const QUEUE_LINES: &[&str] = &[
+    "QPUSH a b ID me PRIORITY 3",
+    "QPUSH a c DELAY 100 GROUP b",
+    "QCONFIG SET a DEADLETTER b MAXDELIVER 2",
+    "QPOP LEASE 100 WITHMETA FROM a",
+    "QNACK a FAIL IDS 1 1-0:1",
+    "QPOP BLOCK 0 FROM a c",
+    "QPOP COUNT 3 FROM a",
+    "QNACK a FATAL IDS 1 1-0:2",
+    "QREDRIVE b TO a",
+    "QTRACE a 1-0",
+    "QPEEK a STATE READY",
+    "QINFO a FULL",
+    "QDEL a STATE DEAD",
+    "QACK a 2-0:1 2-0:2",
+];
+
+/// A line as an entry of its own, of words that the target knows.
+fn command_line(line: &str) -> Vec<u8> {
+    let mut words = line.split(' ');
+    let name = words.next().expect("a line has a name");
+    let number =
+        table::all().position(|spec| spec.name.eq_ignore_ascii_case(name)).expect("it is in the table");
+    let mut input = vec![0, 0, 1, 0, number as u8];
+    let spec = table::all().nth(number).expect("it was found just now");
+    if !spec.subcommands.is_empty() {
+        let word = words.next().expect("a subcommand");
+        let at = spec.subcommands.iter().position(|spec| spec.name.eq_ignore_ascii_case(word));
+        input.push(at.expect("it is in the table") as u8);
+    }
+    let words: Vec<&str> = words.collect();
+    input.push(words.len() as u8);
+    for word in words {
+        let known = WORDS.iter().position(|known| *known == word);
+        input.push(known.unwrap_or_else(|| panic!("{word} is none of the target's words")) as u8);
+    }
+    input
 }
 
 fn some_membership() -> Membership {

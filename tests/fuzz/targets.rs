@@ -727,7 +727,7 @@ fn check_replicas(replicas: &mut [State; 2]) {
 }
 
 /// Words that commands know, and values at the edges of what they take.
-const WORDS: &[&str] = &[
+pub const WORDS: &[&str] = &[
     "a",
     "b",
     "c",
@@ -793,6 +793,40 @@ const WORDS: &[&str] = &[
     "1-0",
     "\u{e9}",
     "me",
+    "ID",
+    "PRIORITY",
+    "DELAY",
+    "GROUP",
+    "MAXLEN",
+    "BLOCK",
+    "CONSUMER",
+    "WITHMETA",
+    "SILENT",
+    "FAIL",
+    "FATAL",
+    "REASON",
+    "IDS",
+    "STATE",
+    "CURSOR",
+    "TO",
+    "DELAYED",
+    "FULL",
+    "MAXDELIVER",
+    "BACKOFF",
+    "DEADLETTER",
+    "DEDUP",
+    "MAXBYTES",
+    "MAXLEASED",
+    "AGING",
+    "RETAIN",
+    "PAUSE",
+    "out",
+    "TTL",
+    "2-0",
+    "1-0:2",
+    "2-0:2",
+    "1-1",
+    "5 50 2 20",
 ];
 
 /// Any words to any command of the table: no panic, a reply that can be sent and kept, and replicas that agree.

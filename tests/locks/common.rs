@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use holdfast::types::Monotonic;
-
 use crate::support::client::Client;
 use crate::support::client::Value;
 use crate::support::client::bulk;
@@ -13,19 +11,6 @@ use crate::support::wait_for;
 
 /// Reads of those who wait may take as long as a whole test.
 pub const LONG_WAIT: Duration = Duration::from_secs(60);
-
-/// The median, the 99th percentile and the worst of some lengths in microseconds, as a text.
-pub fn spread(mut micros: Vec<u64>) -> String {
-    micros.sort_unstable();
-    let Some(worst) = micros.last() else { return "none".to_owned() };
-    let at = |percent: usize| micros[(micros.len() * percent / 100).min(micros.len() - 1)] as f64 / 1000.0;
-    format!("p50 {:.1} ms, p99 {:.1} ms, worst {:.1} ms", at(50), at(99), *worst as f64 / 1000.0)
-}
-
-/// Microseconds from one moment to a later one.
-pub fn micros(from: Monotonic, to: Monotonic) -> u64 {
-    to.0.saturating_sub(from.0) / 1_000
-}
 
 /// A connection to a node for somebody who waits long.
 pub fn waiter(cluster: &Cluster, id: u64) -> Client {
@@ -126,12 +111,4 @@ pub fn write_fenced(client: &mut Client, lock: &str, token: i64, register: &str,
     let reply = client.cmd(&["SET", register, value, "FENCE", lock, &token.to_string()]);
     assert_eq!(reply, Value::Simple("OK".to_owned()), "{lock} {token}");
     assert_eq!(client.cmd(&["GET", register]), bulk(value));
-}
-
-/// Kills the leader and waits until the others have one.
-pub fn kill_leader(cluster: &mut Cluster) -> u64 {
-    let killed = cluster.leader();
-    cluster.kill(killed);
-    wait_for("another leader", PATIENCE, || cluster.leader_now().filter(|now| *now != killed));
-    killed
 }

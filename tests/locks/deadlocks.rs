@@ -5,9 +5,6 @@ use std::thread;
 
 use crate::locks::common::all_locks;
 use crate::locks::common::graph_of_all;
-use crate::locks::common::kill_leader;
-use crate::locks::common::micros;
-use crate::locks::common::spread;
 use crate::locks::common::token;
 use crate::locks::common::wait_until_no_lock_is_left;
 use crate::locks::common::waiter;
@@ -18,7 +15,9 @@ use crate::support::client::Value;
 use crate::support::client::int;
 use crate::support::cluster::Cluster;
 use crate::support::cluster::PATIENCE;
+use crate::support::micros;
 use crate::support::number_from_env;
+use crate::support::spread;
 use crate::support::wait_for;
 
 use holdfast::clock::Clock;
@@ -284,7 +283,7 @@ fn a_ring_that_is_closed_after_a_change_of_leader_is_found() {
         let mut ring = Ring::begin(&cluster, &survivors, format!("ring:{length}"), length, &mut random);
         ring.all_but_one_wait(&mut operators);
         let before = graph_of_all(&mut operators);
-        let killed = kill_leader(&mut cluster);
+        let killed = cluster.kill_leader();
         assert_eq!(graph_of_all(&mut operators), before);
         ring.close(&mut operators, clock, &mut found);
         cluster.start_node(killed);

@@ -25,15 +25,15 @@ use holdfast::clock::SystemClock;
 use holdfast::types::Millis;
 use holdfast::types::Monotonic;
 
-use crate::locks::common::micros;
-use crate::locks::common::spread;
 use crate::locks::common::wait_until_no_lock_is_left;
 use crate::locks::seed;
 use crate::support::Random;
 use crate::support::client::Client;
 use crate::support::client::Value;
 use crate::support::cluster::Cluster;
+use crate::support::micros;
 use crate::support::number_from_env;
+use crate::support::spread;
 
 const OWNERS: u64 = 64;
 const KEYS: u64 = 16;

@@ -10,8 +10,6 @@ use holdfast::clock::SystemClock;
 use holdfast::types::Millis;
 
 use crate::locks::common::all_locks;
-use crate::locks::common::micros;
-use crate::locks::common::spread;
 use crate::locks::common::token;
 use crate::locks::common::wait_until_no_lock_is_left;
 use crate::support::client::Client;
@@ -20,7 +18,9 @@ use crate::support::client::int;
 use crate::support::client::ok;
 use crate::support::cluster::Cluster;
 use crate::support::cluster::PATIENCE;
+use crate::support::micros;
 use crate::support::number_from_env;
+use crate::support::spread;
 use crate::support::wait_for;
 
 #[test]

@@ -8,7 +8,6 @@ use holdfast::clock::SystemClock;
 use holdfast::types::Millis;
 
 use crate::locks::common::check_refused;
-use crate::locks::common::kill_leader;
 use crate::locks::common::token;
 use crate::locks::common::wait_for_waiters;
 use crate::locks::common::wait_until_no_lock_is_left;
@@ -71,7 +70,7 @@ fn those_who_wait_at_other_nodes_do_not_notice_that_the_leader_dies() {
         wait_for_waiters(&mut holder, "lock", number as usize + 1);
         waiting.push((owner, client));
     }
-    let killed = kill_leader(&mut cluster);
+    let killed = cluster.kill_leader();
     assert_eq!(killed, leader);
     let owners: Vec<String> = waiting.iter().map(|(owner, _)| owner.clone()).collect();
     assert_eq!(waiters_of(&mut holder, "lock"), owners);

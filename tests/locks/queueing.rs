@@ -8,8 +8,6 @@ use holdfast::clock::Clock;
 use holdfast::clock::SystemClock;
 use holdfast::types::Monotonic;
 
-use crate::locks::common::micros;
-use crate::locks::common::spread;
 use crate::locks::common::token;
 use crate::locks::common::wait_for_waiters;
 use crate::locks::common::wait_until_no_lock_is_left;
@@ -20,7 +18,9 @@ use crate::support::client::Client;
 use crate::support::client::int;
 use crate::support::client::ok;
 use crate::support::cluster::Cluster;
+use crate::support::micros;
 use crate::support::number_from_env;
+use crate::support::spread;
 
 const LOCK: &str = "lock";
 const WAITERS: u64 = 1_000;

@@ -11,8 +11,6 @@ use holdfast::clock::Clock;
 use holdfast::clock::SystemClock;
 
 use crate::locks::common::check_refused;
-use crate::locks::common::micros;
-use crate::locks::common::spread;
 use crate::locks::common::token;
 use crate::locks::common::wait_for_waiters;
 use crate::locks::common::waiter;
@@ -22,6 +20,8 @@ use crate::support::client::bulk;
 use crate::support::client::bulks;
 use crate::support::client::int;
 use crate::support::cluster::Cluster;
+use crate::support::micros;
+use crate::support::spread;
 
 const LOCK: &str = "report:{7}";
 const HOLDER: &str = "worker:host-9:41";

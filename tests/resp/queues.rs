@@ -1,4 +1,4 @@
-//! QPUSH, QPOP, QACK and QLEN: COMMANDS.md 2.3.
+//! The queue verbs over the wire, in both protocols (COMMANDS.md 2.3). QPOPs that wait are in `queue_waits`.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -152,14 +152,15 @@ fn payloads_are_bytes_and_what_is_not_a_queue_command_is_refused() {
     let reply = client.cmd(&["QPOP", "FROM", "bytes"]);
     assert_eq!(reply.items()[0].items()[2], Value::Bulk(payload));
     assert_eq!(client.cmd(&["QPOP", "bytes"]), error("ERR wrong number of arguments for 'qpop' command"));
-    assert_eq!(client.cmd(&["QPOP", "COUNT", "1", "bytes"]), error("ERR syntax error"));
+    assert_eq!(
+        client.cmd(&["QPOP", "COUNT", "1", "bytes"]),
+        error("ERR syntax error: QPOP has no option 'bytes'")
+    );
     assert!(client.cmd(&["QPOP", "COUNT", "1001", "FROM", "bytes"]).is_error());
     assert!(client.cmd(&["QACK", "bytes", "not-a-receipt"]).is_error());
-    assert!(
-        client.cmd(&["QPUSH", "bytes", "m", "DELAY", "5"]).text().contains("not supported by this version")
-    );
     assert_eq!(client.cmd(&["QLEN", "nothing"]), int(0));
-    assert_eq!(client.cmd(&["QLEN", "bytes", "SOME"]), error("ERR syntax error"));
+    let no_state = "ERR syntax error: 'SOME' is no state: want READY, DELAYED, LEASED or DEAD";
+    assert_eq!(client.cmd(&["QLEN", "bytes", "SOME"]), error(no_state));
 }
 
 #[test]
@@ -172,4 +173,133 @@ fn a_push_and_a_lock_can_be_one_transaction() {
     assert_eq!(reply.items().len(), 2);
     assert_eq!(client.cmd(&["GET", "both:state"]), bulk("paid"));
     assert_eq!(client.cmd(&["QLEN", "both:mail"]), int(1));
+}
+
+/// A connection that speaks this protocol.
+fn speaking(protocol: &str) -> Client {
+    let mut client = client();
+    client.cmd(&["HELLO", protocol]);
+    client
+}
+
+fn run(client: &mut Client, line: &str) -> Value {
+    client.cmd(&line.split(' ').collect::<Vec<_>>())
+}
+
+#[test]
+fn a_life_with_every_verb_reads_alike_in_both_protocols() {
+    for protocol in ["2", "3"] {
+        let mut client = speaking(protocol);
+        let q = format!("life:{protocol}");
+        let mut run = |line: &str| run(&mut client, &line.replace("{q}", &q));
+        assert_eq!(run("QCONFIG SET {q} MAXDELIVER 3 DEADLETTER {q}:dead LEASE 60000"), simple("OK"));
+        let config = run("QCONFIG GET {q}");
+        assert_eq!(config.pairs().len(), 12);
+        assert_eq!(matches!(config, Value::Map(_)), protocol == "3");
+        assert_eq!(
+            (config.field("LEASE"), config.field("BACKOFF")),
+            (&bulk("60000"), &bulk("1000 300000 2 20"))
+        );
+        let id = run("QPUSH {q} work ID job PRIORITY 5 GROUP g").text();
+        assert_eq!(run("QPUSH {q} again ID job"), bulk(&id));
+        assert_eq!(run("QPUSH {q} none ID other XX"), Value::Null);
+        let later = run("QPUSH {q} later DELAY 600000").text();
+        let popped = run("QPOP WITHMETA CONSUMER w1 FROM {q}");
+        let [queue, receipt, payload, attempt, meta] = popped.items()[0].items() else {
+            panic!("{popped:?}")
+        };
+        assert_eq!((queue, payload, attempt), (&bulk(&q), &bulk("work"), &int(1)));
+        assert_eq!((meta.field("id"), meta.field("priority")), (&bulk(&id), &int(5)));
+        assert_eq!((meta.field("group"), meta.field("lease_ms")), (&bulk("g"), &int(60_000)));
+        assert_eq!(matches!(meta, Value::Map(_)), protocol == "3");
+        let receipt = receipt.text();
+        assert_eq!(run(&format!("QEXTEND {{q}} 30000 {receipt}")), int(1));
+        assert_eq!(run(&format!("QNACK {{q}} FAIL DELAY 0 REASON flaky IDS 1 {receipt}")), int(1));
+        assert_eq!(run(&format!("QACK {{q}} {receipt}")), int(0));
+        let peeked = run("QPEEK {q} COUNT 1");
+        assert_eq!(peeked.items()[0], bulk(&later));
+        let first = peeked.items()[1].items()[0].items();
+        assert_eq!(first, [bulk(&id), bulk("work"), int(1), int(5), int(0), bulk("flaky")]);
+        let again = message(&run("QPOP FROM {q}").items()[0]);
+        assert_eq!((again.1.as_str(), again.3), (&*format!("{id}:2"), 2));
+        assert_eq!(run(&format!("QNACK {{q}} FATAL IDS 1 {}", again.1)), int(1));
+        assert_eq!((run("QLEN {q} ALL"), run("QLEN {q}:dead")), (int(1), int(1)));
+        let dead = message(&run("QPOP FROM {q}:dead").items()[0]);
+        assert_eq!((dead.1.as_str(), dead.2.as_str(), dead.3), (&*format!("{id}:3"), "work", 1));
+        assert_eq!(run(&format!("QNACK {{q}}:dead FATAL IDS 1 {id}:3")), int(1));
+        assert_eq!(run("QREDRIVE {q}:dead TO {q}"), int(1));
+        assert_eq!(message(&run("QPOP FROM {q}").items()[0]).1, format!("{id}:4"));
+        assert_eq!(run(&format!("FENCE {{q}} {id}:4")), simple("OK"));
+        assert!(run(&format!("FENCE {{q}} {id}:3")).text().starts_with("STALETOKEN "));
+        assert_eq!(run(&format!("QACK {{q}} {id}:4 {id}:4")), int(2));
+        let trace = run(&format!("QTRACE {{q}} {id}"));
+        let events: Vec<String> = trace.items().iter().map(|event| event.field("event").text()).collect();
+        let told = "PUSHED DELIVERED EXTENDED NACKED DELIVERED NACKED DEAD DELIVERED NACKED DEAD REDRIVEN DELIVERED ACKED";
+        assert_eq!(events.join(" "), told);
+        assert_eq!(trace.items()[1].field("consumer"), &bulk("w1"));
+        assert_eq!(trace.items()[3].field("reason"), &bulk("flaky"));
+        let info = run("QINFO {q} FULL");
+        assert_eq!(
+            (info.field("delayed"), info.field("acked"), info.field("moved")),
+            (&int(1), &int(1), &int(1))
+        );
+        assert_eq!((info.field("pushed"), info.field("duplicates")), (&int(3), &int(1)));
+        assert_eq!(info.field("priorities").items().len(), 10);
+        assert_eq!(run(&format!("QDEL {{q}} IDS 1 {later}")), int(1));
+        assert_eq!(run("QDEL {q} ALL"), int(0));
+        assert_eq!(run("QDEL {q}:dead STATE DEAD"), int(0));
+    }
+}
+
+#[test]
+fn what_is_wrong_is_told_alike_in_both_protocols() {
+    let integer = "ERR value is not an integer or out of range";
+    let wrong_type = "WRONGTYPE Operation against a key holding the wrong kind of value";
+    client().cmd(&["SET", "wrong:text", "v"]);
+    for protocol in ["2", "3"] {
+        let mut client = speaking(protocol);
+        run(&mut client, "QPUSH wrong:q m");
+        for (line, text) in [
+            ("QPUSH wrong:q", "ERR wrong number of arguments for 'qpush' command"),
+            ("QPUSH wrong:q m PRIORITY 10", "ERR PRIORITY must be between 0 and 9"),
+            ("QPUSH wrong:q m EX 1 PX 1", "ERR syntax error: QPUSH takes either EX or PX"),
+            ("QPUSH wrong:q m XX", "ERR syntax error: XX needs the ID of the message"),
+            ("QPUSH wrong:q m MAXLEN 1", "QFULL wrong:q holds 1 messages, MAXLEN 1"),
+            ("QPUSH wrong:text m", wrong_type),
+            ("QPOP FROM", "ERR wrong number of arguments for 'qpop' command"),
+            ("QPOP COUNT 0 FROM wrong:q", "ERR COUNT must be between 1 and 1000"),
+            ("QPOP BLOCK never FROM wrong:q", integer),
+            ("QPOP BLOCK -1 FROM wrong:q", "ERR BLOCK must be between 0 and 31536000000 milliseconds"),
+            ("QPOP LEASE 1000 NOACK FROM wrong:q", "ERR syntax error: QPOP takes either LEASE or NOACK"),
+            ("QPOP BLOCK 0 FROM wrong:none wrong:text", wrong_type),
+            ("QACK wrong:q 1-0", "ERR invalid receipt '1-0': want <id>:<delivery>"),
+            (
+                "QNACK wrong:q SILENT FATAL IDS 1 1-0:1",
+                "ERR syntax error: QNACK takes either SILENT or FATAL",
+            ),
+            ("QNACK wrong:q IDS 2 1-0:1", "ERR syntax error: IDS 2 is followed by 1 words"),
+            ("QEXTEND wrong:q 5 1-0:1", "ERR the lease must be between 100 and 86400000 milliseconds"),
+            (
+                "QLEN wrong:q SOME",
+                "ERR syntax error: 'SOME' is no state: want READY, DELAYED, LEASED or DEAD",
+            ),
+            ("QINFO wrong:q PART", "ERR syntax error: QINFO takes a queue and FULL"),
+            ("QPEEK wrong:q CURSOR x", "ERR invalid id 'x': want <index>-<n>"),
+            ("QTRACE wrong:q", "ERR wrong number of arguments for 'qtrace' command"),
+            (
+                "QDEL wrong:q IDS 1 1-0 ALL",
+                "ERR syntax error: QDEL takes IDS, STATE or ALL, and then nothing like 'ALL'",
+            ),
+            ("QREDRIVE wrong:q COUNT 1 IDS 1 1-0", "ERR syntax error: QREDRIVE takes either IDS or COUNT"),
+            ("QREDRIVE wrong:q TO wrong:text", wrong_type),
+            ("QCONFIG SET wrong:q LEASE", "ERR wrong number of arguments for 'qconfig|set' command"),
+            ("QCONFIG SET wrong:q PAUSE maybe", "ERR PAUSE must be none, in, out or all"),
+            ("QCONFIG SET wrong:q DEADLETTER wrong:q", "ERR DEADLETTER must be another queue"),
+            ("QCONFIG GET wrong:text", wrong_type),
+        ] {
+            assert_eq!(run(&mut client, line), error(text), "{line}");
+        }
+        assert!(run(&mut client, "QCONFIG FORGET wrong:q").text().starts_with("ERR unknown subcommand"));
+        assert_eq!(run(&mut client, "QDEL wrong:q ALL"), int(1), "nothing came of all that");
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use holdfast::resp::Reply;
+use holdfast::state::notices::ClaimEnd;
 
 use crate::chance::Chance;
 use crate::plan::Plan;
@@ -103,7 +104,7 @@ impl Client {
             }
             3 => self.ask_lock(op, key, plan, chance),
             5 => self.ask_atomic(op, key, plan, chance),
-            _ => self.ask_queue(op, key, chance),
+            _ => self.ask_queue(op, key, plan, chance),
         }
     }
 
@@ -218,14 +219,32 @@ impl Client {
         {
             commands.push(words(&["FENCE", lock, &token.to_string()]));
         }
+        if let Some((queue, receipt)) = self.receipts.back()
+            && chance.is(200_000)
+        {
+            commands.push(words(&["FENCE", queue, receipt]));
+        }
         commands.push(words(&["SET", &format!("s{key}"), &format!("v{op}")]));
         for _ in 0..chance.below(4) {
             let lock = format!("l{}", chance.below(plan.keys));
-            commands.push(match chance.below(7) {
+            let queue = format!("q{key}");
+            commands.push(match chance.below(14) {
                 0 | 1 => words(&["LOCK", &lock, &self.owner, "PX", &lease(chance)]),
                 2 => words(&["UNLOCK", &lock, &self.owner]),
                 3 => words(&["QPUSH", &format!("q{key}"), &format!("v{op}")]),
                 4 => words(&["QPOP", "LEASE", "5000", "FROM", &format!("q{key}")]),
+                6 | 7 => push_to(&queue, op, chance),
+                8 => words(&["QPOP", "COUNT", "3", "NOACK", "BLOCK", "100", "FROM", &queue, "qdead"]),
+                9 => operate(&queue, chance),
+                10 => words(&["QREDRIVE", &queue, "TO", chance.of(&["qdead", "qother"])]),
+                11 => match self.receipts.front() {
+                    Some((queue, receipt)) => words(&["QACK", queue, receipt]),
+                    None => words(&["QDEL", &queue, "STATE", "DEAD"]),
+                },
+                12 => match self.receipts.back() {
+                    Some((queue, receipt)) => nack(queue, receipt, op, chance),
+                    None => words(&["QDEL", &queue, "ALL"]),
+                },
                 // This one fails.
                 5 => words(&["INCR", &format!("q{key}")]),
                 _ => words(&["APPEND", &format!("s{key}"), "x"]),
@@ -237,20 +256,84 @@ impl Client {
         Ask::Atomic(marker, commands)
     }
 
-    fn ask_queue(&mut self, op: u64, key: u64, chance: &mut Chance) -> Ask {
-        let key = format!("q{key}");
-        let lease = chance.between(100, 10_000).to_string();
-        let command = match chance.below(10) {
-            0..=3 => words(&["QPUSH", &key, &format!("v{op}")]),
-            4 => words(&["QPOP", "COUNT", "2", "NOACK", "FROM", &key]),
-            5 => return Ask::Read(words(&["QLEN", &key, "ALL"])),
-            6 | 7 => words(&["QPOP", "LEASE", &lease, "FROM", &key]),
-            _ => match self.receipts.pop_front() {
-                Some((key, receipt)) => words(&["QACK", &key, &receipt]),
-                None => words(&["QPOP", "LEASE", &lease, "FROM", &key, "q0"]),
+    fn ask_queue(&mut self, op: u64, key: u64, plan: &Plan, chance: &mut Chance) -> Ask {
+        let queue = format!("q{key}");
+        if chance.is(3_000) {
+            // More than end at one moment, or go at once.
+            let lifetime = chance.of(&["PX", "DELAY"]);
+            let push = words(&["QPUSH", &queue, &format!("v{op}"), lifetime, "2000"]);
+            let mut commands = vec![push; 300];
+            commands.push(words(&["QPOP", "COUNT", "1000", "LEASE", "1000", "FROM", &queue]));
+            return self.marked(op, &commands);
+        }
+        let command = match chance.below(40) {
+            0..=11 => push_to(&queue, op, chance),
+            12 => words(&["QPOP", "COUNT", "2", "NOACK", "FROM", &queue]),
+            13 => {
+                let state = chance.of(&["READY", "DELAYED", "LEASED", "DEAD", "ALL"]);
+                return Ask::Read(words(&["QLEN", &queue, state]));
+            }
+            14..=22 => self.pop_from(&queue, plan, chance),
+            23 => operate(&queue, chance),
+            24 => words(&["QREDRIVE", &queue]),
+            25 => words(&["QREDRIVE", "qdead", "COUNT", "3", "TO", &queue]),
+            26 if chance.is(300_000) => words(&["QDEL", &queue, "ALL"]),
+            26 => words(&["QDEL", &queue, "STATE", chance.of(&["READY", "DELAYED", "LEASED", "DEAD"])]),
+            27 => words(&["QPOP", "LEASE", "1000", "FROM", "qdead"]),
+            kind => match self.receipts.front().cloned() {
+                None => self.pop_from(&queue, plan, chance),
+                // It comes again, as after a lost reply.
+                Some((queue, receipt)) if kind == 28 => words(&["QACK", &queue, &receipt]),
+                Some((queue, receipt)) if kind == 29 => {
+                    let lease = chance.between(100, 10_000).to_string();
+                    words(&["QEXTEND", &queue, &lease, &receipt])
+                }
+                Some((queue, receipt)) if kind == 30 => {
+                    let id = receipt.split(':').next().unwrap_or_default().to_owned();
+                    words(&["QDEL", &queue, "IDS", "1", &id])
+                }
+                Some((queue, receipt)) if kind <= 34 => {
+                    self.receipts.pop_front();
+                    nack(&queue, &receipt, op, chance)
+                }
+                // A lease may just end.
+                Some(_) if kind == 35 => {
+                    self.receipts.pop_front();
+                    words(&["QPOP", "FROM", &queue])
+                }
+                Some((queue, receipt)) => {
+                    if !chance.is(200_000) {
+                        self.receipts.pop_front();
+                    }
+                    words(&["QACK", &queue, &receipt])
+                }
             },
         };
         self.marked(op, &[command])
+    }
+
+    /// A consumer, mostly one that waits.
+    fn pop_from(&self, queue: &str, plan: &Plan, chance: &mut Chance) -> Words {
+        let mut command = words(&["QPOP"]);
+        if chance.is(300_000) {
+            command.extend(words(&["COUNT", chance.of(&["2", "5", "1000"])]));
+        }
+        match chance.below(10) {
+            0 => command.extend(words(&["NOACK"])),
+            1..=7 => command.extend(words(&["LEASE", &chance.between(100, 10_000).to_string()])),
+            _ => {}
+        }
+        if chance.is(700_000) {
+            command.extend(words(&["BLOCK", &block(chance)]));
+        }
+        if chance.is(300_000) {
+            command.extend(words(&["WITHMETA", "CONSUMER", &self.owner]));
+        }
+        command.extend(words(&["FROM", queue]));
+        if chance.is(300_000) {
+            command.extend(words(&[&format!("q{}", chance.below(plan.keys)), "qdead"]));
+        }
+        command
     }
 
     /// Learns from a reply.
@@ -285,8 +368,20 @@ impl Client {
 
 impl Client {
     /// Learns that what it waited for is its own.
-    pub fn hear_grant(&mut self, key: &[u8], token: u64) {
-        self.tokens.push_back((String::from_utf8_lossy(key).into_owned(), token as i64));
+    pub fn hear_end(&mut self, end: &ClaimEnd) {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match end {
+            ClaimEnd::Granted(granted) => {
+                let tokens = granted.grants.iter().map(|grant| (text(&grant.key), grant.token.0 as i64));
+                self.tokens.extend(tokens);
+            }
+            ClaimEnd::Delivered(delivered) if !delivered.no_ack => {
+                let messages = delivered.messages.iter();
+                let receipts = messages.map(|message| (text(&message.queue), message.receipt.to_string()));
+                self.receipts.extend(receipts);
+            }
+            ClaimEnd::Delivered(_) | ClaimEnd::Over | ClaimEnd::Failed(_) => {}
+        }
     }
 }
 
@@ -298,6 +393,89 @@ fn lease(chance: &mut Chance) -> String {
 
 fn block(chance: &mut Chance) -> String {
     if chance.is(150_000) { "0".to_owned() } else { chance.between(1, 12_000).to_string() }
+}
+
+/// A producer.
+fn push_to(queue: &str, op: u64, chance: &mut Chance) -> Words {
+    let mut command = words(&["QPUSH", queue, &format!("v{op}")]);
+    let is_named = chance.is(250_000);
+    if is_named {
+        command.extend(words(&["ID", &format!("id{}", chance.below(6))]));
+    }
+    if chance.is(300_000) {
+        command.extend(words(&["PRIORITY", &chance.below(10).to_string()]));
+    }
+    if chance.is(200_000) {
+        command.extend(words(&["DELAY", &chance.between(0, 5_000).to_string()]));
+    }
+    if is_named && chance.is(200_000) {
+        command.extend(words(&["XX"]));
+        return command;
+    }
+    if chance.is(150_000) {
+        command.extend(words(&["PX", &chance.between(100, 20_000).to_string()]));
+    }
+    if chance.is(350_000) {
+        command.extend(words(&["GROUP", &format!("g{}", chance.below(2))]));
+    }
+    if chance.is(100_000) {
+        command.extend(words(&["MAXLEN", &chance.below(20).to_string()]));
+    }
+    command
+}
+
+fn nack(queue: &str, receipt: &str, op: u64, chance: &mut Chance) -> Words {
+    let mut command = words(&["QNACK", queue]);
+    let how = chance.of(&["", "FAIL", "SILENT", "FATAL"]);
+    if !how.is_empty() {
+        command.extend(words(&[how]));
+    }
+    if how != "FATAL" && chance.is(500_000) {
+        command.extend(words(&["DELAY", &chance.between(0, 3_000).to_string()]));
+    }
+    if chance.is(500_000) {
+        command.extend(words(&["REASON", &format!("because{op}")]));
+    }
+    command.extend(words(&["IDS", "1", receipt]));
+    command
+}
+
+/// An operator.
+fn operate(queue: &str, chance: &mut Chance) -> Words {
+    let (attribute, value) = chance.of(&[
+        ("PAUSE", "none"),
+        ("PAUSE", "none"),
+        ("PAUSE", "none"),
+        ("PAUSE", "out"),
+        ("PAUSE", "in"),
+        ("PAUSE", "all"),
+        ("MAXDELIVER", "2"),
+        ("MAXDELIVER", "3"),
+        ("MAXDELIVER", "0"),
+        ("BACKOFF", "100 2000 1.5 0"),
+        ("BACKOFF", "200 5000 2 30"),
+        ("BACKOFF", "0 0 1 0"),
+        ("DEADLETTER", "qdead"),
+        ("DEADLETTER", "qdead"),
+        ("DEADLETTER", ""),
+        ("DEDUP", "0"),
+        ("DEDUP", "10000"),
+        ("DEDUP", "300000"),
+        ("LEASE", "500"),
+        ("LEASE", "5000"),
+        ("MAXLEN", "0"),
+        ("MAXLEN", "8"),
+        ("MAXBYTES", "0"),
+        ("MAXBYTES", "60"),
+        ("MAXLEASED", "0"),
+        ("MAXLEASED", "0"),
+        ("MAXLEASED", "2"),
+        ("AGING", "0"),
+        ("AGING", "700"),
+        ("TTL", "0"),
+        ("TTL", "8000"),
+    ]);
+    words(&["QCONFIG", "SET", queue, attribute, value])
 }
 
 /// A message is an array of queue, id or receipt, payload and more; a reply may hold several.

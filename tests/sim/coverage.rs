@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Everything that a thousand seeds must have seen.
-pub const SOMETIMES: [&str; 53] = [
+pub const SOMETIMES: [&str; 64] = [
     "a leader crashes",
     "a crash loses what was being written",
     "a crash loses rows that were being written",
@@ -57,6 +57,17 @@ pub const SOMETIMES: [&str; 53] = [
     "an atomic transaction is rolled back",
     "a named transaction is answered again",
     "waits of a node's earlier life end",
+    "a message dies",
+    "a dead message goes to its dead letter queue",
+    "dead messages are redriven",
+    "a push is a duplicate",
+    "a group holds a message back",
+    "a message's lease is extended",
+    "a message is acknowledged again",
+    "a QPOP waits and is served",
+    "a QPOP is served by another leader than the one it began to wait under",
+    "a delivery goes to nobody",
+    "a delivery is returned since its client is gone",
 ];
 
 /// How often each of them was seen.

@@ -105,6 +105,10 @@ impl RowSink for RowMap {
         self.0.remove(key);
     }
 
+    fn append(&mut self, key: &[u8], tail: &[u8]) {
+        self.0.entry(key.to_vec()).or_default().extend_from_slice(tail);
+    }
+
     fn delete_prefix(&mut self, prefix: &[u8]) {
         self.0.retain(|key, _| !key.starts_with(prefix));
     }

@@ -17,14 +17,16 @@ use holdfast::state::State;
 use holdfast::state::locks::Lock;
 use holdfast::state::locks::lock_at;
 use holdfast::state::notices::ClaimEnd;
-use holdfast::state::notices::Grant;
 use holdfast::state::notices::Notice;
+use holdfast::state::queues::Delivered;
 use holdfast::types::NodeId;
 use raft::eraftpb::Entry;
 use raft::eraftpb::EntryType;
 
 use crate::clients::Known;
 use crate::clients::Operation;
+use crate::comparison::end_of;
+use crate::comparison::pop_wait;
 use crate::coverage::Coverage;
 use crate::model::End;
 use crate::model::Ended;
@@ -58,12 +60,20 @@ pub struct Journal {
     digests: BTreeMap<u64, u128>,
     /// Which replies each operation had when it was executed.
     pub executed: BTreeMap<u64, (u64, Vec<Reply>)>,
+    /// The last entry holds a named transaction that came again, so its replies are those of an earlier one.
+    is_answered_again: bool,
     /// The highest index that somebody outside was shown.
     pub told: u64,
     /// Whose waits the last entry ended.
     pub ended: Vec<Ended>,
     /// What was granted to those who waited: by claim.
     pub granted: BTreeMap<u64, Ended>,
+    /// What was delivered to those who waited: by claim.
+    pub delivered: BTreeMap<u64, Ended>,
+    /// The term in which each wait for messages began.
+    began: BTreeMap<u64, u64>,
+    /// What the last entry handed out, as its replies and notices tell it: message and delivery.
+    pub handed_out: Vec<(String, u64)>,
     /// Replicas that lost what they wrote.
     pub lost: BTreeSet<u64>,
 }
@@ -90,9 +100,13 @@ impl Journal {
             members,
             digests: BTreeMap::new(),
             executed: BTreeMap::new(),
+            is_answered_again: false,
             told: 0,
             ended: Vec::new(),
             granted: BTreeMap::new(),
+            delivered: BTreeMap::new(),
+            began: BTreeMap::new(),
+            handed_out: Vec::new(),
             lost: BTreeSet::new(),
         }
     }
@@ -170,7 +184,8 @@ impl Journal {
             self.members.push((entry.index, self.state.membership().clone()));
         }
         self.ask_model(entry, &applied.outcomes, coverage)?;
-        self.compare_waits(entry.index, &applied.notices, coverage)?;
+        self.note_hand_outs(&applied.outcomes, &applied.notices);
+        self.compare_waits(entry, &applied.notices, coverage)?;
         self.note_operations(entry, applied.outcomes, now, operations, coverage)?;
         if Journal::has_digest(entry.index) {
             self.digests.insert(entry.index, self.state.digest());
@@ -197,6 +212,7 @@ impl Journal {
             (Verdict::Ended, BatchOutcome::Ended) => true,
             _ => false,
         };
+        self.is_answered_again = self.model().tally().answered_again != before.answered_again;
         if results.len() != outcomes.len() || !expected.zip(outcomes).all(is_same) {
             return Err(format!(
                 "entry {}: the model expects {results:?}, and it is {outcomes:?}",
@@ -212,6 +228,13 @@ impl Journal {
             ("a named transaction is answered again", before.answered_again, after.answered_again),
             ("waits of a node's earlier life end", before.lives_ended, after.lives_ended),
             ("a grant that nobody heard of is taken back", before.taken_back, after.taken_back),
+            ("a message dies", before.died, after.died),
+            ("a dead message goes to its dead letter queue", before.buried, after.buried),
+            ("dead messages are redriven", before.redriven, after.redriven),
+            ("a push is a duplicate", before.duplicates, after.duplicates),
+            ("a message's lease is extended", before.extended, after.extended),
+            ("a message is acknowledged again", before.acked_again, after.acked_again),
+            ("a delivery is returned since its client is gone", before.given_back, after.given_back),
         ] {
             if before != after {
                 coverage.saw(what);
@@ -223,10 +246,16 @@ impl Journal {
     /// The same waits end in the same way and order, and the same are left.
     fn compare_waits(
         &mut self,
-        index: u64,
+        entry: &Entry,
         notices: &[Notice],
         coverage: &mut Coverage,
     ) -> Result<(), String> {
+        let index = entry.index;
+        for notice in notices {
+            if let Notice::ClaimBegan { claim, .. } = notice {
+                self.began.insert(claim.0, entry.term);
+            }
+        }
         let ended: Vec<(u64, u64, u64, End)> = notices.iter().filter_map(end_of).collect();
         let model = self.replay.model();
         let wanted = model.ended().iter();
@@ -236,6 +265,9 @@ impl Journal {
         let left = self.state.waits().iter().map(|(id, wait)| (id.0, wait.claims.len()));
         if !left.eq(model.waits().iter().map(|(id, wait)| (*id, wait.claims.len()))) {
             return Err(format!("after {index} the model has waiting {:?}", model.waits()));
+        }
+        if !self.state.pop_waits().iter().map(pop_wait).eq(model.pop_waits().iter().cloned()) {
+            return Err(format!("after {index} the model has waiting {:?}", model.pop_waits()));
         }
         self.ended = model.ended().to_vec();
         for ended in &self.ended {
@@ -247,12 +279,39 @@ impl Journal {
                     }
                     self.granted.insert(ended.claim, ended.clone());
                 }
+                End::Delivered { .. } => {
+                    coverage.saw("a QPOP waits and is served");
+                    if self.began.get(&ended.claim).is_some_and(|term| *term != entry.term) {
+                        coverage
+                            .saw("a QPOP is served by another leader than the one it began to wait under");
+                    }
+                    self.delivered.insert(ended.claim, ended.clone());
+                }
                 End::Over if ended.is_time_out => coverage.saw("a wait times out"),
                 End::Over => coverage.saw("a wait is cancelled"),
                 End::Failed(_) => {}
             }
         }
         Ok(())
+    }
+
+    /// Which messages the entry handed out, by replies and by notices.
+    fn note_hand_outs(&mut self, outcomes: &[BatchOutcome], notices: &[Notice]) {
+        self.handed_out.clear();
+        for outcome in outcomes {
+            if let BatchOutcome::Done(replies) = outcome
+                && !self.is_answered_again
+            {
+                replies.iter().for_each(|reply| find_receipts(reply, &mut self.handed_out));
+            }
+        }
+        for notice in notices {
+            if let Notice::ClaimEnded { end: ClaimEnd::Delivered(Delivered { messages, .. }), .. } = notice {
+                let receipts = messages.iter().map(|message| message.receipt);
+                let receipts = receipts.map(|receipt| (receipt.id.to_string(), u64::from(receipt.delivery)));
+                self.handed_out.extend(receipts);
+            }
+        }
     }
 
     /// The locks that the last entry changed.
@@ -318,18 +377,16 @@ impl Journal {
     }
 }
 
-/// The end of a client's wait, as the model tells it: claim, node, life and end.
-fn end_of(notice: &Notice) -> Option<(u64, u64, u64, End)> {
-    let Notice::ClaimEnded { claim, origin, end } = notice else { return None };
-    let end = match end {
-        ClaimEnd::Granted(granted) => {
-            let grant = |grant: &Grant| (grant.key.to_vec(), grant.token.0, grant.touches);
-            End::Granted { grants: granted.grants.iter().map(grant).collect(), order: granted.order.clone() }
-        }
-        ClaimEnd::Over => End::Over,
-        ClaimEnd::Failed(text) => End::Failed(text.clone()),
-    };
-    Some((claim.0, origin.node.0, origin.life, end))
+/// Replies of QPOP: queue, receipt, payload and attempt.
+fn find_receipts(reply: &Reply, into: &mut Vec<(String, u64)>) {
+    let Reply::Array(items) = reply else { return };
+    if let [Reply::Bulk(_), Reply::Bulk(receipt), Reply::Bulk(_), Reply::Integer(_), ..] = &items[..]
+        && let Some((id, delivery)) = std::str::from_utf8(receipt).ok().and_then(|text| text.split_once(':'))
+        && let Ok(delivery) = delivery.parse()
+    {
+        return into.push((id.to_owned(), delivery));
+    }
+    items.iter().for_each(|item| find_receipts(item, into));
 }
 
 /// The number of the operation that each batch of an entry carries.

@@ -11,16 +11,18 @@
 //!   batch without one                      executed
 //!     command, transaction                 first ends what is due of the keys that are named, then does it
 //!     atomic transaction                   the same, or nothing: then all is as it was
-//!     EXPIRE                               ends what is due, 1024 items at most
+//!     EXPIRE                               ends what is due, 64 items at most
 //!     CANCEL, TAKE-BACK, END-CLAIMS        ends waits, and grants that nobody heard of
 //!     LEADER-START                         settings of a new log, key time goes on by the outage, leases get grace
 //! ```
 //! Strings live in key time (cluster time and all outages), locks and messages in cluster time.
 
-#![allow(dead_code, reason = "each test binary asks its own questions")]
+#![allow(dead_code, unused_imports, reason = "each test binary asks its own questions")]
 
 #[path = "model_locks.rs"]
 mod locks;
+#[path = "model_queues.rs"]
+mod queues;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -41,6 +43,7 @@ use holdfast::types::codec::CodecError;
 use holdfast::types::codec::Reader;
 
 #[allow(unused_imports, reason = "each test binary asks its own questions")]
+pub use locks::Claim;
 pub use locks::End;
 pub use locks::Ended;
 pub use locks::Hold;
@@ -48,6 +51,19 @@ pub use locks::Lock;
 pub use locks::Tally;
 pub use locks::Wait;
 pub use locks::Who;
+#[allow(unused_imports, reason = "each test binary asks its own questions")]
+pub use queues::Config;
+#[allow(unused_imports, reason = "each test binary asks its own questions")]
+pub use queues::Message;
+pub use queues::MessageId;
+pub use queues::Place;
+#[allow(unused_imports, reason = "each test binary asks its own questions")]
+pub use queues::Pop;
+pub use queues::PopWait;
+pub use queues::Popped;
+pub use queues::Queue;
+#[allow(unused_imports, reason = "each test binary asks its own questions")]
+pub use queues::Totals;
 
 /// At most this many items end in one EXPIRE, or of one queue before a command.
 const EXPIRE_AT_MOST: usize = 64;
@@ -112,46 +128,9 @@ pub enum Verdict {
 
 // ---- what can be asked --------------------------------------------------------------------------------
 
-/// Everything that ever happened in a queue, also before it was last empty.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Totals {
-    pub pushed: u64,
-    /// Hand-outs, repeated ones included.
-    pub delivered: u64,
-    /// Finished, by QACK or NOACK.
-    pub acked: u64,
-    /// Leases that ended by time.
-    pub expired_leases: u64,
-    /// Nothing does this in this version.
-    pub dead_lettered: u64,
-    /// Nothing does this in this version.
-    pub expired: u64,
-    /// Nothing does this in this version.
-    pub deleted: u64,
-}
-
-/// A message of a queue, named by the index of its entry and its place there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    pub payload: Bytes,
-    /// How often it was handed out.
-    pub delivery: u32,
-    /// In flight: until when, and where the hand-out set that.
-    pub lease: Option<(u64, u64)>,
-}
-
-type MessageId = (u64, u32);
-
-/// A queue. A message that is not in flight is in `ready`, one that is in `leases`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Queue {
-    pub messages: BTreeMap<MessageId, Message>,
-    ready: BTreeSet<MessageId>,
-    leases: BTreeSet<(u64, MessageId)>,
-}
-
 /// What is under a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "a model may be slow")]
 pub enum Thing {
     /// A string and its deadline in key time.
     String(Bytes, Option<u64>),
@@ -172,10 +151,8 @@ pub enum Seen {
     /// A string and its deadline in key time.
     String(Bytes, Option<u64>),
     Lock,
-    Queue {
-        ready: usize,
-        leased: usize,
-    },
+    /// Ready, delayed, leased and dead messages.
+    Queue([usize; 4]),
 }
 
 /// A state as reading commands look at it: the present one, or that of an earlier index.
@@ -251,7 +228,12 @@ pub struct Model {
     tally: Tally,
     pushed_in_entry: u32,
     databases: BTreeMap<u8, BTreeMap<Vec<u8>, Slot>>,
-    totals: BTreeMap<u8, BTreeMap<Vec<u8>, Totals>>,
+    last_queue: u64,
+    pop_waits: Vec<PopWait>,
+    /// Receipts that finished messages, oldest first.
+    finishes: Vec<queues::Finish>,
+    /// By the last entry: receipts of messages that nobody heard of.
+    given_back: Vec<(MessageId, u32)>,
     sessions: BTreeMap<u64, Session>,
     next_replica: u64,
     /// The last replica id of each node, with the nonce it was asked for.
@@ -302,7 +284,10 @@ impl Model {
             tally: Tally::default(),
             pushed_in_entry: 0,
             databases: BTreeMap::new(),
-            totals: BTreeMap::new(),
+            last_queue: 0,
+            pop_waits: Vec::new(),
+            finishes: Vec::new(),
+            given_back: Vec::new(),
             sessions: BTreeMap::new(),
             next_replica: FIRST_REPLICA,
             replicas: BTreeMap::new(),
@@ -320,6 +305,7 @@ impl Model {
         self.touched.clear();
         self.ended.clear();
         self.taken_back.clear();
+        self.given_back.clear();
         if entry.is_empty() {
             return Ok(Vec::new());
         }
@@ -454,6 +440,7 @@ impl Model {
                 }
                 Item::EndClaims { node, life } => count_reply(self.end_claims_before(node.0, life)),
             });
+            self.serve_pops();
         }
         Ok(replies)
     }
@@ -590,16 +577,8 @@ impl Model {
                     }
                 }
                 Thing::Queue(queue) => {
-                    for (until, id) in queue.leases.clone() {
-                        let message = queue.messages.get_mut(&id).expect("a lease is one of a message");
-                        let set_until = message.lease.map_or(until, |(_, set_until)| set_until);
-                        let graced = with_grace(until, set_until);
-                        if graced != until {
-                            message.lease = Some((graced, set_until));
-                            queue.leases.remove(&(until, id));
-                            queue.leases.insert((graced, id));
-                            slot.changed = self.index;
-                        }
+                    if Model::grace_of_queue(queue, now, with_grace) {
+                        slot.changed = self.index;
                     }
                 }
             }
@@ -654,7 +633,7 @@ impl Model {
 
     /// Ends what is due of one key and says how many items: the string, the hold, or leases of messages.
     fn end_due(&mut self, db: u8, key: &[u8], at_most: usize) -> usize {
-        let (now, key_now) = (self.clock, self.key_clock());
+        let key_now = self.key_clock();
         let Some(slot) = self.slot(db, key) else { return 0 };
         match &slot.thing {
             Thing::String(_, deadline) if deadline.is_some_and(|at| at <= key_now) => {
@@ -662,28 +641,9 @@ impl Model {
                 1
             }
             Thing::Lock(_) => self.end_due_of_lock(db, key, at_most),
-            Thing::Queue(queue) => {
-                let due: Vec<MessageId> =
-                    queue.leases.iter().take_while(|(until, _)| *until <= now).map(|(_, id)| *id).collect();
-                let ended = due.len().min(at_most);
-                for id in &due[..ended] {
-                    self.end_lease(db, key, *id);
-                }
-                ended
-            }
+            Thing::Queue(_) => self.end_due_of_queue(db, key, at_most),
             Thing::String(..) => 0,
         }
-    }
-
-    /// The lease of this message ends: it is ready again, at its old place.
-    fn end_lease(&mut self, db: u8, key: &[u8], id: MessageId) {
-        let Some(Thing::Queue(queue)) = self.slot_mut(db, key).map(|slot| &mut slot.thing) else { return };
-        let Some((until, _)) = queue.messages.get_mut(&id).and_then(|message| message.lease.take()) else {
-            return;
-        };
-        queue.leases.remove(&(until, id));
-        queue.ready.insert(id);
-        self.totals_mut(db, key).expired_leases += 1;
     }
 
     /// An EXPIRE that names nothing: strings by deadline, then whatever is leased by deadline; with the first lease of a
@@ -714,6 +674,7 @@ impl Model {
         }
         let claims = self.waits.values().flat_map(|wait| &wait.claims);
         due.extend(claims.map(|claim| (claim.until, Due::Claim(claim.id))));
+        due.extend(self.pop_waits.iter().map(|wait| (wait.claim.until, Due::Claim(wait.claim.id))));
         due.extend(self.once.iter().map(|(name, known)| (known.until, Due::Once(name.clone()))));
         strings.sort_unstable();
         let mut ended = 0;
@@ -747,14 +708,6 @@ impl Model {
             };
         }
         ended
-    }
-
-    fn totals_mut(&mut self, db: u8, key: &[u8]) -> &mut Totals {
-        let totals = self.totals.entry(db).or_default();
-        if !totals.contains_key(key) {
-            totals.insert(key.to_vec(), Totals::default());
-        }
-        totals.get_mut(key).expect("it was put there just now")
     }
 
     // ---- questions ------------------------------------------------------------------------------------
@@ -809,31 +762,11 @@ impl Model {
         }
     }
 
-    /// Messages of a queue that are ready and that are in flight, as of the last entry.
-    pub fn queue_counts(&self, db: u8, key: &[u8]) -> (usize, usize) {
-        match self.thing(db, key) {
-            Some(Thing::Queue(queue)) => (queue.ready.len(), queue.leases.len()),
-            Some(Thing::String(..) | Thing::Lock(_)) | None => (0, 0),
-        }
-    }
-
-    /// What ever happened in a queue. `pushed` is `acked` and what is in the queue now.
-    pub fn totals(&self, db: u8, key: &[u8]) -> Totals {
-        self.totals.get(&db).and_then(|totals| totals.get(key)).copied().unwrap_or_default()
-    }
-
     /// What a node has had executed: its epoch, the last batch of it, and of how many batches the replies are
     /// remembered.
     pub fn session(&self, node: NodeId) -> Option<(u64, u64, usize)> {
         let session = self.sessions.get(&node.0).filter(|session| session.last > 0)?;
         Some((session.epoch, session.last, session.replies.len()))
-    }
-
-    /// Every key that ever was a queue.
-    pub fn queues(&self) -> impl Iterator<Item = (u8, &[u8], Totals)> {
-        self.totals
-            .iter()
-            .flat_map(|(db, totals)| totals.iter().map(|(key, totals)| (*db, key.as_slice(), *totals)))
     }
 
     /// The keys that the last entry changed, perhaps more than once.
@@ -846,7 +779,7 @@ impl Model {
         Some(match self.thing(db, key)? {
             Thing::String(value, deadline) => Seen::String(value.clone(), *deadline),
             Thing::Lock(_) => Seen::Lock,
-            Thing::Queue(queue) => Seen::Queue { ready: queue.ready.len(), leased: queue.leases.len() },
+            Thing::Queue(queue) => Seen::Queue(queue.counts()),
         })
     }
 
@@ -879,23 +812,6 @@ impl Session {
         if let Some((_, bytes)) = self.replies.pop_first() {
             self.bytes -= bytes.unwrap_or(0) + SESSION_BYTES_EACH;
         }
-    }
-}
-
-impl Queue {
-    /// When the next lease ends.
-    fn earliest(&self) -> u64 {
-        self.leases.first().map_or(u64::MAX, |(until, _)| *until)
-    }
-
-    /// Messages that are ready, oldest first.
-    pub fn ready(&self) -> impl Iterator<Item = MessageId> {
-        self.ready.iter().copied()
-    }
-
-    /// Ends of leases and their messages, earliest first.
-    pub fn leases(&self) -> impl Iterator<Item = (u64, MessageId)> {
-        self.leases.iter().copied()
     }
 }
 
@@ -947,10 +863,13 @@ fn marker_of(mut reader: Reader<'_>, count: usize) -> Option<u64> {
 #[derive(Debug, Clone, Copy)]
 enum Keys {
     First,
+    Second,
     All,
     EverySecond,
     /// All words after the first FROM.
     BehindFrom,
+    /// The first, and the one behind TO.
+    FirstAndTo,
     /// As many as the word after the first KEYS says; KEYS is looked for behind the milliseconds.
     Numbered,
     /// As many as the first word says.
@@ -967,7 +886,12 @@ impl Keys {
         let rest = words.get(1..).unwrap_or_default();
         match self {
             Keys::First => rest.iter().take(1).copied().collect(),
+            Keys::Second => rest.iter().skip(1).take(1).copied().collect(),
             Keys::All => rest.to_vec(),
+            Keys::FirstAndTo => {
+                let mut others = rest.iter().skip(1).skip_while(|word| !is(word, "TO")).skip(1);
+                rest.iter().take(1).chain(others.next()).copied().collect()
+            }
             Keys::EverySecond => rest.iter().step_by(2).copied().collect(),
             Keys::BehindFrom => rest.iter().skip_while(|word| !is(word, "FROM")).skip(1).copied().collect(),
             Keys::Numbered => {
@@ -1026,6 +950,11 @@ fn verb(name: &[u8]) -> Option<(i32, Keys, Run)> {
         b"QPUSH" => (-3, Keys::First, Run::Write(Model::qpush)),
         b"QPOP" => (-3, Keys::BehindFrom, Run::Write(Model::qpop)),
         b"QACK" => (-3, Keys::First, Run::Write(Model::qack)),
+        b"QNACK" => (-5, Keys::First, Run::Write(Model::qnack)),
+        b"QEXTEND" => (-4, Keys::First, Run::Write(Model::qextend)),
+        b"QDEL" => (-3, Keys::First, Run::Write(Model::qdel)),
+        b"QREDRIVE" => (-2, Keys::FirstAndTo, Run::Write(Model::qredrive)),
+        b"QCONFIG" => (-5, Keys::Second, Run::Write(Model::qconfig)),
         _ => return None,
     })
 }
@@ -1285,128 +1214,6 @@ impl Model {
             Some((_, None)) | None => Ok(Reply::Integer(0)),
         }
     }
-
-    // ---- queues -----------------------------------------------------------------------------------------
-
-    /// The queue under a key; an error when it is something else.
-    fn queue(&self, db: u8, key: &[u8]) -> Result<Option<&Queue>, Cow<'static, str>> {
-        match self.thing(db, key) {
-            None => Ok(None),
-            Some(Thing::Queue(queue)) => Ok(Some(queue)),
-            Some(Thing::String(..) | Thing::Lock(_)) => Err(WRONG_TYPE.into()),
-        }
-    }
-
-    /// A queue that is there and about to change.
-    fn queue_mut(&mut self, db: u8, key: &[u8]) -> &mut Queue {
-        match self.slot_mut(db, key).map(|slot| &mut slot.thing) {
-            Some(Thing::Queue(queue)) => queue,
-            _ => unreachable!("it was looked at before"),
-        }
-    }
-
-    fn remove_if_empty(&mut self, db: u8, key: &[u8]) {
-        if matches!(self.thing(db, key), Some(Thing::Queue(queue)) if queue.messages.is_empty()) {
-            self.remove(db, key);
-        }
-    }
-
-    fn qpush(&mut self, call: &Call<'_>) -> Outcome {
-        const LATER: &[&str] = &["ID", "PRIORITY", "DELAY", "EX", "PX", "GROUP", "MAXLEN", "XX"];
-        let (db, key) = (call.db, call.words[1]);
-        if let Some(word) = call.words.get(3) {
-            refuse_later_option("QPUSH", LATER, word)?;
-            return Err(SYNTAX.into());
-        }
-        if self.queue(db, key)?.is_none() {
-            self.put(db, key, Thing::Queue(Queue::default()));
-        }
-        let id = (self.index, self.pushed_in_entry);
-        self.pushed_in_entry += 1;
-        let payload = Bytes::copy_from_slice(call.words[2]);
-        let queue = self.queue_mut(db, key);
-        queue.messages.insert(id, Message { payload, delivery: 0, lease: None });
-        queue.ready.insert(id);
-        self.totals_mut(db, key).pushed += 1;
-        Ok(Reply::text(format!("{}-{}", id.0, id.1)))
-    }
-
-    fn qpop(&mut self, call: &Call<'_>) -> Outcome {
-        let pop = Pop::parse(&call.words[1..])?;
-        for key in pop.queues {
-            self.queue(call.db, key)?;
-        }
-        let mut replies = Vec::new();
-        for key in pop.queues {
-            while replies.len() < pop.count {
-                let Some(reply) = self.pop_one(call.db, key, pop.lease) else { break };
-                replies.push(reply);
-            }
-            self.remove_if_empty(call.db, key);
-        }
-        Ok(if replies.is_empty() { Reply::NullArray } else { Reply::Array(replies) })
-    }
-
-    /// Hands out the oldest message that is ready; without a lease it is gone then.
-    fn pop_one(&mut self, db: u8, key: &[u8], lease: Option<u64>) -> Option<Reply> {
-        let id = *self.queue(db, key).ok()??.ready.first()?;
-        let until = lease.map(|lease| self.clock.saturating_add(lease));
-        let queue = self.queue_mut(db, key);
-        queue.ready.remove(&id);
-        let message = queue.messages.get_mut(&id)?;
-        message.delivery = message.delivery.saturating_add(1);
-        message.lease = until.map(|until| (until, until));
-        let (payload, delivery) = (message.payload.clone(), message.delivery);
-        match until {
-            Some(until) => {
-                queue.leases.insert((until, id));
-            }
-            None => {
-                queue.messages.remove(&id);
-            }
-        }
-        let totals = self.totals_mut(db, key);
-        totals.delivered += 1;
-        totals.acked += u64::from(until.is_none());
-        Some(Reply::Array(vec![
-            Reply::bulk(key),
-            Reply::text(format!("{}-{}:{delivery}", id.0, id.1)),
-            Reply::Bulk(payload),
-            Reply::Integer(i64::from(delivery)),
-        ]))
-    }
-
-    fn qack(&mut self, call: &Call<'_>) -> Outcome {
-        let (db, key) = (call.db, call.words[1]);
-        let mut receipts = Vec::new();
-        for word in &call.words[2..] {
-            receipts.push(receipt(word).ok_or_else(|| {
-                let shown = word[..word.len().min(64)].escape_ascii();
-                format!("ERR invalid receipt '{shown}': want <id>:<delivery>")
-            })?);
-        }
-        let mut finished = 0;
-        for (id, delivery) in receipts {
-            let Some(message) = self.queue(db, key)?.and_then(|queue| queue.messages.get(&id)) else {
-                continue;
-            };
-            match message.lease {
-                // Of more than EXPIRE_AT_MOST that are due some are still there.
-                Some((until, _)) if until <= self.clock => self.end_lease(db, key, id),
-                Some((until, _)) if message.delivery == delivery => {
-                    let queue = self.queue_mut(db, key);
-                    queue.messages.remove(&id);
-                    queue.leases.remove(&(until, id));
-                    self.totals_mut(db, key).acked += 1;
-                    finished += 1;
-                }
-                Some(_) | None => {}
-            }
-        }
-        self.queue(db, key)?;
-        self.remove_if_empty(db, key);
-        Ok(count_reply(finished))
-    }
 }
 
 // ---- commands that read -------------------------------------------------------------------------------
@@ -1415,7 +1222,7 @@ fn string_seen(view: &dyn View, call: &Call<'_>) -> Result<Option<(Bytes, Option
     match view.look(call.db, call.words[1]) {
         None => Ok(None),
         Some(Seen::String(value, deadline)) => Ok(Some((value, deadline))),
-        Some(Seen::Lock | Seen::Queue { .. }) => Err(WRONG_TYPE.into()),
+        Some(Seen::Lock | Seen::Queue(_)) => Err(WRONG_TYPE.into()),
     }
 }
 
@@ -1426,7 +1233,7 @@ fn get(view: &dyn View, call: &Call<'_>) -> Outcome {
 fn mget(view: &dyn View, call: &Call<'_>) -> Outcome {
     let value = |key: &&[u8]| match view.look(call.db, key) {
         Some(Seen::String(value, _)) => Reply::Bulk(value),
-        Some(Seen::Lock | Seen::Queue { .. }) | None => Reply::Null,
+        Some(Seen::Lock | Seen::Queue(_)) | None => Reply::Null,
     };
     Ok(Reply::Array(call.words[1..].iter().map(value).collect()))
 }
@@ -1444,7 +1251,7 @@ fn type_of(view: &dyn View, call: &Call<'_>) -> Outcome {
         None => "none",
         Some(Seen::String(..)) => "string",
         Some(Seen::Lock) => "lock",
-        Some(Seen::Queue { .. }) => "queue",
+        Some(Seen::Queue(_)) => "queue",
     }))
 }
 
@@ -1454,7 +1261,7 @@ fn pttl(view: &dyn View, call: &Call<'_>) -> Outcome {
         Some(Seen::String(_, Some(deadline))) => {
             i64::try_from(deadline.saturating_sub(view.key_now())).unwrap_or(i64::MAX)
         }
-        Some(Seen::String(_, None) | Seen::Lock | Seen::Queue { .. }) => -1,
+        Some(Seen::String(_, None) | Seen::Lock | Seen::Queue(_)) => -1,
     }))
 }
 
@@ -1463,20 +1270,21 @@ fn qlen(view: &dyn View, call: &Call<'_>) -> Outcome {
         [] => "READY",
         [word] => {
             let states = ["READY", "LEASED", "ALL", "DELAYED", "DEAD"];
-            states.into_iter().find(|state| is(word, state)).ok_or(SYNTAX)?
+            states.into_iter().find(|state| is(word, state)).ok_or_else(|| queues::no_state(word))?
         }
-        _ => return Err(SYNTAX.into()),
+        _ => return Err("ERR syntax error: QLEN takes a queue and one state".into()),
     };
-    let (ready, leased) = match view.look(call.db, call.words[1]) {
-        None => (0, 0),
-        Some(Seen::Queue { ready, leased }) => (ready, leased),
+    let [ready, delayed, leased, dead] = match view.look(call.db, call.words[1]) {
+        None => [0; 4],
+        Some(Seen::Queue(counts)) => counts,
         Some(Seen::String(..) | Seen::Lock) => return Err(WRONG_TYPE.into()),
     };
     Ok(count_reply(match state {
         "READY" => ready,
+        "DELAYED" => delayed,
         "LEASED" => leased,
-        "ALL" => ready + leased,
-        _ => 0,
+        "DEAD" => dead,
+        _ => ready + delayed + leased + dead,
     }))
 }
 
@@ -1560,58 +1368,6 @@ impl<'a> SetOptions<'a> {
             }
         }
         Ok(options)
-    }
-}
-
-/// What QPOP asks for; without a lease messages are gone when they are handed out.
-struct Pop<'a> {
-    count: usize,
-    lease: Option<u64>,
-    queues: &'a [&'a [u8]],
-}
-
-impl<'a> Pop<'a> {
-    fn parse(words: &'a [&'a [u8]]) -> Result<Pop<'a>, Cow<'static, str>> {
-        let (mut count, mut lease, mut no_ack) = (None, None, false);
-        let mut at = 0;
-        loop {
-            let Some(word) = words.get(at) else { return Err(SYNTAX.into()) };
-            at += 1;
-            if is(word, "FROM") {
-                break;
-            } else if is(word, "COUNT") || is(word, "LEASE") {
-                let (name, min, max, place) = match is(word, "COUNT") {
-                    true => ("COUNT", 1, 1_000, &mut count),
-                    false => ("LEASE", 100, 86_400_000, &mut lease),
-                };
-                let number = integer_or_error(words.get(at).ok_or(SYNTAX)?)?;
-                at += 1;
-                if !(min..=max).contains(&number) {
-                    return Err(format!("ERR QPOP {name} must be between {min} and {max}").into());
-                }
-                if place.replace(number as u64).is_some() {
-                    return Err(SYNTAX.into());
-                }
-            } else if is(word, "NOACK") && !no_ack {
-                no_ack = true;
-            } else {
-                refuse_later_option("QPOP", &["BLOCK", "CONSUMER", "WITHMETA"], word)?;
-                return Err(SYNTAX.into());
-            }
-        }
-        let queues = &words[at..];
-        if queues.is_empty() || (no_ack && lease.is_some()) {
-            return Err(SYNTAX.into());
-        }
-        let lease = if no_ack { None } else { Some(lease.unwrap_or(30_000)) };
-        Ok(Pop { count: count.unwrap_or(1) as usize, lease, queues })
-    }
-}
-
-fn refuse_later_option(verb: &str, later: &[&str], word: &[u8]) -> Result<(), Cow<'static, str>> {
-    match later.iter().find(|option| is(word, option)) {
-        Some(option) => Err(format!("ERR {verb} option {option} is not supported by this version").into()),
-        None => Ok(()),
     }
 }
 

@@ -101,6 +101,13 @@ pub enum End {
         grants: Vec<(Vec<u8>, u64, u64)>,
         order: Option<Vec<u32>>,
     },
+    /// Messages for a QPOP.
+    Delivered {
+        db: u8,
+        with_meta: bool,
+        no_ack: bool,
+        messages: Vec<Popped>,
+    },
     Over,
     Failed(String),
 }
@@ -135,6 +142,17 @@ pub struct Tally {
     pub lives_ended: u64,
     /// Grants that nobody had heard of.
     pub taken_back: u64,
+    /// Messages that were put aside, and those of them that went to another queue.
+    pub died: u64,
+    pub buried: u64,
+    pub redriven: u64,
+    /// Pushes whose ID was known.
+    pub duplicates: u64,
+    pub extended: u64,
+    /// QACKs that came again.
+    pub acked_again: u64,
+    /// Messages that nobody had heard of.
+    pub given_back: u64,
 }
 
 /// Whether a request can have a lock.
@@ -425,11 +443,12 @@ impl Model {
     ) -> Result<Got, Cow<'static, str>> {
         let (db, wanted, now) = (call.db, &options.wanted, self.clock);
         let who: Who = (call.user.to_vec(), owner.to_vec());
-        let mut missing = None;
+        let (mut missing, mut makes_room) = (None, false);
         let mut named = Vec::new();
         for key in keys {
             let lock = self.lock_or_error(db, key)?.cloned().unwrap_or_default();
             let is_own = lock.hold_of(&who).is_some();
+            makes_room |= is_own && !lock.is_shared && wanted.is_shared;
             match turn(&lock, &who, wanted, now) {
                 Turn::OtherLimit(limit) => return Err(other_limit(limit).into()),
                 Turn::Yes if is_own || lock.queue.is_empty() => {}
@@ -439,7 +458,8 @@ impl Model {
         }
         let Some((missing, lock)) = missing else {
             let tokens = keys.iter().map(|key| self.grant(db, key, &who, wanted).1).collect();
-            keys.iter().for_each(|key| self.hand_over(db, key));
+            // A delay that is over ends by itself: only who shares now what was his alone lets others in.
+            keys.iter().filter(|_| makes_room).for_each(|key| self.hand_over(db, key));
             // Becoming exclusive may have closed a cycle through another wait of the owner.
             while let Some(cycle) = self.cycle_of(&who) {
                 let (wait, text) = self.victim_and_text(&cycle);
@@ -621,7 +641,7 @@ impl Model {
     /// A client waits no more. False when it did not.
     pub(super) fn end_claim(&mut self, claim: u64) -> bool {
         let has = |wait: &&mut Wait| wait.claims.iter().any(|known| known.id == claim);
-        let Some(wait) = self.waits.values_mut().find(has) else { return false };
+        let Some(wait) = self.waits.values_mut().find(has) else { return self.end_pop(claim) };
         let is_time_out = wait.claims.iter().any(|known| known.id == claim && known.until <= self.clock);
         if wait.claims.len() == 1 {
             let id = *self.waits.iter().find(|(_, wait)| wait.claims[0].id == claim).expect("it waits").0;
@@ -642,6 +662,11 @@ impl Model {
             .map(|claim| (claim.life, claim.id))
             .collect();
         gone.sort_unstable();
+        let pops = self.pop_waits.iter().map(|wait| &wait.claim);
+        let pops = pops.filter(|claim| claim.node == node && claim.life < life);
+        let mut pops: Vec<(u64, u64)> = pops.map(|claim| (claim.life, claim.id)).collect();
+        pops.sort_unstable();
+        gone.extend(pops);
         let count = gone.into_iter().filter(|(_, claim)| self.end_claim(*claim)).count();
         self.tally.lives_ended += count as u64;
         count
@@ -894,8 +919,8 @@ impl Model {
         if token.contains(&b':') {
             let (id, delivery) = receipt(token).ok_or(malformed)?;
             if let Some(Thing::Queue(queue)) = self.thing(db, key)
-                && let Some(message) = queue.messages.get(&id)
-                && message.lease.is_some_and(|(until, _)| until > now)
+                && let Some(message) = queue.message(id)
+                && matches!(message.place, Place::Leased(until, _) if until > now)
             {
                 if message.delivery == delivery {
                     return Ok(());

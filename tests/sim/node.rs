@@ -163,6 +163,7 @@ impl Node {
             lock_graph_max: config.lock_graph_max,
             lock_release_memory: config.lock_release_memory,
             once_max_entries: config.once_max_entries,
+            queue_ack_memory: config.queue_ack_memory,
         };
         let state = Arc::new(RwLock::new(state));
         let (writer, flusher): (Arc<Mailbox<WriterJob>>, Arc<Mailbox<FlushJob>>) = Default::default();
@@ -285,5 +286,6 @@ pub fn config_of(node: u64, plan: &crate::plan::Plan) -> SharedConfig {
     set("lock-deadlock-victim", plan.deadlock_victim);
     let mut config = Config::load(&args).expect("these directives are right").config;
     config.flush_interval = Millis(plan.flush_ms);
+    config.queue_ack_memory = plan.ack_memory;
     SharedConfig::new(config, None)
 }

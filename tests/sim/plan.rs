@@ -59,6 +59,8 @@ pub struct Plan {
     /// So many clients go by one owner, as threads of a process may.
     pub clients_each_owner: usize,
     pub deadlock_victim: &'static str,
+    /// Receipts of finished messages that are remembered.
+    pub ack_memory: u64,
 }
 
 impl Plan {
@@ -68,6 +70,11 @@ impl Plan {
         for weight in &mut weights {
             *weight = if chance.is(500_000) { 0 } else { chance.between(1, 10) };
         }
+        // What leaves deadlines behind makes the group write at times when it would be quiet without it.
+        let often = |chance: &mut Chance, most| match chance.is(250_000) {
+            true => 0,
+            false => chance.between(1, most),
+        };
         // Without any fault nothing is found.
         weights[0] += 2;
         weights[4] += 1;
@@ -95,12 +102,13 @@ impl Plan {
                 chance.between(1, 10),
                 chance.between(1, 10),
                 chance.between(1, 10),
-                chance.between(1, 10),
-                chance.between(1, 10),
-                chance.between(1, 6),
+                often(chance, 10),
+                often(chance, 10),
+                often(chance, 6),
             ],
             clients_each_owner: chance.of(&[1, 1, 1, 2]),
             deadlock_victim: chance.of(&["requester", "requester", "youngest", "fewest-locks"]),
+            ack_memory: chance.of(&[3, 1_000_000]),
         }
     }
 }

@@ -89,6 +89,8 @@ const LINK_NOTICES: u64 = 1_100 * MILLI;
 const PATIENCE: u64 = 10 * SECOND;
 /// After everything was healed the group stands within this time.
 const HEALED_WITHIN: u64 = 30 * SECOND;
+/// However slow a node is, it has written by then: one that writes longer than the group heals stands behind at the end.
+const WRITTEN_WITHIN: u64 = 10 * SECOND;
 /// How often a node looks for work that waits leave behind.
 const LOOK_AFTER: u64 = 500 * MILLI;
 /// Events belong to no node.
@@ -670,7 +672,7 @@ impl World {
         if !writing.is_empty() {
             running.is_writing = true;
             self.nodes[n].disk.log.lock().writing = writing;
-            let mut delay = self.chance.tail(self.plan.sync) * self.slowness(n);
+            let mut delay = (self.chance.tail(self.plan.sync) * self.slowness(n)).min(WRITTEN_WITHIN);
             if self.nodes[n].slow_disk_until > self.now {
                 delay += self.chance.between(50 * MILLI, 600 * MILLI);
             }
@@ -1130,7 +1132,7 @@ impl World {
         }
     }
 
-    // ---- clients that wait for locks ------------------------------------------------------------------
+    // ---- clients that wait for locks and messages ------------------------------------------------------------------
 
     /// The client of an operation was told that it waits.
     fn begin_lock_wait(&mut self, c: usize, n: usize, claim: u64) {
@@ -1183,16 +1185,17 @@ impl World {
             Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => false,
         });
         for (wait, outcome) in over {
-            if let Some(ClaimEnd::Granted(granted)) = outcome {
+            if let Some(end @ (ClaimEnd::Granted(_) | ClaimEnd::Delivered(_))) = outcome {
                 if self.chance.is(100_000) {
                     // Its connection broke just before it was told.
-                    self.coverage.saw("a wait is granted to nobody");
-                    claims.take_back(wait.claim, granted);
+                    self.coverage.saw(match &end {
+                        ClaimEnd::Delivered(_) => "a delivery goes to nobody",
+                        _ => "a wait is granted to nobody",
+                    });
+                    claims.take_back(wait.claim, &end);
                 } else {
                     self.told_claims.insert(wait.claim.0);
-                    for grant in &granted.grants {
-                        self.clients[wait.client].hear_grant(&grant.key, grant.token.0);
-                    }
+                    self.clients[wait.client].hear_end(&end);
                 }
             }
             self.end_lock_wait(wait.client);

@@ -187,12 +187,17 @@ impl Client {
 
     /// Sends all commands at once and reads all replies.
     pub fn pipeline<W: AsRef<str>>(&mut self, commands: &[Vec<W>]) -> Vec<Value> {
+        self.pipeline_only(commands);
+        commands.iter().map(|_| self.read()).collect()
+    }
+
+    /// Sends all commands at once.
+    pub fn pipeline_only<W: AsRef<str>>(&mut self, commands: &[Vec<W>]) {
         let mut requests = Vec::new();
         for words in commands {
             encode(words.iter().map(|word| word.as_ref().as_bytes()), &mut requests);
         }
         self.send_raw(&requests);
-        commands.iter().map(|_| self.read()).collect()
     }
 
     pub fn send_raw(&mut self, bytes: &[u8]) {

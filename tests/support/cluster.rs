@@ -37,6 +37,9 @@ pub const PATIENCE: Millis = Millis(60_000);
 /// How long a node may take to answer a question about itself; a stopped one never does.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
 
+/// A log in which nothing came for this long stands still.
+const SETTLED: Duration = Duration::from_millis(400);
+
 /// Bytes of each node's output that a failed test shows.
 const OUTPUT_SHOWN: usize = 6_000;
 
@@ -170,6 +173,14 @@ impl Cluster {
         self.node_mut(id).kill();
     }
 
+    /// Kills the leader and waits until the others have one.
+    pub fn kill_leader(&mut self) -> u64 {
+        let killed = self.leader();
+        self.kill(killed);
+        wait_for("another leader", PATIENCE, || self.leader_now().filter(|now| *now != killed));
+        killed
+    }
+
     /// Ends all of them at once as `kill -9` does.
     pub fn kill_all(&mut self) {
         let ids = self.ids().into_iter();
@@ -244,6 +255,19 @@ impl Cluster {
         });
         wait_for(&format!("node {id} to apply {commit}"), PATIENCE, || {
             self.raft_info(id).filter(|info| info.applied >= commit).map(drop)
+        });
+    }
+
+    /// Waits until nothing comes into the log that nodes may still try for clients that were answered INDOUBT or left.
+    pub fn settle(&mut self) {
+        let mut commit = || {
+            let leader = self.leader_now()?;
+            self.raft_info(leader).map(|info| info.commit)
+        };
+        wait_for("the log to stand still", PATIENCE, || {
+            let before = commit()?;
+            thread::sleep(SETTLED);
+            (commit()? == before).then_some(())
         });
     }
 

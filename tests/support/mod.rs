@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod cuts;
 pub mod history;
 pub mod linearizability;
 pub mod links;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use holdfast::clock::Clock;
 use holdfast::clock::SystemClock;
 use holdfast::types::Millis;
+use holdfast::types::Monotonic;
 
 /// Tries `attempt` until it gives something; fails the test with `what` when that takes longer than `at_most`.
 pub fn wait_for<T>(what: &str, at_most: Millis, mut attempt: impl FnMut() -> Option<T>) -> T {
@@ -37,6 +39,19 @@ pub fn number_from_env(name: &str, default: u64) -> u64 {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")),
         Err(_) => default,
     }
+}
+
+/// The median, the 99th percentile and the worst of some lengths in microseconds, as a text.
+pub fn spread(mut micros: Vec<u64>) -> String {
+    micros.sort_unstable();
+    let Some(worst) = micros.last() else { return "none".to_owned() };
+    let at = |percent: usize| micros[(micros.len() * percent / 100).min(micros.len() - 1)] as f64 / 1000.0;
+    format!("p50 {:.1} ms, p99 {:.1} ms, worst {:.1} ms", at(50), at(99), *worst as f64 / 1000.0)
+}
+
+/// Microseconds from one moment to a later one.
+pub fn micros(from: Monotonic, to: Monotonic) -> u64 {
+    to.0.saturating_sub(from.0) / 1_000
 }
 
 /// A small deterministic source of numbers (SplitMix64); a test prints the seed it starts from.

@@ -59,6 +59,7 @@ use crate::state::State;
 use crate::state::Timing;
 use crate::telemetry::metrics::LOCK_HOLD_SECONDS;
 use crate::telemetry::metrics::LOCK_WAIT_SECONDS;
+use crate::telemetry::metrics::QUEUE_WAIT_SECONDS;
 use crate::types::GroupId;
 use crate::types::LogIndex;
 use crate::types::Millis;
@@ -144,6 +145,10 @@ impl Applier {
                 }
             }
             let applied = state.meta().applied;
+            if let Some(error) = state.take_fault() {
+                // Before anybody is told of what was made without it.
+                stop_process("reading a message failed", &error);
+            }
             self.shared.set_applied(&state);
             drop(state);
             let mut outcomes = Outcomes::new();
@@ -234,6 +239,7 @@ impl Applier {
     fn flush(&mut self, now: Monotonic) {
         let (rows, index, term) = {
             let mut state = self.state.write();
+            state.on_disk(self.shared.counters.on_disk());
             let rows = state.take_changes();
             (rows, state.meta().applied, state.meta().applied_term)
         };
@@ -338,6 +344,7 @@ fn note_timing(timing: &Timing) {
     let (name, millis) = match timing {
         Timing::LockWait(millis) => (LOCK_WAIT_SECONDS, millis),
         Timing::LockHold(millis) => (LOCK_HOLD_SECONDS, millis),
+        Timing::QueueWait(millis) => (QUEUE_WAIT_SECONDS, millis),
     };
     metrics::histogram!(name).record(millis.0 as f64 / 1e3);
 }

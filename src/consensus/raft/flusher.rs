@@ -31,6 +31,7 @@ use crate::storage::HardStateRecord;
 use crate::storage::LogBatch;
 use crate::storage::LogStore;
 use crate::storage::SharedCaches;
+use crate::storage::SharedData;
 use crate::storage::StorageError;
 use crate::storage::Watermark;
 use crate::storage::snapshot;
@@ -51,6 +52,9 @@ const IDLE_SECONDS: u32 = 2;
 /// But not for less than this: a few small entries now and then are not worth tables of their own.
 const IDLE_PURGE_ENTRIES: u64 = 1_000;
 const IDLE_PURGE_BYTES: u64 = 1 << 20;
+
+/// Rows of so many bytes are brought to disk together: payloads and traces stay in memory until then.
+const ON_DISK_AFTER_BYTES: usize = 32 << 20;
 
 /// What the flusher is asked to do.
 pub enum FlushJob {
@@ -87,7 +91,7 @@ pub struct Flusher {
     pub group: GroupId,
     pub log: Arc<LogStore>,
     /// There but for the moment in which a snapshot takes its place.
-    pub data: Option<DataStore>,
+    pub data: SharedData,
     pub dir: PathBuf,
     pub caches: SharedCaches,
     pub watermark: Watermark,
@@ -100,6 +104,8 @@ pub struct Flusher {
     pub purged: LogIndex,
     /// Rows up to here were written.
     pub written: LogIndex,
+    /// Bytes of rows written since they were last brought to disk.
+    pub unflushed_bytes: usize,
     /// Seconds since rows came.
     pub idle_seconds: u32,
     pub clock: Arc<dyn Clock>,
@@ -154,7 +160,7 @@ impl Flusher {
     /// RocksDB tells of failed background work only when asked. In `everysec`, whatever was written is
     /// synced within about a second. The watermark follows what is synced, by whomever.
     fn every_second(&mut self) -> Result<(), StorageError> {
-        let failed = self.log.background_errors() + self.data()?.background_errors();
+        let failed = self.log.background_errors() + self.data.get()?.background_errors();
         if failed > 0 {
             return Err(StorageError::Rocks(format!("{failed} background writes failed; see the LOG files")));
         }
@@ -172,13 +178,9 @@ impl Flusher {
         Ok(())
     }
 
-    fn data(&self) -> Result<&DataStore, StorageError> {
-        self.data.as_ref().ok_or_else(|| StorageError::Rocks("the rows are being replaced".to_owned()))
-    }
-
     /// Flushes the rows and lets go of the log that they came from, but for what followers may still need.
     fn purge(&mut self, index: LogIndex) -> Result<(), StorageError> {
-        self.data()?.flush()?;
+        self.flush_rows()?;
         let index = index.min(LogIndex(self.shared.keep_from().saturating_sub(1)));
         self.shared.reset_log_bytes();
         if index > self.purged {
@@ -195,7 +197,7 @@ impl Flusher {
             std::fs::remove_dir_all(&path)
                 .map_err(|error| StorageError::Io { path: path.clone(), source: error })?;
         }
-        self.data()?.checkpoint(&path)?;
+        self.data.get()?.checkpoint(&path)?;
         self.shared.events.send(Event::SnapshotMade { job, path });
         Ok(())
     }
@@ -223,11 +225,14 @@ impl Flusher {
         // A watermark of an older term may be above the snapshot.
         self.watermark.lower(job.term, job.index)?;
         self.log.write(batch, true)?;
-        self.data = None;
+        self.data.close();
         snapshot::finish_install(&self.dir, &self.log, self.group, &job.incoming)?;
         let data = DataStore::open(&self.dir, self.group, &self.caches)?;
-        let state = State::load(&data)?;
-        self.data = Some(data);
+        let mut state = State::load_without_payloads(&data)?;
+        self.data.put(data);
+        let budget = usize::try_from(self.config.get().queue_memory).unwrap_or(usize::MAX);
+        state.read_cold(Arc::new(self.data.clone()), budget);
+        self.shared.counters.set_on_disk(job.index);
         self.watermark.advance(job.term, job.index)?;
         self.shared.counters.set_flushed(job.index);
         self.shared.counters.snapshot_installed();
@@ -240,20 +245,37 @@ impl Flusher {
         if self.shared.counters.take_unsynced() {
             self.log.sync()?;
         }
-        self.data()?.write(rows.into_batch())?;
+        let clock = rows.clock();
+        let batch = rows.into_batch();
+        self.unflushed_bytes += batch.bytes();
+        let data = self.data.get()?;
+        data.write(batch)?;
+        // The log tells this time again after a crash.
+        data.forget(clock);
+        drop(data);
         self.watermark.advance(term, index)?;
         self.shared.counters.set_flushed(index);
         (self.written, self.idle_seconds) = (index, 0);
         let entries = index.0 - self.purged.0;
         if entries >= PURGE_ENTRIES || self.shared.log_bytes() >= self.config.get().log_max_bytes {
             self.purge(index)?;
+        } else if self.unflushed_bytes >= ON_DISK_AFTER_BYTES {
+            self.flush_rows()?;
         }
+        Ok(())
+    }
+
+    /// Brings the rows to disk: what was only kept in memory because it was not there may go.
+    fn flush_rows(&mut self) -> Result<(), StorageError> {
+        self.data.get()?.flush()?;
+        self.unflushed_bytes = 0;
+        self.shared.counters.set_on_disk(self.written);
         Ok(())
     }
 
     fn flush_all(&mut self) -> Result<(), StorageError> {
         self.log.sync()?;
-        self.data()?.flush()?;
+        self.data.get()?.flush()?;
         self.watermark.advance_change(self.log.synced_sequence())
     }
 }

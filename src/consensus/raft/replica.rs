@@ -79,7 +79,6 @@ use crate::state::NodeAddress;
 use crate::state::Settings;
 use crate::state::State;
 use crate::state::locks::graph::VictimChoice;
-use crate::storage::DataStore;
 use crate::storage::LogBatch;
 use crate::storage::LogContents;
 use crate::storage::LogEntryRecord;
@@ -180,6 +179,7 @@ pub struct Counters {
     log_writes: AtomicU64,
     log_write_micros: AtomicU64,
     flushed: AtomicU64,
+    on_disk: AtomicU64,
     snapshots_installed: AtomicU64,
     leader_changes: AtomicU64,
     unsynced: AtomicBool,
@@ -209,6 +209,17 @@ impl Counters {
     /// Rows up to here are in `data/`.
     pub fn set_flushed(&self, index: LogIndex) {
         self.flushed.store(index.0, Ordering::Release);
+    }
+
+    /// Rows up to here are on disk for good.
+    pub fn set_on_disk(&self, index: LogIndex) {
+        self.on_disk.store(index.0, Ordering::Release);
+    }
+
+    /// How far rows are on disk for good, as far as is known.
+    #[must_use]
+    pub fn on_disk(&self) -> LogIndex {
+        LogIndex(self.on_disk.load(Ordering::Acquire))
     }
 
     /// A snapshot took the place of log and state.
@@ -307,7 +318,7 @@ impl Shared {
             losses_told: Mutex::default(),
             executed: Mutex::default(),
             claims: Arc::new(claims),
-            waiting_nodes: Mutex::new(state.waits().nodes().collect()),
+            waiting_nodes: Mutex::new(state.waiting_nodes().collect()),
         }
     }
 
@@ -318,9 +329,9 @@ impl Shared {
         self.applied_clock.store(meta.clock.0, Ordering::Release);
         self.applied_wall.store(meta.wall.0, Ordering::Release);
         let mut waiting = self.waiting_nodes.lock();
-        if !waiting.is_empty() || !state.waits().is_empty() {
+        if !waiting.is_empty() || state.waiting_nodes().next().is_some() {
             waiting.clear();
-            waiting.extend(state.waits().nodes());
+            waiting.extend(state.waiting_nodes());
         }
         drop(waiting);
         self.applied.store(meta.applied.0, Ordering::SeqCst);
@@ -823,7 +834,7 @@ pub struct ReplicaParts {
     pub group: GroupId,
     pub dir: PathBuf,
     pub log: Arc<LogStore>,
-    pub data: DataStore,
+    pub data: SharedData,
     pub caches: SharedCaches,
     pub watermark: Watermark,
     pub config: SharedConfig,
@@ -867,7 +878,11 @@ impl Replica {
     /// voter elects itself at once; reads are served once its LEADER-START is applied.
     pub fn start(parts: ReplicaParts) -> Result<Replica, BootError> {
         let config = parts.config.get();
-        let mut state = State::load(&parts.data)?;
+        let mut state = State::load_without_payloads(&*parts.data.get()?)?;
+        state.read_cold(
+            Arc::new(parts.data.clone()),
+            usize::try_from(config.queue_memory).unwrap_or(usize::MAX),
+        );
         let booted = Boot::read(&parts, &mut state)?;
         let counters = Arc::new(Counters::default());
         counters.set_flushed(state.meta().applied);
@@ -890,6 +905,7 @@ impl Replica {
             lock_graph_max: config.lock_graph_max,
             lock_release_memory: config.lock_release_memory,
             once_max_entries: config.once_max_entries,
+            queue_ack_memory: config.queue_ack_memory,
         };
         let state = Arc::new(RwLock::new(state));
         let (writer, flusher) = (Arc::default(), Arc::default());
@@ -899,7 +915,7 @@ impl Replica {
             Flusher {
                 group: parts.group,
                 log: Arc::clone(&parts.log),
-                data: Some(parts.data.into_writable()?),
+                data: parts.data.into_writable()?,
                 dir: parts.dir.clone(),
                 caches: parts.caches,
                 watermark: parts.watermark,
@@ -909,6 +925,7 @@ impl Replica {
                 busy: Arc::clone(&busy),
                 purged: applied,
                 written: applied,
+                unflushed_bytes: 0,
                 idle_seconds: 0,
                 last_second: parts.clock.monotonic(),
                 clock: Arc::clone(&parts.clock),
@@ -1239,6 +1256,7 @@ mod tests {
     use crate::clock::SystemClock;
     use crate::config::Config;
     use crate::resp::Reply;
+    use crate::storage::DataStore;
     use crate::storage::test_support::TestDir;
     use std::path::Path;
 
@@ -1254,7 +1272,7 @@ mod tests {
             group: GroupId(0),
             dir: dir.to_path_buf(),
             log: Arc::new(LogStore::open(dir).unwrap()),
-            data: DataStore::open(dir, GroupId(0), &caches).unwrap(),
+            data: SharedData::new(DataStore::open(dir, GroupId(0), &caches).unwrap()),
             caches,
             peers: None,
             watermark: Watermark::open(dir).unwrap(),

@@ -27,6 +27,7 @@ use crate::state::notices::Granted;
 use crate::state::notices::LockChange;
 use crate::state::notices::Notice;
 use crate::state::notices::Origin;
+use crate::state::queues;
 use crate::types::ClusterTime;
 use crate::types::FencingToken;
 use crate::types::Millis;
@@ -583,7 +584,9 @@ fn tell_claims(state: &mut State, claims: &[Claim], end: &ClaimEnd) {
 
 /// One client waits no more; with the last one the request is gone. False when it did not wait.
 pub(crate) fn end_claim(state: &mut State, claim: ClaimId, now: ClusterTime) -> bool {
-    let Some(id) = state.waits.of_claim(claim) else { return false };
+    let Some(id) = state.waits.of_claim(claim) else {
+        return queues::end_wait(state, claim, ClaimEnd::Over, now);
+    };
     if state.waits.get(id).is_some_and(|wait| wait.claims.len() == 1) {
         end_wait(state, id, &ClaimEnd::Over, now);
         return true;
@@ -604,7 +607,8 @@ pub(crate) fn end_claims_before(
     life: u64,
     now: ClusterTime,
 ) -> usize {
-    let claims = state.waits.claims_before(node, life);
+    let mut claims = state.waits.claims_before(node, life);
+    claims.extend(state.pop_waits.claims_before(node, life));
     claims.into_iter().filter(|claim| end_claim(state, *claim, now)).count()
 }
 

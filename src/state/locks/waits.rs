@@ -174,7 +174,7 @@ pub(super) fn decode_data(reader: &mut Reader<'_>) -> Result<Option<Box<[u8]>>, 
 }
 
 /// Appends where a request came from.
-pub(super) fn encode_origin(origin: &Origin, out: &mut Vec<u8>) {
+pub(in crate::state) fn encode_origin(origin: &Origin, out: &mut Vec<u8>) {
     for number in [origin.node.0, origin.life, origin.client] {
         put_varint(out, number);
     }
@@ -182,7 +182,7 @@ pub(super) fn encode_origin(origin: &Origin, out: &mut Vec<u8>) {
 }
 
 /// Reads what [`encode_origin`] wrote.
-pub(super) fn decode_origin(reader: &mut Reader<'_>) -> Result<Origin, CodecError> {
+pub(in crate::state) fn decode_origin(reader: &mut Reader<'_>) -> Result<Origin, CodecError> {
     let (node, life, client) = (NodeId(reader.varint()?), reader.varint()?, reader.varint()?);
     let address = std::str::from_utf8(reader.bytes()?).map_err(|_| CodecError("an address is not UTF-8"))?;
     Ok(Origin { node, life, client, address: address.into() })

@@ -1,17 +1,23 @@
 //! Queues: messages that are handed out for a while and come back unless acknowledged (COMMANDS.md 2.3).
 //!
-//! The decisions are in [`rules`]; here they become changes of the state: the message, the queue's own
-//! orders, the index of leases, and the rows to write. A queue's head row holds its counters only; each
-//! message is a row of its own, so a push writes one message and not the queue.
+//! The decisions about one message are in [`rules`]; the orders that messages stand in are in [`queue`]; here commands
+//! and time become changes of the state: the message, the group's index of deadlines, traces, the rows to write. A
+//! queue's head row holds its counters and attributes; each message is a row of its own and its payload another, so
+//! that a change of state writes few bytes.
 //!
-//! Why ready messages stand in a set by id and not in a list: a message whose lease ends goes back to
-//! its old place, ahead of everything that was pushed after it.
+//! A queue belongs to the group of its name's hash slot, and nothing here knows how many groups there are.
 
+pub mod attributes;
+mod chunks;
+pub mod cold;
+pub mod finished;
+mod ids;
+pub mod pops;
+pub mod queue;
+#[cfg(test)]
+mod queues_test;
 pub mod rules;
-
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::fmt;
+pub mod trace;
 
 use bytes::Bytes;
 
@@ -19,342 +25,162 @@ use crate::state::DbIndex;
 use crate::state::Object;
 use crate::state::Row;
 use crate::state::State;
+use crate::state::Timing;
 use crate::state::changes::Changes;
 use crate::state::changes::LISTED;
 use crate::state::expiry::ExpiryIndex;
+use crate::state::expiry::KeyName;
 use crate::state::expiry::LeaseName;
+use crate::state::locks::Claim;
+use crate::state::locks::ClaimId;
+use crate::state::notices::ClaimEnd;
+use crate::state::notices::Notice;
+use crate::state::notices::Origin;
 use crate::state::undo::Undo;
 use crate::types::ClusterTime;
 use crate::types::LogIndex;
 use crate::types::Millis;
-use crate::types::codec::CodecError;
-use crate::types::codec::Reader;
-use crate::types::codec::put_bytes;
-use crate::types::codec::put_varint;
 use crate::types::planted::Bug;
 use crate::types::planted::is_planted;
 
+pub use attributes::Attributes;
+pub use attributes::Backoff;
+pub use attributes::Pause;
+pub use chunks::Keyed;
+pub use ids::MessageId;
+pub use ids::Receipt;
+pub use pops::PopRequest;
+pub use pops::PopWait;
+pub use pops::PopWaits;
+pub use queue::Counters;
+pub use queue::Dedup;
+pub use queue::PRIORITIES;
+pub use queue::Queue;
+pub use queue::Record;
+pub use queue::Slot;
+pub use queue::StateName;
 pub use rules::Event;
 pub use rules::Life;
 pub use rules::MessageState;
+pub use rules::Return;
 pub use rules::Step;
 pub use rules::Take;
 
-/// First byte of an encoded queue head and of an encoded message.
-const FORMAT: u8 = 1;
+use cold::Cold;
+use finished::Finish;
+use finished::Finished;
+use queue::DIRTY;
+use queue::Extra;
+use queue::Lease;
+use queue::STORED;
+use queue::TRACED;
+use queue::Timer;
+use rules::Death;
+use trace::TraceEvent;
+use trace::TraceKind;
+use trace::Traces;
 
-const STATE_READY: u8 = 0;
-const STATE_LEASED: u8 = 1;
+/// Longest REASON that is kept, in bytes.
+pub const REASON_BYTES_MAX: usize = 512;
+/// Messages that one QREDRIVE moves, and that one QDEL STATE removes, at most: others wait meanwhile.
+pub const CHANGED_AT_ONCE: usize = 100_000;
+/// Payloads that one QPOP hands out together, but for the first: no reply grows without bound.
+pub const HANDED_OUT_BYTES: usize = 16 << 20;
+/// Payloads that one QREDRIVE moves to another queue, but for the first.
+const MOVED_BYTES: usize = 32 << 20;
+/// Messages whose payloads are read together when they move.
+const MOVED_TOGETHER: usize = 128;
+/// A message's hand-outs beyond this many are not in its trace.
+const TRACED_DELIVERIES: u32 = 1_000;
+/// QPOPs that may wait for one queue.
+pub const WAITERS_MAX: usize = 10_000;
 
-/// Names a message for ever: the entry that pushed it and which of that entry's messages it was.
-/// Ordered as pushed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct MessageId {
-    /// Log index of the entry.
-    pub index: u64,
-    /// Counted from 0 within the entry.
-    pub n: u32,
+/// What QPUSH asks for.
+#[derive(Debug, Clone, Default)]
+pub struct PushRequest<'a> {
+    pub payload: &'a [u8],
+    pub id: Option<&'a [u8]>,
+    pub priority: Option<u8>,
+    pub delay: Option<Millis>,
+    pub lifetime: Option<Millis>,
+    pub group: Option<&'a [u8]>,
+    pub max_len: Option<u64>,
+    /// Only change a message that is there.
+    pub only_update: bool,
 }
 
-impl MessageId {
-    /// Reads `<index>-<n>`; `None` when it is not that.
-    #[must_use]
-    pub fn parse(text: &[u8]) -> Option<MessageId> {
-        let (index, n) = split_at(text, b'-')?;
-        Some(MessageId { index: digits(index)?, n: u32::try_from(digits(n)?).ok()? })
-    }
-}
-
-impl fmt::Display for MessageId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.index, self.n)
-    }
-}
-
-/// What a consumer acknowledges: one hand-out of one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Receipt {
-    pub id: MessageId,
-    /// Which hand-out of the message, from 1.
-    pub delivery: u32,
-}
-
-impl Receipt {
-    /// Reads `<id>:<delivery>`; `None` when it is not that.
-    #[must_use]
-    pub fn parse(text: &[u8]) -> Option<Receipt> {
-        let (id, delivery) = split_at(text, b':')?;
-        Some(Receipt { id: MessageId::parse(id)?, delivery: u32::try_from(digits(delivery)?).ok()? })
-    }
-}
-
-impl fmt::Display for Receipt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.id, self.delivery)
-    }
-}
-
-fn split_at(text: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
-    let at = text.iter().position(|byte| *byte == separator)?;
-    Some((&text[..at], &text[at + 1..]))
-}
-
-/// A number in plain digits: no sign, no blank, no leading zero, so that an id has one spelling.
-fn digits(text: &[u8]) -> Option<u64> {
-    let is_padded = text.len() > 1 && text[0] == b'0';
-    if text.is_empty() || is_padded || !text.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-/// A message of a queue.
-#[derive(Debug, Clone)]
-pub struct Message {
-    payload: Box<[u8]>,
-    life: Life,
-    /// Listed in the changes that wait for the next flush.
-    pub(super) dirty: bool,
-}
-
-impl Message {
-    /// A message that was just pushed.
-    #[must_use]
-    pub fn new(payload: &[u8]) -> Message {
-        Message { payload: payload.into(), life: Life::NEW, dirty: false }
-    }
-
-    /// What was pushed.
-    #[must_use]
-    pub fn payload(&self) -> &[u8] {
-        &self.payload
-    }
-
-    /// Its state and its counts.
-    #[must_use]
-    pub fn life(&self) -> &Life {
-        &self.life
-    }
-
-    /// Appends the message to a row's value.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(FORMAT);
-        let is_forgotten = is_planted(Bug::DeliveriesNotKept);
-        put_varint(out, if is_forgotten { 0 } else { u64::from(self.life.delivery) });
-        put_varint(out, u64::from(self.life.attempt));
-        match self.life.state {
-            MessageState::Ready => out.push(STATE_READY),
-            MessageState::Leased { until, set_until } => {
-                out.push(STATE_LEASED);
-                put_varint(out, until.0);
-                put_varint(out, set_until.0);
-            }
-        }
-        put_bytes(out, &self.payload);
-    }
-
-    /// Reads what [`Message::encode`] wrote, to the end of the value.
-    pub fn decode(reader: &mut Reader<'_>) -> Result<Message, CodecError> {
-        if reader.u8()? != FORMAT {
-            return Err(CodecError("a message of an unknown format"));
-        }
-        let (delivery, attempt) = (reader.varint32()?, reader.varint32()?);
-        let state = match reader.u8()? {
-            STATE_READY => MessageState::Ready,
-            STATE_LEASED => MessageState::Leased {
-                until: ClusterTime(reader.varint()?),
-                set_until: ClusterTime(reader.varint()?),
-            },
-            _ => return Err(CodecError("a message in an unknown state")),
-        };
-        let message = Message {
-            payload: reader.bytes()?.into(),
-            life: Life { state, delivery, attempt },
-            dirty: false,
-        };
-        if reader.is_empty() { Ok(message) } else { Err(CodecError("a message with a tail")) }
-    }
-}
-
-/// What has happened in a queue since it was created; a queue that runs empty starts again at zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// Messages pushed.
-    pub pushed: u64,
-    /// Hand-outs, repeated ones included.
-    pub delivered: u64,
-    /// Messages finished, by QACK or by NOACK.
-    pub acked: u64,
-    /// Leases that ended by time.
-    pub expired_leases: u64,
-}
-
-/// A queue with its messages. Each message is in exactly one of `ready` and `leases`.
-#[derive(Debug, Default)]
-pub struct Queue {
-    messages: BTreeMap<MessageId, Message>,
-    ready: BTreeSet<MessageId>,
-    leases: BTreeSet<(ClusterTime, MessageId)>,
-    payload_bytes: usize,
-    counters: Counters,
-}
-
-impl Queue {
-    /// Number of messages in any state.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.messages.len()
-    }
-
-    /// True when there is no message.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.messages.is_empty()
-    }
-
-    /// Messages that can be handed out now.
-    #[must_use]
-    pub fn ready_count(&self) -> usize {
-        self.ready.len()
-    }
-
-    /// Messages in flight.
-    #[must_use]
-    pub fn leased_count(&self) -> usize {
-        self.leases.len()
-    }
-
-    /// What has happened so far.
-    #[must_use]
-    pub fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    /// One message.
-    #[must_use]
-    pub fn message(&self, id: MessageId) -> Option<&Message> {
-        self.messages.get(&id)
-    }
-
-    pub(super) fn message_mut(&mut self, id: MessageId) -> Option<&mut Message> {
-        self.messages.get_mut(&id)
-    }
-
-    /// Every message's id, as pushed.
-    pub fn message_ids(&self) -> impl Iterator<Item = MessageId> {
-        self.messages.keys().copied()
-    }
-
-    /// The messages in flight, by the end of their lease.
-    pub fn message_leases(&self) -> impl Iterator<Item = (ClusterTime, MessageId)> {
-        self.leases.iter().copied()
-    }
-
-    /// When the next lease ends; NEVER when nothing is in flight.
-    #[must_use]
-    pub fn earliest_lease(&self) -> ClusterTime {
-        self.leases.first().map_or(ClusterTime::NEVER, |(until, _)| *until)
-    }
-
-    /// Bytes of memory the queue and its messages take besides its row; the trees' nodes are estimated.
-    #[must_use]
-    pub fn memory_bytes(&self) -> usize {
-        // B-tree nodes are about two thirds full.
-        let message = (size_of::<MessageId>() + size_of::<Message>()) * 3 / 2;
-        let ready = size_of::<MessageId>() * 3 / 2;
-        // A lease stands in the queue's order and, with the queue's name, in the group's.
-        let lease = (size_of::<(ClusterTime, MessageId)>() + size_of::<(ClusterTime, LeaseName)>()) * 3 / 2;
-        size_of::<Queue>()
-            + self.payload_bytes
-            + self.messages.len() * message
-            + self.ready.len() * ready
-            + self.leases.len() * lease
-    }
-
-    /// Appends the head to a row's value: the counters. Messages are rows of their own.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(FORMAT);
-        let counters = &self.counters;
-        for number in [counters.pushed, counters.delivered, counters.acked, counters.expired_leases] {
-            put_varint(out, number);
-        }
-    }
-
-    /// Reads what [`Queue::encode`] wrote, to the end of the value; the messages follow by
-    /// [`Queue::load_message`].
-    pub fn decode(reader: &mut Reader<'_>) -> Result<Queue, CodecError> {
-        if reader.u8()? != FORMAT {
-            return Err(CodecError("a queue of an unknown format"));
-        }
-        let counters = Counters {
-            pushed: reader.varint()?,
-            delivered: reader.varint()?,
-            acked: reader.varint()?,
-            expired_leases: reader.varint()?,
-        };
-        if !reader.is_empty() {
-            return Err(CodecError("a queue with a tail"));
-        }
-        Ok(Queue { counters, ..Queue::default() })
-    }
-
-    /// Adds a message that was read from its row.
-    pub fn load_message(&mut self, id: MessageId, message: Message) {
-        self.enter(id, message.life.state);
-        self.payload_bytes += message.payload.len();
-        self.messages.insert(id, message);
-    }
-
-    pub(super) fn set_counters(&mut self, counters: Counters) {
-        self.counters = counters;
-    }
-
-    /// Puts a message in the place of another one or of none; gives the end of the old one's lease and of the new one's.
-    pub(super) fn replace_message(
-        &mut self,
-        id: MessageId,
-        message: Option<Message>,
-    ) -> (Option<ClusterTime>, Option<ClusterTime>) {
-        let lease = |message: &Message| match message.life.state {
-            MessageState::Ready => None,
-            MessageState::Leased { until, .. } => Some(until),
-        };
-        let old = self.messages.remove(&id);
-        if let Some(old) = &old {
-            self.leave(id, old.life.state);
-            self.payload_bytes -= old.payload.len();
-        }
-        let leases = (old.as_ref().and_then(lease), message.as_ref().and_then(lease));
-        if let Some(message) = message {
-            self.load_message(id, Message { dirty: true, ..message });
-        }
-        leases
-    }
-
-    /// Puts a message into the order of its state.
-    fn enter(&mut self, id: MessageId, state: MessageState) {
-        match state {
-            MessageState::Ready => self.ready.insert(id),
-            MessageState::Leased { until, .. } => self.leases.insert((until, id)),
-        };
-    }
-
-    /// Takes a message out of the order of its state.
-    fn leave(&mut self, id: MessageId, state: MessageState) {
-        match state {
-            MessageState::Ready => self.ready.remove(&id),
-            MessageState::Leased { until, .. } => self.leases.remove(&(until, id)),
-        };
-    }
+/// What came of a QPUSH.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pushed {
+    /// A new message.
+    New(MessageId),
+    /// The ID was known: this one has it.
+    Known(MessageId),
+    /// XX, and there is nothing to change.
+    Nothing,
+    /// Refused, with the reason.
+    Full(String),
 }
 
 /// A message that was handed out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Popped {
+    pub queue: Box<[u8]>,
     pub receipt: Receipt,
-    /// Which attempt at its work this is, from 1.
+    /// Which attempt at its work this is, from 1; 0 does not occur.
     pub attempt: u32,
     pub payload: Bytes,
+    pub meta: PoppedMeta,
+}
+
+/// What WITHMETA tells of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoppedMeta {
+    pub priority: u8,
+    pub group: Option<Box<[u8]>>,
+    pub age: Millis,
+    pub lease: Millis,
+    pub last_reason: Box<[u8]>,
+}
+
+/// Messages that a QPOP which waited was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivered {
+    pub db: DbIndex,
+    pub with_meta: bool,
+    /// At most once: they cannot be given back.
+    pub no_ack: bool,
+    pub messages: Vec<Popped>,
+}
+
+/// Which messages QDEL and QREDRIVE mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which {
+    Ids(Vec<MessageId>),
+    State(StateName),
+    /// The first ones.
+    Count(usize),
+    All,
+}
+
+/// The key holds another type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WrongType;
+
+/// Where a change comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct By<'a> {
+    pub now: ClusterTime,
+    /// The node whose client wants it; 0 when nobody does.
+    pub node: u64,
+    pub reason: &'a [u8],
+}
+
+impl By<'_> {
+    /// Time itself.
+    fn time(now: ClusterTime) -> By<'static> {
+        By { now, node: 0, reason: b"" }
+    }
 }
 
 /// The queue under a key: `Some(None)` when there is none, `None` when the key holds another type.
@@ -367,136 +193,562 @@ pub fn queue_at<'a>(state: &'a State, db: DbIndex, key: &[u8]) -> Option<Option<
     }
 }
 
-/// QPUSH: appends a message, and creates the queue on first use. `None` when the key holds another type.
-pub fn push(state: &mut State, db: DbIndex, key: &[u8], payload: &[u8]) -> Option<MessageId> {
-    if queue_at(state, db, key)?.is_none() {
-        state.insert_object(db, key, Object::Queue(Box::default()));
-    }
-    let id = MessageId { index: state.meta.applied.0, n: state.pushed_in_entry };
-    state.pushed_in_entry += 1;
-    let mut open = OpenQueue::new(state, db, key)?;
-    open.save(id);
-    open.queue.load_message(id, Message::new(payload));
-    open.queue.counters.pushed += 1;
-    open.mark_row();
-    open.mark_message(id);
-    Some(id)
+fn check_type(state: &State, db: DbIndex, key: &[u8]) -> Result<(), WrongType> {
+    queue_at(state, db, key).map(|_| ()).ok_or(WrongType)
 }
 
-/// QPOP of one queue: hands out up to `count` messages that are ready, oldest first. `None` when the key
-/// holds another type.
-pub fn pop(
+fn create(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime) {
+    if matches!(queue_at(state, db, key), Some(None)) {
+        state.meta.last_queue += 1;
+        let queue = Queue::new(state.meta.last_queue, now);
+        state.insert_object(db, key, Object::Queue(Box::new(queue)));
+    }
+}
+
+/// QPUSH. What is due of the queue ended before.
+pub fn push(
     state: &mut State,
     db: DbIndex,
     key: &[u8],
-    count: usize,
-    take: Take,
-    now: ClusterTime,
-) -> Option<Vec<Popped>> {
-    let Some(queue) = queue_at(state, db, key)? else { return Some(Vec::new()) };
-    let chosen: Vec<MessageId> = queue.ready.iter().take(count).copied().collect();
-    let Some(mut open) = OpenQueue::new(state, db, key) else { return Some(Vec::new()) };
-    let mut popped = Vec::with_capacity(chosen.len());
-    for id in chosen {
-        let (life, payload) = match open.step(id, Event::HandOut(take), now) {
-            Taken::Nothing => continue,
-            Taken::Changed(life) => (life, Bytes::copy_from_slice(open.payload(id))),
-            Taken::Finished(life, payload) => {
-                open.queue.counters.acked += 1;
-                (life, Bytes::from(payload))
+    request: &PushRequest<'_>,
+    by: By<'_>,
+) -> Result<Pushed, WrongType> {
+    let now = by.now;
+    if let Some(queue) = queue_at(state, db, key).ok_or(WrongType)? {
+        let known = request.id.and_then(|id| queue.dedup(id)).filter(|dedup| dedup.until > now);
+        if request.only_update {
+            let Some(known) = known else { return Ok(Pushed::Nothing) };
+            return Ok(reschedule(state, db, key, known.id, request, by));
+        }
+        if let Some(known) = known {
+            if let Some(mut open) = OpenQueue::new(state, db, key) {
+                open.queue.counters.duplicates += 1;
+                open.mark_row();
             }
-        };
-        open.queue.counters.delivered += 1;
-        let receipt = Receipt { id, delivery: life.delivery };
-        popped.push(Popped { receipt, attempt: life.attempt, payload });
+            return Ok(Pushed::Known(known.id));
+        }
+        if let Some(reason) = why_full(queue, key, request) {
+            return Ok(Pushed::Full(reason));
+        }
+    } else if request.only_update {
+        return Ok(Pushed::Nothing);
+    } else if request.max_len == Some(0) {
+        return Ok(Pushed::Full(format!("QFULL {} holds 0 messages, MAXLEN 0", shown(key))));
     }
-    remove_if_empty(state, db, key);
-    Some(popped)
+    create(state, db, key, now);
+    let id = MessageId { index: state.meta.applied.0, n: state.pushed_in_entry };
+    state.pushed_in_entry += 1;
+    let Some(mut open) = OpenQueue::new(state, db, key) else { return Err(WrongType) };
+    open.save(id);
+    let ttl = open.queue.attributes().ttl;
+    let lifetime = request.lifetime.or((ttl.0 != 0).then_some(ttl));
+    let extra = Extra {
+        group: request.group.map(Box::from),
+        dedup: request.id.map(Box::from),
+        expires: lifetime.map_or(ClusterTime::NEVER, |lifetime| now.after(lifetime)),
+        reason: Box::default(),
+    };
+    if let Some(name) = request.id {
+        open.save_dedup(name);
+        // It may be that of a finished message which is due and not forgotten yet.
+        open.mark_dedup(name);
+    }
+    let life = Life::new(now, request.delay.unwrap_or(Millis(0)));
+    let payload = Bytes::copy_from_slice(request.payload);
+    open.queue.put_in(Record::new(id, life, request.priority.unwrap_or(0), payload, extra, now));
+    open.cold.pushed(open.applied, open.queue.number(), id);
+    open.queue.counters.pushed += 1;
+    open.changes.bytes += request.payload.len();
+    open.touch(id, now);
+    drop(open);
+    state.note_available(db, key);
+    Ok(Pushed::New(id))
 }
 
-/// QACK: finishes the messages whose current hand-out these receipts name, and says how many. `None`
-/// when the key holds another type.
+fn why_full(queue: &Queue, key: &[u8], request: &PushRequest<'_>) -> Option<String> {
+    let attributes = queue.attributes();
+    let (len, bytes) = (queue.live_len() as u64, queue.live_bytes());
+    let at_most = [attributes.max_len, request.max_len.unwrap_or(u64::MAX)];
+    let at_most = at_most.into_iter().enumerate().filter(|(at, most)| *at == 1 || *most != 0);
+    let at_most = at_most.map(|(_, most)| most).min().unwrap_or(u64::MAX);
+    if attributes.pause.stops_pushes() {
+        return Some(format!("QFULL {} takes no messages: PAUSE is {}", shown(key), attributes.pause.name()));
+    }
+    if len >= at_most {
+        return Some(format!("QFULL {} holds {len} messages, MAXLEN {at_most}", shown(key)));
+    }
+    let after = bytes + request.payload.len() as u64;
+    if attributes.max_bytes != 0 && after > attributes.max_bytes {
+        let most = attributes.max_bytes;
+        return Some(format!("QFULL {} would hold {after} bytes, MAXBYTES {most}", shown(key)));
+    }
+    None
+}
+
+fn shown(key: &[u8]) -> String {
+    crate::state::locks::graph::shown(key)
+}
+
+/// QPUSH … XX: another priority or delay for a message that nobody has.
+fn reschedule(
+    state: &mut State,
+    db: DbIndex,
+    key: &[u8],
+    id: MessageId,
+    request: &PushRequest<'_>,
+    by: By<'_>,
+) -> Pushed {
+    let Some(mut open) = OpenQueue::new(state, db, key) else { return Pushed::Nothing };
+    let is_waiting = open
+        .queue
+        .life(id)
+        .is_some_and(|life| matches!(life.state, MessageState::Ready | MessageState::Delayed { .. }));
+    if !is_waiting {
+        return Pushed::Nothing;
+    }
+    if let Some(delay) = request.delay {
+        open.step(id, Event::Reschedule { delay }, by);
+    }
+    if let Some(priority) = request.priority {
+        open.save(id);
+        open.queue.set_priority(id, priority);
+        open.touch(id, by.now);
+    }
+    drop(open);
+    state.note_available(db, key);
+    Pushed::Known(id)
+}
+
+/// QPOP: hands out messages of the queues, from left to right.
+pub fn pop(
+    state: &mut State,
+    request: &PopRequest,
+    origin: &Origin,
+    now: ClusterTime,
+) -> Result<Vec<Popped>, WrongType> {
+    for key in &request.queues {
+        check_type(state, request.db, key)?;
+    }
+    Ok(pop_available(state, request, origin, now))
+}
+
+fn pop_available(state: &mut State, request: &PopRequest, origin: &Origin, now: ClusterTime) -> Vec<Popped> {
+    let mut popped = Vec::new();
+    let mut bytes = 0;
+    let by = By { now, node: origin.node.0, reason: b"" };
+    for key in &request.queues {
+        if popped.len() >= request.count {
+            break;
+        }
+        let Some(mut open) = OpenQueue::new(state, request.db, key) else { continue };
+        while popped.len() < request.count
+            && let Some(id) = open.queue.next_available(now)
+        {
+            bytes += open.queue.message(id).map_or(0, Slot::payload_len);
+            if bytes > HANDED_OUT_BYTES && !popped.is_empty() {
+                return popped;
+            }
+            let Some(message) = open.hand_out(id, request, by) else { break };
+            popped.push(message);
+        }
+    }
+    popped
+}
+
+/// A QPOP that found nothing waits, and is told by this number how that ended. `None`: too many wait already.
+pub fn wait(
+    state: &mut State,
+    request: PopRequest,
+    origin: &Origin,
+    until: ClusterTime,
+    now: ClusterTime,
+) -> Option<ClaimId> {
+    let is_crowded = |name: KeyName| state.pop_waits.count_of(&name) >= WAITERS_MAX;
+    if request.queues.iter().any(|queue| is_crowded((request.db, queue.clone()))) {
+        return None;
+    }
+    let claim = Claim { id: state.next_claim(), origin: origin.clone(), until };
+    let id = claim.id;
+    state.notices.push(Notice::ClaimBegan { claim: id, origin: origin.clone() });
+    state.index_claims(std::slice::from_ref(&claim));
+    state.pop_waits.insert(PopWait { request, claim, since: now });
+    state.changes.pops.push(id);
+    Some(id)
+}
+
+/// A client waits no more. False when it did not.
+pub(in crate::state) fn end_wait(state: &mut State, claim: ClaimId, end: ClaimEnd, now: ClusterTime) -> bool {
+    let Some(wait) = state.pop_waits.remove(claim) else { return false };
+    state.unindex_claims(std::slice::from_ref(&wait.claim));
+    state.changes.pops.push(claim);
+    state.timings.push(Timing::QueueWait(wait.since.until(now)));
+    state.notices.push(Notice::ClaimEnded { claim, origin: wait.claim.origin, end });
+    true
+}
+
+/// Gives what became available to those who wait, first come, first served. After every item of an entry nobody waits
+/// for a queue that could serve him.
+pub(crate) fn serve_waits(state: &mut State, now: ClusterTime) {
+    while let Some(name) = state.available.pop_first() {
+        if is_planted(Bug::QueueWakeUpLost) {
+            continue;
+        }
+        let first = |state: &State| state.pop_waits.of_queue(&name).next();
+        while let Some(claim) = first(state)
+            && matches!(queue_at(state, name.0, &name.1), Some(Some(queue)) if queue.next_available(now).is_some())
+        {
+            let Some(wait) = state.pop_waits.get(claim).cloned() else { break };
+            let messages = pop_available(state, &wait.request, &wait.claim.origin, now);
+            if messages.is_empty() {
+                break;
+            }
+            let PopRequest { db, with_meta, no_ack, .. } = wait.request;
+            end_wait(state, claim, ClaimEnd::Delivered(Delivered { db, with_meta, no_ack, messages }), now);
+        }
+    }
+}
+
+/// QACK: how many of these receipts are those that finished their messages, now or before.
 pub fn ack(
     state: &mut State,
     db: DbIndex,
     key: &[u8],
     receipts: &[Receipt],
-    now: ClusterTime,
-) -> Option<usize> {
-    queue_at(state, db, key)?;
-    let Some(mut open) = OpenQueue::new(state, db, key) else { return Some(0) };
+    by: By<'_>,
+) -> Result<usize, WrongType> {
+    check_type(state, db, key)?;
+    let Some(mut open) = OpenQueue::new(state, db, key) else { return Ok(0) };
     let mut finished = 0;
-    for Receipt { id, delivery } in receipts {
+    for receipt in receipts {
         // More leases may be due than end in one entry; this one ends before its receipt is looked at.
-        open.end_lease_if_due(*id, now);
-        if let Taken::Finished(..) = open.step(*id, Event::Acknowledge { delivery: *delivery }, now) {
-            open.queue.counters.acked += 1;
-            finished += 1;
-        }
+        open.step(receipt.id, Event::TimePasses, By::time(by.now));
+        let event = Event::Acknowledge { delivery: receipt.delivery };
+        let is_finished = match open.step(receipt.id, event, by) {
+            Taken::Finished => true,
+            _ => open.finished.knows(open.queue.number(), *receipt, by.now),
+        };
+        finished += usize::from(is_finished);
     }
-    remove_if_empty(state, db, key);
-    Some(finished)
+    let dying = std::mem::take(&mut open.dying);
+    drop(open);
+    bury(state, db, key, dying, by.now);
+    state.note_available(db, key);
+    Ok(finished)
 }
 
-/// Ends up to `at_most` leases of this queue that are due, earliest first, and says how many: the messages are
-/// ready again, at their old place.
-pub(crate) fn expire_leases(
+/// How QNACK gives messages back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nack {
+    Silent {
+        delay: Millis,
+    },
+    /// `None`: after the queue's backoff.
+    Fail {
+        delay: Option<Millis>,
+    },
+    Fatal,
+}
+
+/// QNACK: how many of these receipts were current.
+pub fn nack(
     state: &mut State,
     db: DbIndex,
     key: &[u8],
-    now: ClusterTime,
-    at_most: usize,
-) -> usize {
-    let Some(mut open) = OpenQueue::new(state, db, key) else { return 0 };
-    let mut ended = 0;
-    while ended < at_most
-        && let Some((_, id)) = open.queue.leases.first().filter(|(until, _)| *until <= now).copied()
-    {
-        open.end_lease_if_due(id, now);
-        ended += 1;
+    receipts: &[Receipt],
+    how: Nack,
+    by: By<'_>,
+) -> Result<usize, WrongType> {
+    check_type(state, db, key)?;
+    let Some(mut open) = OpenQueue::new(state, db, key) else { return Ok(0) };
+    let mut accepted = 0;
+    for Receipt { id, delivery } in receipts.iter().copied() {
+        open.step(id, Event::TimePasses, By::time(by.now));
+        let how = match how {
+            Nack::Silent { delay } => Return::Silent { delay },
+            Nack::Fail { delay: Some(delay) } => Return::Fail { delay },
+            Nack::Fail { delay: None } => Return::Fail { delay: open.backoff(id) },
+            Nack::Fatal => Return::Fatal,
+        };
+        let step = open.step(id, Event::Return { delivery, how }, by);
+        accepted += usize::from(!matches!(step, Taken::Nothing));
     }
+    let dying = std::mem::take(&mut open.dying);
+    drop(open);
+    bury(state, db, key, dying, by.now);
+    state.note_available(db, key);
+    Ok(accepted)
+}
+
+/// QEXTEND: how many of these receipts were current; their leases end after `lease` from now on.
+pub fn extend(
+    state: &mut State,
+    db: DbIndex,
+    key: &[u8],
+    receipts: &[Receipt],
+    lease: Millis,
+    by: By<'_>,
+) -> Result<usize, WrongType> {
+    check_type(state, db, key)?;
+    let Some(mut open) = OpenQueue::new(state, db, key) else { return Ok(0) };
+    let mut extended = 0;
+    for Receipt { id, delivery } in receipts.iter().copied() {
+        open.step(id, Event::TimePasses, By::time(by.now));
+        let step = open.step(id, Event::Extend { delivery, lease }, by);
+        extended += usize::from(!matches!(step, Taken::Nothing));
+    }
+    let dying = std::mem::take(&mut open.dying);
+    drop(open);
+    bury(state, db, key, dying, by.now);
+    state.note_available(db, key);
+    Ok(extended)
+}
+
+/// QDEL: how many messages were removed.
+pub fn delete(
+    state: &mut State,
+    db: DbIndex,
+    key: &[u8],
+    which: &Which,
+    by: By<'_>,
+) -> Result<usize, WrongType> {
+    let Some(queue) = queue_at(state, db, key).ok_or(WrongType)? else { return Ok(0) };
+    // What a transaction may have to take back is removed one by one.
+    // So is what leaves traces: what is left is removed when the command comes again.
+    let is_many = *which == Which::All && queue.len() > CHANGED_AT_ONCE && state.undo.is_none() && {
+        let traced = queue.messages_from(MessageId::FIRST).filter(|slot| slot.has(TRACED));
+        traced.count() <= CHANGED_AT_ONCE
+    };
+    let ids = if is_many { Vec::new() } else { chosen(queue, which) };
+    let Some(mut open) = OpenQueue::new(state, db, key) else { return Ok(0) };
+    if is_many {
+        let removed = open.clear(by);
+        drop(open);
+        return Ok(removed);
+    }
+    let mut removed = 0;
+    for id in ids {
+        removed += usize::from(open.delete(id, by));
+    }
+    drop(open);
+    state.note_available(db, key);
+    Ok(removed)
+}
+
+fn chosen(queue: &Queue, which: &Which) -> Vec<MessageId> {
+    match which {
+        Which::Ids(ids) => ids.clone(),
+        Which::State(state) => queue.ids_from(*state, MessageId::FIRST).take(CHANGED_AT_ONCE).collect(),
+        Which::Count(count) => {
+            let count = CHANGED_AT_ONCE.min(*count);
+            queue.ids_from(StateName::Dead, MessageId::FIRST).take(count).collect()
+        }
+        Which::All => queue.messages_from(MessageId::FIRST).map(Keyed::id).take(CHANGED_AT_ONCE).collect(),
+    }
+}
+
+/// QREDRIVE: dead messages get new attempts, here or in another queue; how many.
+pub fn redrive(
+    state: &mut State,
+    db: DbIndex,
+    key: &[u8],
+    which: &Which,
+    to: Option<&[u8]>,
+    by: By<'_>,
+) -> Result<usize, WrongType> {
+    let target = to.unwrap_or(key);
+    check_type(state, db, target)?;
+    let Some(queue) = queue_at(state, db, key).ok_or(WrongType)? else { return Ok(0) };
+    let is_dead = |id: &MessageId| queue.life(*id).is_some_and(|life| life.state == MessageState::Dead);
+    let mut ids: Vec<MessageId> = chosen(queue, which).into_iter().filter(is_dead).collect();
+    let mut moved = 0;
+    if target != key {
+        let length = |id: &MessageId| queue.message(*id).map_or(0, Slot::payload_len);
+        let mut bytes = 0;
+        let fits = |id: &&MessageId| {
+            bytes += length(id);
+            bytes <= MOVED_BYTES
+        };
+        let count = ids.iter().take_while(fits).count();
+        ids.truncate(count.max(1));
+    }
+    for (at, id) in ids.iter().copied().enumerate() {
+        if target != key
+            && at % MOVED_TOGETHER == 0
+            && let Some(open) = OpenQueue::new(state, db, key)
+        {
+            open.cold.read_these(open.queue, &ids[at..ids.len().min(at + MOVED_TOGETHER)]);
+        }
+        if target == key {
+            let Some(mut open) = OpenQueue::new(state, db, key) else { break };
+            moved += usize::from(!matches!(open.step(id, Event::Redrive, by), Taken::Nothing));
+        } else {
+            moved += usize::from(move_message(state, db, key, target, id, Some(by), by.now));
+        }
+    }
+    state.note_available(db, target);
+    Ok(moved)
+}
+
+/// QCONFIG SET.
+pub fn configure(
+    state: &mut State,
+    db: DbIndex,
+    key: &[u8],
+    change: impl FnOnce(&Attributes) -> Attributes,
+    now: ClusterTime,
+) -> Result<(), WrongType> {
+    check_type(state, db, key)?;
+    create(state, db, key, now);
+    let Some(mut open) = OpenQueue::new(state, db, key) else { return Err(WrongType) };
+    let attributes = change(open.queue.attributes());
+    open.queue.set_attributes(attributes);
+    open.queue.touch(now);
+    open.mark_row();
+    drop(open);
+    state.note_available(db, key);
+    Ok(())
+}
+
+/// Ends up to `at_most` of what is due in this queue, earliest first, and says how many.
+pub(crate) fn expire(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime, at_most: usize) -> usize {
+    let Some(mut open) = OpenQueue::new(state, db, key) else { return 0 };
+    let (mut ended, mut is_forgotten) = (0, false);
+    while ended < at_most
+        && let Some(timer) = open.queue.due(now)
+    {
+        ended += 1;
+        match timer {
+            Timer::Message(id) | Timer::Lifetime(id) => {
+                open.step(id, Event::TimePasses, By::time(now));
+            }
+            Timer::Dedup(name) => {
+                open.save_dedup(&name);
+                open.queue.set_dedup(&name, None);
+                open.queue.touch(now);
+                open.mark_row();
+                open.mark_dedup(&name);
+            }
+            Timer::Idle => {
+                is_forgotten = true;
+                break;
+            }
+        }
+    }
+    let dying = std::mem::take(&mut open.dying);
+    drop(open);
+    if is_forgotten {
+        state.remove(db, key);
+        return ended;
+    }
+    bury(state, db, key, dying, now);
+    state.note_available(db, key);
     ended
 }
 
-/// A new leader stands: this message stays with its consumer at least `grace` longer, within its budget.
-pub(crate) fn grant_grace(
-    state: &mut State,
-    db: DbIndex,
-    key: &[u8],
-    id: MessageId,
-    now: ClusterTime,
-    grace: Millis,
-) {
-    if let Some(mut open) = OpenQueue::new(state, db, key) {
-        open.step(id, Event::Grace(grace), now);
+/// A new leader stands: messages in flight stay with their consumers at least `grace` longer, within their budgets.
+pub(crate) fn grant_grace(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime, grace: Millis) {
+    let Some(mut open) = OpenQueue::new(state, db, key) else { return };
+    for id in open.queue.leases_before(now.after(grace)) {
+        open.step(id, Event::Grace(grace), By::time(now));
     }
 }
 
-/// A queue without messages has no row.
-fn remove_if_empty(state: &mut State, db: DbIndex, key: &[u8]) {
-    if queue_at(state, db, key).flatten().is_some_and(Queue::is_empty) {
-        state.remove(db, key);
+/// Messages that died go to the queue's dead letter queue, if it has one that is a queue.
+fn bury(state: &mut State, db: DbIndex, key: &[u8], dying: Vec<MessageId>, now: ClusterTime) {
+    if dying.is_empty() {
+        return;
     }
+    let Some(Some(queue)) = queue_at(state, db, key) else { return };
+    let target = queue.attributes().dead_letter.clone();
+    if target.is_empty() || *target == *key || queue_at(state, db, &target).is_none() {
+        return;
+    }
+    for id in dying {
+        move_message(state, db, key, &target, id, None, now);
+    }
+    state.note_available(db, &target);
+}
+
+/// A dead message goes to another queue, where it is ready. `redriven`: by QREDRIVE.
+fn move_message(
+    state: &mut State,
+    db: DbIndex,
+    from: &[u8],
+    to: &[u8],
+    id: MessageId,
+    redriven: Option<By<'_>>,
+    now: ClusterTime,
+) -> bool {
+    let Some(mut open) = OpenQueue::new(state, db, from) else { return false };
+    if open.queue.life(id).is_none_or(|life| life.state != MessageState::Dead) {
+        return false;
+    }
+    let payload = open.payload(id);
+    let Some(mut record) = open.take_out(id) else { return false };
+    open.changes.bytes += payload.len();
+    open.queue.counters.moved += 1;
+    open.queue.touch(now);
+    drop(open);
+    create(state, db, to, now);
+    let Some(mut open) = OpenQueue::new(state, db, to) else { return false };
+    open.save(id);
+    record.payload = Some(payload);
+    record.slot.flags &= TRACED;
+    if let Some(extra) = &mut record.extra {
+        extra.dedup = None;
+        extra.expires = ClusterTime::NEVER;
+    }
+    open.queue.put_in(record);
+    open.cold.moved(open.applied, open.queue.number(), id);
+    open.queue.counters.pushed += 1;
+    let life = open.queue.life(id).expect("it was put in just now");
+    if let Step::Becomes(life) = rules::step(life, Event::Redrive, open.queue.policy(id), now) {
+        open.queue.set_life(id, life, None);
+    }
+    if let Some(by) = redriven {
+        open.trace(id, TraceKind::Redriven, by, b"");
+    }
+    open.touch(id, now);
+    true
 }
 
 /// What a step did.
 enum Taken {
     Nothing,
-    Changed(Life),
-    Finished(Life, Box<[u8]>),
+    Changed,
+    Finished,
 }
 
-/// A queue together with all that must change with it: its row's marks, the rows to write, the leases.
+/// A queue together with all that must change with it: its row's marks, the rows to write, the index of deadlines.
 struct OpenQueue<'a> {
     db: DbIndex,
     key: &'a [u8],
     applied: LogIndex,
+    ack_memory: u64,
     queue: &'a mut Queue,
     row_changed: &'a mut LogIndex,
     row_mark: &'a mut u32,
     changes: &'a mut Changes,
     leases: &'a mut ExpiryIndex<LeaseName>,
     undo: Option<&'a mut Undo>,
+    traces: &'a mut Traces,
+    finished: &'a mut Finished,
+    cold: &'a mut Cold,
+    /// Messages that died, to be buried.
+    dying: Vec<MessageId>,
+}
+
+impl Drop for OpenQueue<'_> {
+    /// The group's index knows a time that is not after the queue's first timer.
+    fn drop(&mut self) {
+        let earliest = self.queue.earliest_timer();
+        if earliest < self.queue.indexed_at {
+            let name = LeaseName::Queue(self.db, self.key.into());
+            self.leases.remove(self.queue.indexed_at, name.clone());
+            self.leases.insert(earliest, name);
+            self.queue.indexed_at = earliest;
+        }
+    }
 }
 
 impl<'a> OpenQueue<'a> {
@@ -509,68 +761,290 @@ impl<'a> OpenQueue<'a> {
             db,
             key,
             applied: state.meta.applied,
+            ack_memory: state.meta.settings.queue_ack_memory,
             queue,
             row_changed: &mut row.changed,
             row_mark: &mut row.mark,
             changes: &mut state.changes,
             leases: &mut state.leases,
             undo: state.undo.as_deref_mut(),
+            traces: &mut state.traces,
+            finished: &mut state.finished,
+            cold: &mut state.cold,
+            dying: Vec::new(),
         })
     }
 
-    fn payload(&self, id: MessageId) -> &[u8] {
-        self.queue.message(id).map_or(&[], Message::payload)
+    /// The payload of a message; the state is at fault from now on if it cannot be read.
+    fn payload(&mut self, id: MessageId) -> Bytes {
+        if let Some(payload) = self.queue.payload(id) {
+            return payload.clone();
+        }
+        self.cold.read(self.queue, id);
+        self.queue.payload(id).cloned().unwrap_or_default()
     }
 
-    fn end_lease_if_due(&mut self, id: MessageId, now: ClusterTime) {
-        if let Taken::Changed(_) = self.step(id, Event::TimePasses, now) {
-            self.queue.counters.expired_leases += 1;
-        }
+    fn backoff(&self, id: MessageId) -> Millis {
+        let attempt = self.queue.message(id).map_or(0, Slot::attempt);
+        self.queue.attributes().backoff.wait(attempt, id, self.applied.0)
+    }
+
+    /// Hands a message out.
+    fn hand_out(&mut self, id: MessageId, request: &PopRequest, by: By<'_>) -> Option<Popped> {
+        let take = request.take(self.queue.attributes().lease);
+        let slot = *self.queue.message(id)?;
+        let extra = self.queue.extra(id).cloned().unwrap_or_default();
+        let payload = self.payload(id);
+        self.queue.counters.delivered += 1;
+        self.queue.counters.redelivered += u64::from(slot.delivery() > 0);
+        let before = self.queue.life(id)?;
+        let at_once = rules::step(before, Event::HandOut(take), self.queue.policy(id), by.now);
+        let life = match at_once {
+            Step::Becomes(life) => {
+                let lease = Lease {
+                    set_until: match life.state {
+                        MessageState::Leased { set_until, .. } => set_until,
+                        _ => by.now,
+                    },
+                    since: by.now,
+                    consumer: request.consumer.clone(),
+                    node: by.node,
+                };
+                self.save(id);
+                self.queue.set_life(id, life, Some(lease));
+                self.trace_as(id, TraceKind::Delivered, by, &request.consumer, b"");
+                self.touch(id, by.now);
+                life
+            }
+            Step::Finished(life) => {
+                self.save(id);
+                self.queue.set_life(id, life, None);
+                self.trace_as(id, TraceKind::Delivered, by, &request.consumer, b"");
+                self.finish(id, by, &request.consumer);
+                life
+            }
+            Step::Unchanged | Step::Dies(..) => return None,
+        };
+        Some(Popped {
+            queue: self.key.into(),
+            receipt: Receipt { id, delivery: life.delivery },
+            attempt: life.attempt,
+            payload,
+            meta: PoppedMeta {
+                priority: slot.priority(),
+                group: extra.group,
+                age: slot.pushed_at().until(by.now),
+                lease: match take {
+                    Take::Lease(lease) => lease,
+                    Take::Remove => Millis(0),
+                },
+                last_reason: extra.reason,
+            },
+        })
     }
 
     /// Takes one message through one event.
-    fn step(&mut self, id: MessageId, event: Event, now: ClusterTime) -> Taken {
-        let Some(before) = self.queue.message(id).map(|message| message.life) else { return Taken::Nothing };
-        let step = rules::step(before, event, now);
-        if step != Step::Unchanged {
-            self.save(id);
-        }
+    fn step(&mut self, id: MessageId, event: Event, by: By<'_>) -> Taken {
+        let Some(before) = self.queue.life(id) else { return Taken::Nothing };
+        let step = rules::step(before, event, self.queue.policy(id), by.now);
         match step {
-            Step::Unchanged => Taken::Nothing,
+            Step::Unchanged => return Taken::Nothing,
             Step::Becomes(after) => {
-                self.move_message(id, before.state, Some(after.state));
-                let message = self.queue.messages.get_mut(&id).expect("it was read just now");
-                message.life = after;
-                Taken::Changed(after)
+                self.save(id);
+                let consumer = self.queue.lease(id).map(|lease| lease.consumer.clone()).unwrap_or_default();
+                if event == Event::Redrive {
+                    // It would die again at once of the lifetime that it died of.
+                    self.queue.end_lifetime(id);
+                }
+                self.queue.set_life(id, after, None);
+                self.note_edge(id, before, event, &consumer, by);
             }
-            Step::Finished(last) => {
-                self.move_message(id, before.state, None);
-                let message = self.queue.messages.remove(&id).expect("it was read just now");
-                self.queue.payload_bytes -= message.payload.len();
-                Taken::Finished(last, message.payload)
+            Step::Dies(after, death) => {
+                self.save(id);
+                let consumer = self.queue.lease(id).map(|lease| lease.consumer.clone()).unwrap_or_default();
+                self.note_edge(id, before, event, &consumer, by);
+                self.queue.set_life(id, after, None);
+                self.queue.counters.died += 1;
+                let reason = match death {
+                    Death::MaxDeliver => &b"maxdeliver"[..],
+                    Death::Fatal => b"fatal",
+                    Death::Expired => b"expired",
+                };
+                // What the consumer said last is worth more than our word, but not for a lifetime.
+                let is_said = self.queue.extra(id).is_some_and(|extra| !extra.reason.is_empty());
+                if !is_said || death == Death::Expired {
+                    self.queue.set_reason(id, reason);
+                }
+                let told = self.queue.extra(id).map(|extra| extra.reason.clone()).unwrap_or_default();
+                self.trace_as(id, TraceKind::Dead, by, b"", &told);
+                self.dying.push(id);
+            }
+            Step::Finished(_) => {
+                self.save(id);
+                let consumer = self.queue.lease(id).map(|lease| lease.consumer.clone()).unwrap_or_default();
+                self.finish(id, by, &consumer);
+                return Taken::Finished;
+            }
+        }
+        self.touch(id, by.now);
+        Taken::Changed
+    }
+
+    /// Counts and traces what has happened to a message that goes on.
+    fn note_edge(&mut self, id: MessageId, before: Life, event: Event, consumer: &[u8], by: By<'_>) {
+        let kind = match event {
+            Event::Return { how: Return::Silent { .. }, .. } => {
+                self.queue.counters.nacked += 1;
+                TraceKind::Returned
+            }
+            Event::Return { .. } => {
+                self.queue.counters.nacked += 1;
+                TraceKind::Nacked
+            }
+            Event::TimePasses => {
+                // A delay that is over is not told.
+                if !matches!(before.state, MessageState::Leased { .. }) {
+                    return;
+                }
+                self.queue.counters.expired_leases += 1;
+                TraceKind::LeaseExpired
+            }
+            Event::Extend { .. } => TraceKind::Extended,
+            Event::Redrive => TraceKind::Redriven,
+            Event::Grace(_) | Event::Reschedule { .. } | Event::HandOut(_) | Event::Acknowledge { .. } => {
+                return;
+            }
+        };
+        if !by.reason.is_empty() {
+            self.queue.set_reason(id, by.reason);
+        }
+        self.trace_as(id, kind, by, consumer, by.reason);
+    }
+
+    /// The work of a message is done: it is gone, and what must be remembered of it is.
+    fn finish(&mut self, id: MessageId, by: By<'_>, consumer: &[u8]) {
+        self.trace_as(id, TraceKind::Acked, by, consumer, b"");
+        let is_leased = self.queue.lease(id).is_some();
+        let Some(record) = self.take_out(id) else { return };
+        self.queue.counters.acked += 1;
+        self.queue.touch(by.now);
+        if let Some(name) = record.extra.as_ref().and_then(|extra| extra.dedup.as_deref()) {
+            let kept = self.queue.attributes().dedup;
+            if kept.0 > 0 {
+                self.save_dedup(name);
+                self.queue.set_dedup(name, Some(Dedup { id, until: by.now.after(kept) }));
+                self.mark_dedup(name);
+            }
+        }
+        if is_leased {
+            let receipt = Receipt { id, delivery: record.slot.delivery() };
+            let finish = Finish { receipt, queue: self.queue.number(), at: by.now };
+            let forgotten = self.finished.remember(finish, self.ack_memory);
+            if let Some(undo) = &mut self.undo {
+                undo.finished.forgot(&forgotten);
             }
         }
     }
 
-    /// The message is about to change.
+    fn delete(&mut self, id: MessageId, by: By<'_>) -> bool {
+        if self.queue.message(id).is_none() {
+            return false;
+        }
+        self.save(id);
+        self.trace(id, TraceKind::Deleted, by, by.reason);
+        self.take_out(id);
+        self.queue.counters.deleted += 1;
+        self.queue.touch(by.now);
+        true
+    }
+
+    /// Removes all messages together. Those that were never handed out leave no trace.
+    fn clear(&mut self, by: By<'_>) -> usize {
+        let traced = self.queue.messages_from(MessageId::FIRST).filter(|slot| slot.has(TRACED));
+        let traced: Vec<MessageId> = traced.map(Keyed::id).collect();
+        for id in traced {
+            self.trace(id, TraceKind::Deleted, by, by.reason);
+        }
+        let removed = self.queue.clear();
+        self.queue.counters.deleted += removed as u64;
+        self.queue.touch(by.now);
+        self.changes.cleared.push(self.queue.number());
+        self.mark_row();
+        removed
+    }
+
+    /// Takes a message out, and its rows with it.
+    fn take_out(&mut self, id: MessageId) -> Option<Record> {
+        self.save(id);
+        if let Some(name) = self.queue.extra(id).and_then(|extra| extra.dedup.clone()) {
+            self.save_dedup(&name);
+        }
+        let record = self.queue.take_out(id)?;
+        if record.slot.has(STORED) {
+            self.changes.gone.push((self.queue.number(), id));
+        }
+        self.mark_row();
+        Some(record)
+    }
+
+    fn trace(&mut self, id: MessageId, kind: TraceKind, by: By<'_>, reason: &[u8]) {
+        let consumer = self.queue.lease(id).map(|lease| lease.consumer.clone()).unwrap_or_default();
+        self.trace_as(id, kind, by, &consumer, reason);
+    }
+
+    /// Adds an event to a message's trace. The first one brings PUSHED with it.
+    fn trace_as(&mut self, id: MessageId, kind: TraceKind, by: By<'_>, consumer: &[u8], reason: &[u8]) {
+        let Some(slot) = self.queue.message_mut(id) else { return };
+        let is_end = matches!(kind, TraceKind::Acked | TraceKind::Deleted);
+        if slot.delivery() > TRACED_DELIVERIES && !is_end && kind != TraceKind::Dead {
+            return;
+        }
+        let is_first = !slot.has(TRACED);
+        slot.flags |= TRACED;
+        let slot = *slot;
+        let queue = self.queue.number();
+        let retain = self.queue.attributes().retain;
+        let event = TraceEvent {
+            kind,
+            index: self.applied.0,
+            at: by.now,
+            delivery: slot.delivery(),
+            attempt: slot.attempt(),
+            node: by.node,
+            queue,
+            consumer: consumer.into(),
+            reason: reason.into(),
+            forget_at: if is_end { by.now.after(retain) } else { ClusterTime::NEVER },
+        };
+        if is_first {
+            self.traces.add(self.applied, id, &pushed_event(id, &slot, queue));
+        }
+        self.traces.add(self.applied, id, &event);
+    }
+
+    /// The message is about to change, or to come.
     fn save(&mut self, id: MessageId) {
         if let Some(undo) = &mut self.undo {
-            undo.save_message(self.db, self.key, id, self.queue.message(id));
+            undo.save_message(self.db, self.key, id, self.queue.record(id));
         }
     }
 
-    /// Takes a message from the order of one state to that of the next, and marks it as changed.
-    fn move_message(&mut self, id: MessageId, from: MessageState, to: Option<MessageState>) {
-        self.mark_row();
-        self.mark_message(id);
-        self.queue.leave(id, from);
-        if let MessageState::Leased { until, .. } = from {
-            self.leases.remove(until, LeaseName::Message(self.db, self.key.into(), id));
+    /// What is known of an ID is about to change.
+    fn save_dedup(&mut self, name: &[u8]) {
+        if let Some(undo) = &mut self.undo {
+            undo.save_dedup(self.db, self.key, name, self.queue.dedup(name));
         }
-        let Some(to) = to else { return };
-        self.queue.enter(id, to);
-        if let MessageState::Leased { until, .. } = to {
-            self.leases.insert(until, LeaseName::Message(self.db, self.key.into(), id));
+    }
+
+    /// A message of the queue has changed.
+    fn touch(&mut self, id: MessageId, now: ClusterTime) {
+        self.queue.touch(now);
+        self.mark_row();
+        let number = self.queue.number();
+        let Some(slot) = self.queue.message_mut(id) else { return };
+        if !slot.has(DIRTY) {
+            slot.flags |= DIRTY;
+            self.changes.messages.push((number, id));
         }
     }
 
@@ -584,363 +1058,105 @@ impl<'a> OpenQueue<'a> {
         }
     }
 
-    /// Lists the message's row for the next flush, once.
-    fn mark_message(&mut self, id: MessageId) {
-        let Some(message) = self.queue.messages.get_mut(&id) else { return };
-        if !std::mem::replace(&mut message.dirty, true) {
-            self.changes.messages.push((self.db, self.key.into(), id));
-        }
+    fn mark_dedup(&mut self, name: &[u8]) {
+        self.changes.dedups.push((self.queue.number(), name.into()));
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::state::test_support::TestStore;
-    use crate::types::Term;
-    use crate::types::WallMillis;
-
-    /// Begins the next entry, at this time, and ends what is due in the queue.
-    fn entry(state: &mut State, now: u64) -> ClusterTime {
-        let index = LogIndex(state.meta.applied.0 + 1);
-        let now = ClusterTime(now);
-        state.begin_entry(index, Term(1), now, WallMillis(0));
-        state.expire_touched(0, b"q", now);
-        now
+/// How a message's trace begins.
+#[must_use]
+pub fn pushed_event(id: MessageId, slot: &Slot, queue: u64) -> TraceEvent {
+    TraceEvent {
+        kind: TraceKind::Pushed,
+        index: id.index,
+        at: slot.pushed_at(),
+        delivery: 0,
+        attempt: 0,
+        node: 0,
+        queue,
+        consumer: Box::default(),
+        reason: Box::default(),
+        forget_at: ClusterTime::NEVER,
     }
+}
 
-    fn push_at(state: &mut State, now: u64, payload: &str) -> MessageId {
-        entry(state, now);
-        push(state, 0, b"q", payload.as_bytes()).expect("the key holds a queue or nothing")
-    }
-
-    fn pop_at(state: &mut State, now: u64, count: usize, take: Take) -> Vec<Popped> {
-        let now = entry(state, now);
-        pop(state, 0, b"q", count, take, now).expect("the key holds a queue or nothing")
-    }
-
-    fn ack_at(state: &mut State, now: u64, receipts: &[Receipt]) -> usize {
-        let now = entry(state, now);
-        ack(state, 0, b"q", receipts, now).expect("the key holds a queue or nothing")
-    }
-
-    fn queue(state: &State) -> Option<&Queue> {
-        queue_at(state, 0, b"q").expect("the key holds a queue or nothing")
-    }
-
-    fn payloads(popped: &[Popped]) -> Vec<&str> {
-        popped.iter().map(|popped| std::str::from_utf8(&popped.payload).unwrap()).collect()
-    }
-
-    /// Every message is in exactly one order, by its state; counts add up; the index of leases agrees.
-    fn check(state: &State) {
-        let mut leases = BTreeSet::new();
-        if let Some(queue) = queue(state) {
-            assert!(!queue.is_empty(), "a queue without messages has no row");
-            let (mut ready, mut leased, mut bytes) = (BTreeSet::new(), BTreeSet::new(), 0);
-            for (id, message) in &queue.messages {
-                bytes += message.payload.len();
-                match message.life.state {
-                    MessageState::Ready => ready.insert(*id),
-                    MessageState::Leased { until, .. } => leased.insert((until, *id)),
-                };
-            }
-            assert_eq!((&ready, &leased), (&queue.ready, &queue.leases));
-            assert_eq!(queue.payload_bytes, bytes);
-            assert_eq!(queue.counters.pushed, queue.counters.acked + queue.len() as u64);
-            leases = leased
-                .into_iter()
-                .map(|(until, id)| (until, LeaseName::Message(0, (*b"q").into(), id)))
-                .collect();
-        }
-        let indexed = state.leases.iter().map(|(until, name)| (until, name.clone())).collect();
-        assert_eq!(leases, indexed);
-    }
-
-    #[test]
-    fn a_message_whose_lease_ends_goes_back_to_its_place() {
-        let mut state = State::new(1);
-        for payload in ["one", "two", "three"] {
-            push_at(&mut state, 0, payload);
-        }
-        let first = pop_at(&mut state, 0, 2, Take::Lease(Millis(1_000)));
-        assert_eq!(payloads(&first), ["one", "two"]);
-        assert_eq!(ack_at(&mut state, 999, &[first[1].receipt]), 1);
-        check(&state);
-        let again = pop_at(&mut state, 1_000, 9, Take::Lease(Millis(1_000)));
-        assert_eq!(payloads(&again), ["one", "three"]);
-        assert_eq!((again[0].attempt, again[0].receipt.delivery), (2, 2));
-        assert_eq!(ack_at(&mut state, 1_000, &[first[0].receipt]), 0, "a stale receipt");
-        assert_eq!(queue(&state).map(|queue| queue.counters.expired_leases), Some(1));
-        check(&state);
-        assert_eq!(ack_at(&mut state, 1_001, &[again[0].receipt, again[1].receipt]), 2);
-        assert!(queue(&state).is_none());
-        check(&state);
-    }
-
-    #[test]
-    fn a_receipt_whose_lease_has_ended_finishes_nothing() {
-        let mut state = State::new(1);
-        push_at(&mut state, 0, "one");
-        let popped = pop_at(&mut state, 0, 1, Take::Lease(Millis(1_000)));
-        assert_eq!(ack_at(&mut state, 1_000, &[popped[0].receipt]), 0);
-        assert_eq!(queue(&state).map(Queue::ready_count), Some(1));
-    }
-
-    #[test]
-    fn an_expire_entry_returns_every_message_that_is_due() {
-        let mut state = State::new(1);
-        for payload in ["one", "two", "three"] {
-            push_at(&mut state, 0, payload);
-        }
-        for lease in [100, 200, 300] {
-            pop_at(&mut state, 0, 1, Take::Lease(Millis(lease)));
-        }
-        let now = ClusterTime(250);
-        state.begin_entry(LogIndex(100), Term(1), now, WallMillis(0));
-        state.expire_due(now, 1024);
-        assert!(!state.anything_due(now));
-        let counts = queue(&state).map(|queue| (queue.ready_count(), queue.leased_count()));
-        assert_eq!(counts, Some((2, 1)));
-        check(&state);
-    }
-
-    #[test]
-    fn grace_keeps_messages_with_their_consumers_within_its_budget() {
-        let mut state = State::new(1);
-        push_at(&mut state, 0, "one");
-        pop_at(&mut state, 0, 1, Take::Lease(Millis(1_000)));
-        for (now, until) in [(500, 3_500), (3_400, 6_400), (6_000, 7_000), (6_900, 7_000)] {
-            let now = entry(&mut state, now);
-            state.grant_grace(now);
-            assert_eq!(queue(&state).map(Queue::earliest_lease), Some(ClusterTime(until)));
-            check(&state);
-        }
-        assert_eq!(payloads(&pop_at(&mut state, 7_000, 1, Take::Remove)), ["one"]);
-    }
-
-    #[test]
-    fn a_message_that_changes_often_is_written_once() {
-        let mut state = State::new(1);
-        push_at(&mut state, 0, "one");
-        for now in 0..5 {
-            pop_at(&mut state, now * 100, 1, Take::Lease(Millis(100)));
-        }
-        assert_eq!(state.changes.messages.len(), 1);
-        assert_eq!(state.pending_changes().listed, 2);
-        state.take_changes();
-        pop_at(&mut state, 500, 1, Take::Lease(Millis(100)));
-        assert_eq!(state.changes.messages.len(), 1);
-    }
-
-    #[test]
-    fn popping_from_a_queue_with_nothing_ready_changes_nothing() {
-        let mut state = State::new(1);
-        push_at(&mut state, 0, "one");
-        pop_at(&mut state, 0, 1, Take::Lease(Millis(1_000)));
-        let changed = state.row(0, b"q").map(Row::changed);
-        assert!(pop_at(&mut state, 10, 1, Take::Lease(Millis(1_000))).is_empty());
-        assert_eq!(ack_at(&mut state, 10, &[Receipt { id: MessageId { index: 1, n: 0 }, delivery: 9 }]), 0);
-        assert_eq!(state.row(0, b"q").map(Row::changed), changed);
-    }
-
-    #[test]
-    fn a_queue_goes_with_its_messages_and_their_leases() {
-        let store = TestStore::new();
-        let mut state = State::new(1);
-        push_at(&mut state, 0, "one");
-        push_at(&mut state, 0, "two");
-        pop_at(&mut state, 0, 1, Take::Lease(Millis(1_000)));
-        reopen(&mut state, &store);
-        assert!(state.remove(0, b"q"));
-        check(&state);
-        // A new queue of the name must not see the rows of the old one.
-        push_at(&mut state, 0, "three");
-        reopen(&mut state, &store);
-        assert_eq!(queue(&state).map(Queue::len), Some(1));
-    }
-
-    #[test]
-    fn a_flush_of_the_database_keeps_queues() {
-        let store = TestStore::new();
-        let mut state = State::new(1);
-        push_at(&mut state, 0, "one");
-        state.put_string(0, b"s", b"v", None);
-        reopen(&mut state, &store);
-        entry(&mut state, 1);
-        state.flush_database(0);
-        reopen(&mut state, &store);
-        assert_eq!(payloads(&pop_at(&mut state, 2, 9, Take::Remove)), ["one"]);
-    }
-
-    #[test]
-    fn a_key_of_another_type_is_left_alone() {
-        let mut state = State::new(1);
-        let now = entry(&mut state, 0);
-        state.put_string(0, b"q", b"v", None);
-        assert_eq!(push(&mut state, 0, b"q", b"p"), None);
-        assert_eq!(pop(&mut state, 0, b"q", 1, Take::Remove, now), None);
-        assert_eq!(ack(&mut state, 0, b"q", &[], now), None);
-    }
-
-    #[test]
-    fn ids_and_receipts_read_what_they_write_and_nothing_else() {
-        let id = MessageId { index: 84_213, n: 7 };
-        let receipt = Receipt { id, delivery: 3 };
-        assert_eq!(receipt.to_string(), "84213-7:3");
-        assert_eq!(Receipt::parse(b"84213-7:3"), Some(receipt));
-        assert_eq!(MessageId::parse(b"84213-7"), Some(id));
-        for text in
-            ["", "-", "1", "1-", "-1", "1-2-3", "+1-2", "01-2", "1-02", " 1-2", "1-2 ", "1-4294967296"]
-        {
-            assert_eq!(MessageId::parse(text.as_bytes()), None, "{text:?}");
-        }
-        for text in ["", ":", "1-2", "1-2:", ":1", "1-2:x", "1-2:3:4", "1-2:+3", "1-2:4294967296"] {
-            assert_eq!(Receipt::parse(text.as_bytes()), None, "{text:?}");
+impl State {
+    /// Something may be available in this queue that was not before.
+    fn note_available(&mut self, db: DbIndex, key: &[u8]) {
+        if !self.pop_waits.is_empty() {
+            self.available.insert((db, key.into()));
         }
     }
 
-    #[test]
-    fn rows_of_an_unknown_format_or_with_a_tail_are_refused() {
-        let leased = MessageState::Leased { until: ClusterTime(9), set_until: ClusterTime(7) };
-        let life = Life { state: leased, delivery: 2, attempt: 1 };
-        let (mut message, mut head) = (Vec::new(), Vec::new());
-        Message { payload: (*b"p").into(), life, dirty: false }.encode(&mut message);
-        let counters = Counters { pushed: 4, delivered: 3, acked: 2, expired_leases: 1 };
-        Queue { counters, ..Queue::default() }.encode(&mut head);
-        let decoded = Message::decode(&mut Reader::new(&message)).unwrap();
-        assert_eq!((decoded.payload(), *decoded.life()), (&b"p"[..], life));
-        assert_eq!(*Queue::decode(&mut Reader::new(&head)).unwrap().counters(), counters);
-        for end in 0..message.len() {
-            assert!(Message::decode(&mut Reader::new(&message[..end])).is_err());
-        }
-        for end in 0..head.len() {
-            assert!(Queue::decode(&mut Reader::new(&head[..end])).is_err());
-        }
-        for bytes in [&mut message, &mut head] {
-            bytes.push(0);
-            assert!(Message::decode(&mut Reader::new(bytes)).is_err());
-            assert!(Queue::decode(&mut Reader::new(bytes)).is_err());
-            bytes.pop();
-            bytes[0] = FORMAT + 1;
-            assert!(Message::decode(&mut Reader::new(bytes)).is_err());
-            assert!(Queue::decode(&mut Reader::new(bytes)).is_err());
-        }
+    /// QPOPs that wait.
+    #[must_use]
+    pub fn pop_waits(&self) -> &PopWaits {
+        &self.pop_waits
     }
 
-    fn reopen(state: &mut State, store: &TestStore) {
-        store.reopen(state);
-        check(state);
+    /// The name of a queue by its number.
+    #[must_use]
+    pub fn queue_name(&self, number: u64) -> Option<&KeyName> {
+        self.queue_names.get(&number)
     }
 
-    #[derive(Debug, Clone)]
-    enum Action {
-        Push { messages: usize },
-        Pop { count: usize, lease: u64 },
-        PopAtMostOnce { count: usize },
-        Ack { receipts: Vec<usize> },
-        NewLeader,
-        Expire,
-        Reopen,
+    /// The queue of a number.
+    pub(super) fn queue_of_number(&self, number: u64) -> Option<&Queue> {
+        let (db, key) = self.queue_names.get(&number)?;
+        queue_at(self, *db, key).flatten()
     }
 
-    fn action() -> impl Strategy<Value = Action> {
-        prop_oneof![
-            4 => (1..4usize).prop_map(|messages| Action::Push { messages }),
-            4 => (1..4usize, 100..1_000u64).prop_map(|(count, lease)| Action::Pop { count, lease }),
-            1 => (1..3usize).prop_map(|count| Action::PopAtMostOnce { count }),
-            4 => proptest::collection::vec(0..1_000usize, 1..4).prop_map(|receipts| Action::Ack { receipts }),
-            1 => Just(Action::NewLeader),
-            1 => Just(Action::Expire),
-            1 => Just(Action::Reopen),
-        ]
-    }
-
-    /// What clients saw of one queue.
-    #[derive(Default)]
-    struct Seen {
-        unfinished: BTreeMap<MessageId, u32>,
-        receipts: Vec<Receipt>,
-    }
-
-    impl Seen {
-        fn hand_outs(&mut self, popped: &[Popped], is_finished: bool) {
-            assert!(popped.is_sorted_by_key(|popped| popped.receipt.id), "oldest first");
-            for Popped { receipt, attempt, .. } in popped {
-                let delivery = self.unfinished.get_mut(&receipt.id).expect("only unfinished messages come");
-                assert!(receipt.delivery > *delivery, "deliveries only grow");
-                assert_eq!(receipt.delivery, *attempt);
-                *delivery = receipt.delivery;
-                self.receipts.push(*receipt);
-                if is_finished {
-                    self.unfinished.remove(&receipt.id);
-                }
-            }
-        }
-
-        fn take_action(&mut self, state: &mut State, store: &TestStore, now: u64, action: &Action) {
-            match action {
-                Action::Push { messages } => {
-                    entry(state, now);
-                    for _ in 0..*messages {
-                        let id = push(state, 0, b"q", b"payload").expect("it is a queue");
-                        assert_eq!(self.unfinished.insert(id, 0), None, "ids are never used twice");
-                    }
-                }
-                Action::Pop { count, lease } => {
-                    let popped = pop_at(state, now, *count, Take::Lease(Millis(*lease)));
-                    self.hand_outs(&popped, false);
-                }
-                Action::PopAtMostOnce { count } => {
-                    let popped = pop_at(state, now, *count, Take::Remove);
-                    self.hand_outs(&popped, true);
-                }
-                Action::Ack { receipts } => {
-                    let Some(last) = self.receipts.len().checked_sub(1) else { return };
-                    for receipt in receipts.iter().map(|at| self.receipts[at % (last + 1)]) {
-                        let finished = ack_at(state, now, &[receipt]);
-                        if finished == 1 {
-                            let delivery = self.unfinished.remove(&receipt.id);
-                            assert_eq!(
-                                delivery,
-                                Some(receipt.delivery),
-                                "finished by its last delivery, once"
-                            );
-                        }
-                    }
-                }
-                Action::NewLeader => {
-                    let now = entry(state, now);
-                    state.grant_grace(now);
-                }
-                Action::Expire => {
-                    let now = entry(state, now);
-                    state.expire_due(now, 1024);
-                    assert!(!state.anything_due(now));
-                }
-                Action::Reopen => reopen(state, store),
-            }
+    /// The queue of a number, to be changed.
+    pub(super) fn queue_of(&mut self, number: u64) -> Option<&mut Queue> {
+        let (db, key) = self.queue_names.get(&number)?;
+        match self.databases.get_mut(usize::from(*db))?.get_mut(key).map(|row| &mut row.object) {
+            Some(Object::Queue(queue)) => Some(queue),
+            _ => None,
         }
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    /// Messages that were acknowledged of late.
+    #[must_use]
+    pub fn finished(&self) -> &Finished {
+        &self.finished
+    }
 
-        #[test]
-        fn every_message_is_in_one_state_until_it_is_finished_once(
-            actions in proptest::collection::vec((action(), 0..300u64), 1..120),
-        ) {
-            let store = TestStore::new();
-            let (mut state, mut seen, mut now) = (State::new(1), Seen::default(), 0);
-            for (action, passes) in actions {
-                now += passes;
-                seen.take_action(&mut state, &store, now, &action);
-                check(&state);
-                let ids: Vec<MessageId> = queue(&state).map(|queue| queue.message_ids().collect()).unwrap_or_default();
-                assert_eq!(ids, seen.unfinished.keys().copied().collect::<Vec<_>>(), "nothing lost or invented");
-            }
+    /// The payloads of messages, wherever they are, read together.
+    pub fn payloads(
+        &self,
+        queue: &Queue,
+        ids: &[MessageId],
+    ) -> Result<Vec<Bytes>, crate::storage::StorageError> {
+        let cold: Vec<MessageId> = ids.iter().copied().filter(|id| queue.payload(*id).is_none()).collect();
+        let mut read = self.cold.fetch(queue, &cold)?.into_iter();
+        let payload = |id: &MessageId| {
+            queue
+                .payload(*id)
+                .cloned()
+                .or_else(|| read.next().map(|(_, payload)| payload))
+                .unwrap_or_default()
+        };
+        Ok(ids.iter().map(payload).collect())
+    }
+
+    /// What has happened to a message, if it is or was in this queue and is remembered.
+    pub fn trace(
+        &self,
+        queue: &Queue,
+        id: MessageId,
+        now: ClusterTime,
+    ) -> Result<Vec<TraceEvent>, crate::storage::StorageError> {
+        let row = self.cold.trace(id)?;
+        let mut events = self.traces.events(id, row.as_deref()).map_err(cold::corrupt)?;
+        let slot = queue.message(id);
+        if let (Some(slot), true) = (slot, events.is_empty()) {
+            events.push(pushed_event(id, slot, queue.number()));
         }
+        let is_here = slot.is_some() || events.iter().any(|event| event.queue == queue.number());
+        let is_forgotten = events.last().is_some_and(|event| event.forget_at <= now);
+        if !is_here || is_forgotten {
+            events.clear();
+        }
+        Ok(events)
     }
 }

@@ -2,6 +2,7 @@
 
 mod acknowledged;
 mod committed_on_quorum;
+mod deliveries_are_told;
 mod election_safety;
 mod exclusive_holder;
 mod first_come_first_served;
@@ -16,6 +17,8 @@ mod messages_conserved;
 mod no_flood;
 mod no_lost_wake_up;
 mod no_stale_read;
+mod one_in_flight;
+mod receipts_increase;
 mod state_digest;
 mod tokens_increase;
 mod waits_of_the_gone;
@@ -83,6 +86,9 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<waits_of_the_gone::WaitsOfTheGone>::default(),
         Box::<grants_are_told::GrantsAreTold>::default(),
         Box::<messages_conserved::MessagesConserved>::default(),
+        Box::<receipts_increase::ReceiptsIncrease>::default(),
+        Box::<one_in_flight::OneInFlight>::default(),
+        Box::<deliveries_are_told::DeliveriesAreTold>::default(),
         Box::<no_stale_read::NoStaleRead>::default(),
         Box::<no_flood::NoFlood>::default(),
         Box::<acknowledged::Acknowledged>::default(),

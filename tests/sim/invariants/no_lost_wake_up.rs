@@ -23,6 +23,26 @@ impl Invariant for NoLostWakeUp {
                 model.waits()
             ));
         }
+        if let Some(claim) = model.forgotten_pop() {
+            let waits = model.pop_waits();
+            return Err(format!(
+                "after {} there is a message for {claim}, which waits: {waits:?}",
+                entry.index
+            ));
+        }
+        // The same, as the product's own queues tell it.
+        let state = &world.journal.state;
+        for wait in state.pop_waits().iter() {
+            let mut queues = wait.request.queues.iter();
+            let now = state.meta().clock;
+            let has_one = |key: &[u8]| {
+                let queue = holdfast::state::queues::queue_at(state, wait.request.db, key).flatten();
+                queue.is_some_and(|queue| queue.next_available(now).is_some())
+            };
+            if let Some(key) = queues.find(|key| has_one(key)) {
+                return Err(format!("after {} {key:?} has a message for {wait:?}, which waits", entry.index));
+            }
+        }
         let stuck = model.stuck();
         if !stuck.is_empty() {
             return Err(format!("after {} these wait for each other: {stuck:?}", entry.index));

@@ -22,9 +22,10 @@ impl Invariant for WaitsOfTheGone {
                 return Err(format!("{claim:?} of {id:?} is nobody's; clients wait for {waiting:?}"));
             }
         }
-        let lost = waiting
-            .iter()
-            .find(|claim| state.waits().of_claim(holdfast::state::locks::ClaimId(**claim)).is_none());
+        if let Some(wait) = state.pop_waits().iter().find(|wait| !waiting.contains(&wait.claim.id.0)) {
+            return Err(format!("{wait:?} is nobody's; clients wait for {waiting:?}"));
+        }
+        let lost = waiting.iter().find(|claim| !state.is_waiting(holdfast::state::locks::ClaimId(**claim)));
         match lost {
             Some(claim) => Err(format!("a client waits for {claim}, which is over")),
             None => Ok(()),

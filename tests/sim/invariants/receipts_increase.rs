@@ -1,0 +1,31 @@
+//! No receipt is given out twice: the deliveries of a message strictly increase, in whatever queue it is.
+
+use std::collections::BTreeMap;
+
+use crate::invariants::Fact;
+use crate::invariants::Invariant;
+use crate::world::World;
+
+#[derive(Default)]
+pub struct ReceiptsIncrease {
+    /// The last delivery of each message.
+    last: BTreeMap<String, u64>,
+}
+
+impl Invariant for ReceiptsIncrease {
+    fn name(&self) -> &'static str {
+        "receipts increase"
+    }
+
+    fn on(&mut self, fact: &Fact<'_>, world: &mut World) -> Result<(), String> {
+        let Fact::Applies { entry, is_first: true, .. } = fact else { return Ok(()) };
+        for (id, delivery) in &world.journal.handed_out {
+            let before = self.last.insert(id.clone(), *delivery).unwrap_or(0);
+            if *delivery <= before {
+                let index = entry.index;
+                return Err(format!("{id} is handed out at {index} as delivery {delivery} after {before}"));
+            }
+        }
+        Ok(())
+    }
+}
