@@ -14,6 +14,7 @@ use crate::commands::spec::Group;
 use crate::commands::spec::KeySpec;
 use crate::commands::spec::ReadContext;
 use crate::commands::spec::WriteContext;
+use crate::commands::spec::container;
 use crate::resp::Reply;
 use crate::resp::arguments::eq_ignore_case;
 use crate::resp::arguments::parse_i64;
@@ -210,11 +211,6 @@ fn kill(context: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
     }
     let broken = locks::kill(context.state, context.db, args[2], owner, context.now);
     Ok(millis(broken.ok_or(CommandError::WrongType)? as u64))
-}
-
-/// What a container without a known subcommand would run; the gates let nobody so far.
-fn container(_: &ReadContext<'_>, _: Args<'_>) -> CommandResult {
-    Err(CommandError::Syntax)
 }
 
 const fn sub(

@@ -18,16 +18,16 @@ use crate::commands::queues::number_within;
 use crate::commands::queues::read_state;
 use crate::commands::queues::shown;
 use crate::commands::queues::syntax;
+use crate::commands::queues::verb;
 use crate::commands::spec::Args;
-use crate::commands::spec::Categories;
 use crate::commands::spec::CommandResult;
 use crate::commands::spec::CommandSpec;
 use crate::commands::spec::Execute;
 use crate::commands::spec::Flags;
-use crate::commands::spec::Group;
 use crate::commands::spec::KeySpec;
 use crate::commands::spec::ReadContext;
 use crate::commands::spec::WriteContext;
+use crate::commands::spec::container;
 use crate::resp::Reply;
 use crate::resp::arguments::eq_ignore_case;
 use crate::resp::arguments::parse_f64;
@@ -373,12 +373,7 @@ fn read_backoff(value: &[u8]) -> Result<Backoff, CommandError> {
     Ok(Backoff { min, max, factor_percent: (factor * 100.0).round() as u64, jitter_percent: jitter })
 }
 
-/// What a container without a known subcommand would run; the gates let nobody so far.
-fn container(_: &ReadContext<'_>, _: Args<'_>) -> CommandResult {
-    Err(CommandError::Syntax)
-}
-
-const fn verb(
+const fn admin(
     name: &'static str,
     syntax: &'static str,
     summary: &'static str,
@@ -387,24 +382,14 @@ const fn verb(
     execute: Execute,
 ) -> CommandSpec {
     CommandSpec {
-        name,
-        syntax,
-        group: Group::Queues,
-        since: "0.1.0",
-        summary,
         complexity: "O(M*log(N)) with M messages looked at or changed and N messages in the queue",
-        arity,
-        flags,
-        keys: KeySpec::one(1),
-        acl: Categories::QUEUE,
-        execute,
-        subcommands: &[],
+        ..verb(name, syntax, summary, arity, flags, execute)
     }
 }
 
 /// The verbs of operators.
 pub static ROWS: &[CommandSpec] = &[
-    verb(
+    admin(
         "qinfo",
         "QINFO queue [FULL]",
         "Returns counts, ages and attributes of a queue; FULL adds counts by priority and by consumer.",
@@ -412,7 +397,7 @@ pub static ROWS: &[CommandSpec] = &[
         Flags::READONLY,
         Execute::Read(qinfo),
     ),
-    verb(
+    admin(
         "qpeek",
         "QPEEK queue [STATE state] [COUNT count] [CURSOR id]",
         "Returns messages of a queue as they are, without handing them out, and where to go on.",
@@ -420,7 +405,7 @@ pub static ROWS: &[CommandSpec] = &[
         Flags::READONLY,
         Execute::Read(qpeek),
     ),
-    verb(
+    admin(
         "qtrace",
         "QTRACE queue id",
         "Returns what has happened to a message, also after it is gone.",
@@ -428,7 +413,7 @@ pub static ROWS: &[CommandSpec] = &[
         Flags::READONLY,
         Execute::Read(qtrace),
     ),
-    verb(
+    admin(
         "qdel",
         "QDEL queue IDS count id [id ...] | STATE state | ALL",
         "Deletes messages, in flight or not, and returns how many.",
@@ -438,7 +423,7 @@ pub static ROWS: &[CommandSpec] = &[
     ),
     CommandSpec {
         keys: KeySpec::OneAndAfter { at: 1, word: "TO", from: 2 },
-        ..verb(
+        ..admin(
             "qredrive",
             "QREDRIVE queue [IDS count id [id ...] | COUNT count] [TO queue]",
             "Gives dead messages new attempts, here or in another queue, and returns how many.",
@@ -452,7 +437,7 @@ pub static ROWS: &[CommandSpec] = &[
         subcommands: &[
             CommandSpec {
                 keys: KeySpec::one(2),
-                ..verb(
+                ..admin(
                     "get",
                     "QCONFIG GET queue",
                     "Returns the attributes of a queue.",
@@ -463,7 +448,7 @@ pub static ROWS: &[CommandSpec] = &[
             },
             CommandSpec {
                 keys: KeySpec::one(2),
-                ..verb(
+                ..admin(
                     "set",
                     "QCONFIG SET queue attribute value [attribute value ...]",
                     "Sets attributes of a queue, which is created if it is not there, all at once.",
@@ -473,7 +458,7 @@ pub static ROWS: &[CommandSpec] = &[
                 )
             },
         ],
-        ..verb(
+        ..admin(
             "qconfig",
             "QCONFIG",
             "A container for commands that read and set the attributes of queues.",

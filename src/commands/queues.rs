@@ -384,7 +384,8 @@ fn qlen(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
     Ok(number(queue.map_or(0, count) as u64))
 }
 
-const fn verb(
+/// A row of the queue verbs, with one key.
+pub(super) const fn verb(
     name: &'static str,
     syntax: &'static str,
     summary: &'static str,

@@ -94,6 +94,11 @@ pub enum SessionCommand {
     Pubsub,
 }
 
+/// What a container without a known subcommand would run; the gates let nobody so far.
+pub fn container(_: &ReadContext<'_>, _: Args<'_>) -> CommandResult {
+    Err(CommandError::Syntax)
+}
+
 /// Properties of a command, as Redis's command flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flags(pub u32);

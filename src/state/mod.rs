@@ -1077,7 +1077,7 @@ impl State {
 
     /// The applied index that rows stand for; 0 for an empty store.
     pub fn applied_of(store: &dyn Rows) -> Result<LogIndex, StorageError> {
-        let corrupt = |error: CodecError| StorageError::Corrupt { what: format!("a row of data/: {error}") };
+        let corrupt = queues::cold::corrupt;
         match store.get(rows::META)? {
             Some(value) => Ok(Meta::decode(&mut Reader::new(&value)).map_err(corrupt)?.applied),
             None => Ok(LogIndex(0)),
@@ -1107,7 +1107,7 @@ impl State {
     /// The same, but for payloads and traces: [`State::read_cold`] says where they are.
     pub fn load_without_payloads(store: &dyn Rows) -> Result<State, StorageError> {
         let mut state = State::new(0);
-        let corrupt = |error: CodecError| StorageError::Corrupt { what: format!("a row of data/: {error}") };
+        let corrupt = queues::cold::corrupt;
         if let Some(value) = store.get(rows::META)? {
             state.meta = Meta::decode(&mut Reader::new(&value)).map_err(corrupt)?;
             state.changes = Changes::after(state.meta.applied);

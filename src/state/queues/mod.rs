@@ -268,9 +268,8 @@ pub fn push(
 fn why_full(queue: &Queue, key: &[u8], request: &PushRequest<'_>) -> Option<String> {
     let attributes = queue.attributes();
     let (len, bytes) = (queue.live_len() as u64, queue.live_bytes());
-    let at_most = [attributes.max_len, request.max_len.unwrap_or(u64::MAX)];
-    let at_most = at_most.into_iter().enumerate().filter(|(at, most)| *at == 1 || *most != 0);
-    let at_most = at_most.map(|(_, most)| most).min().unwrap_or(u64::MAX);
+    let of_queue = (attributes.max_len != 0).then_some(attributes.max_len);
+    let at_most = [of_queue, request.max_len].into_iter().flatten().min().unwrap_or(u64::MAX);
     if attributes.pause.stops_pushes() {
         return Some(format!("QFULL {} takes no messages: PAUSE is {}", shown(key), attributes.pause.name()));
     }
@@ -408,6 +407,30 @@ pub(crate) fn serve_waits(state: &mut State, now: ClusterTime) {
     }
 }
 
+/// Does something for each receipt, as `does` says, and says for how many it had an effect.
+fn for_each_receipt(
+    state: &mut State,
+    db: DbIndex,
+    key: &[u8],
+    receipts: &[Receipt],
+    now: ClusterTime,
+    mut does: impl FnMut(&mut OpenQueue<'_>, Receipt) -> bool,
+) -> Result<usize, WrongType> {
+    check_type(state, db, key)?;
+    let Some(mut open) = OpenQueue::new(state, db, key) else { return Ok(0) };
+    let mut count = 0;
+    for receipt in receipts {
+        // More leases may be due than end in one entry; this one ends before its receipt is looked at.
+        open.step(receipt.id, Event::TimePasses, By::time(now));
+        count += usize::from(does(&mut open, *receipt));
+    }
+    let dying = std::mem::take(&mut open.dying);
+    drop(open);
+    bury(state, db, key, dying, now);
+    state.note_available(db, key);
+    Ok(count)
+}
+
 /// QACK: how many of these receipts are those that finished their messages, now or before.
 pub fn ack(
     state: &mut State,
@@ -416,24 +439,13 @@ pub fn ack(
     receipts: &[Receipt],
     by: By<'_>,
 ) -> Result<usize, WrongType> {
-    check_type(state, db, key)?;
-    let Some(mut open) = OpenQueue::new(state, db, key) else { return Ok(0) };
-    let mut finished = 0;
-    for receipt in receipts {
-        // More leases may be due than end in one entry; this one ends before its receipt is looked at.
-        open.step(receipt.id, Event::TimePasses, By::time(by.now));
+    for_each_receipt(state, db, key, receipts, by.now, |open, receipt| {
         let event = Event::Acknowledge { delivery: receipt.delivery };
-        let is_finished = match open.step(receipt.id, event, by) {
+        match open.step(receipt.id, event, by) {
             Taken::Finished => true,
-            _ => open.finished.knows(open.queue.number(), *receipt, by.now),
-        };
-        finished += usize::from(is_finished);
-    }
-    let dying = std::mem::take(&mut open.dying);
-    drop(open);
-    bury(state, db, key, dying, by.now);
-    state.note_available(db, key);
-    Ok(finished)
+            _ => open.finished.knows(open.queue.number(), receipt, by.now),
+        }
+    })
 }
 
 /// How QNACK gives messages back.
@@ -458,25 +470,15 @@ pub fn nack(
     how: Nack,
     by: By<'_>,
 ) -> Result<usize, WrongType> {
-    check_type(state, db, key)?;
-    let Some(mut open) = OpenQueue::new(state, db, key) else { return Ok(0) };
-    let mut accepted = 0;
-    for Receipt { id, delivery } in receipts.iter().copied() {
-        open.step(id, Event::TimePasses, By::time(by.now));
+    for_each_receipt(state, db, key, receipts, by.now, |open, Receipt { id, delivery }| {
         let how = match how {
             Nack::Silent { delay } => Return::Silent { delay },
             Nack::Fail { delay: Some(delay) } => Return::Fail { delay },
             Nack::Fail { delay: None } => Return::Fail { delay: open.backoff(id) },
             Nack::Fatal => Return::Fatal,
         };
-        let step = open.step(id, Event::Return { delivery, how }, by);
-        accepted += usize::from(!matches!(step, Taken::Nothing));
-    }
-    let dying = std::mem::take(&mut open.dying);
-    drop(open);
-    bury(state, db, key, dying, by.now);
-    state.note_available(db, key);
-    Ok(accepted)
+        !matches!(open.step(id, Event::Return { delivery, how }, by), Taken::Nothing)
+    })
 }
 
 /// QEXTEND: how many of these receipts were current; their leases end after `lease` from now on.
@@ -488,19 +490,9 @@ pub fn extend(
     lease: Millis,
     by: By<'_>,
 ) -> Result<usize, WrongType> {
-    check_type(state, db, key)?;
-    let Some(mut open) = OpenQueue::new(state, db, key) else { return Ok(0) };
-    let mut extended = 0;
-    for Receipt { id, delivery } in receipts.iter().copied() {
-        open.step(id, Event::TimePasses, By::time(by.now));
-        let step = open.step(id, Event::Extend { delivery, lease }, by);
-        extended += usize::from(!matches!(step, Taken::Nothing));
-    }
-    let dying = std::mem::take(&mut open.dying);
-    drop(open);
-    bury(state, db, key, dying, by.now);
-    state.note_available(db, key);
-    Ok(extended)
+    for_each_receipt(state, db, key, receipts, by.now, |open, Receipt { id, delivery }| {
+        !matches!(open.step(id, Event::Extend { delivery, lease }, by), Taken::Nothing)
+    })
 }
 
 /// QDEL: how many messages were removed.
