@@ -20,8 +20,8 @@ use crate::peer::Channel;
 use crate::peer::SendError;
 
 /// Frame versions that this node understands, lowest and highest.
-pub const VERSION_MIN: u8 = 1;
-pub const VERSION_MAX: u8 = 1;
+pub const VERSION_MIN: u8 = 2;
+pub const VERSION_MAX: u8 = 2;
 
 /// Payload bytes in one frame.
 pub const CHUNK_MAX: usize = 32 << 10;

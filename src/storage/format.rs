@@ -24,7 +24,7 @@ use crate::storage::StorageError;
 use crate::types::NodeId;
 
 /// The newest format of the data directory that this program reads, and the one it writes.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 const FORMAT: &str = "FORMAT";
 const FORMAT_NEW: &str = "FORMAT.new";
