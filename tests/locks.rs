@@ -25,6 +25,7 @@ mod locks {
     mod poolers;
     mod queueing;
     mod stuck;
+    mod unheard;
     mod zombies;
 
     /// Where random numbers start; a failed test has printed it.

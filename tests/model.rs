@@ -47,7 +47,9 @@ use holdfast::types::Term;
 use holdfast::types::WallMillis;
 
 use sim::comparison::difference;
+use sim::comparison::confirmed;
 use sim::comparison::end_of;
+use sim::comparison::hand_over;
 use sim::comparison::pop_wait;
 use sim::model::End;
 use sim::model::Model;
@@ -102,6 +104,10 @@ impl Pair {
         let ended = ended.map(|ended| (ended.claim, ended.node, ended.life, ended.end.clone()));
         if !ended.eq(notices.iter().cloned()) {
             return Err(format!("entry {index} ends {notices:?}, the model {:?}", self.model.ended()));
+        }
+        let notices: Vec<(u64, u64)> = real.notices.iter().filter_map(confirmed).collect();
+        if notices != self.model.confirmed() {
+            return Err(format!("entry {index} confirms {notices:?}, the model {:?}", self.model.confirmed()));
         }
         let mut replies = Vec::new();
         for (at, (outcome, result)) in real.outcomes.into_iter().zip(results).enumerate() {
@@ -202,13 +208,18 @@ impl Pair {
             .state
             .waits()
             .iter()
-            .map(|(id, wait)| (id.0, wait.claims.iter().map(|claim| (claim.id.0, claim.until.0)).collect()))
+            .map(|(id, wait)| (id.0, wait.claims().map(|claim| (claim.id.0, claim.until.0)).collect()))
             .collect();
         let claims = |wait: &Wait| wait.claims.iter().map(|claim| (claim.id, claim.until)).collect();
         let model: Vec<(u64, Vec<(u64, u64)>)> =
             self.model.waits().iter().map(|(id, wait)| (*id, claims(wait))).collect();
         if real != model {
             return Err(format!("after {index}: {real:?} wait, of the model {model:?}"));
+        }
+        let real: BTreeMap<u64, _> = self.state.handed().iter().map(|(id, it)| hand_over(id, it)).collect();
+        if real != *self.model.handed() {
+            let model = self.model.handed();
+            return Err(format!("after {index}: {real:?} is handed over, of the model {model:?}"));
         }
         let real: Vec<sim::model::PopWait> = self.state.pop_waits().iter().map(pop_wait).collect();
         if real != self.model.pop_waits() {
@@ -299,6 +310,7 @@ fn is_same_lock(lock: &Lock, model: &sim::model::Lock) -> bool {
         && lock.holds().iter().zip(&model.holds).all(is_same)
         && lock.waiters().map(|id| id.0).eq(model.queue.iter().copied())
         && lock.delayed_until().0 == model.delayed_until
+        && lock.delayed_by().map(|by| (by.user.to_vec(), by.owner.to_vec())) == model.delayed_by
         && (model.holds.is_empty() || (lock.mode(), lock.limit()) == (mode(model.is_shared), model.limit))
 }
 
@@ -878,6 +890,10 @@ impl Maker {
                 let claims: Vec<u64> = (0..1 + self.below(3)).map(|_| self.claim(state)).collect();
                 batch.push_cancel(&claims);
             }
+            10 | 11 => {
+                let claims: Vec<u64> = (0..1 + self.below(3)).map(|_| self.claim(state)).collect();
+                batch.push_confirm(&claims);
+            }
             8 => {
                 let grants: Vec<(Vec<u8>, u64, u64)> = (0..1 + self.below(2))
                     .map(|_| {
@@ -903,9 +919,11 @@ impl Maker {
 
     /// One that waits, or waited.
     fn claim(&mut self, state: &State) -> u64 {
-        let locks = state.waits().iter().flat_map(|(_, wait)| &wait.claims);
+        let locks = state.waits().iter().flat_map(|(_, wait)| wait.claims());
         let pops = state.pop_waits().iter().map(|wait| &wait.claim);
-        let waiting: Vec<u64> = locks.chain(pops).map(|claim| claim.id.0).collect();
+        let handed = state.handed().iter().flat_map(|(_, hand_over)| &hand_over.clients);
+        let waiting = locks.chain(pops).map(|claim| claim.id.0);
+        let waiting: Vec<u64> = waiting.chain(handed.map(|client| client.claim.0)).collect();
         let at = self.below(waiting.len() as u64 + 1) as usize;
         waiting.get(at).copied().unwrap_or(1)
     }

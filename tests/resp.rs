@@ -10,6 +10,7 @@ mod support;
 mod resp {
     mod connection;
     mod disk;
+    mod gifts;
     mod guards;
     mod keys;
     mod lock_admin;

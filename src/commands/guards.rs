@@ -164,7 +164,7 @@ pub static ROWS: &[CommandSpec] = &[
         summary: "Names a transaction, as its first command: sent again under the name it is not executed but answered.",
         complexity: "O(log(N)) with N being the number of names that are kept",
         arity: -2,
-        flags: Flags::FAST.and(Flags::DENYOOM),
+        flags: Flags::FAST.and(Flags::DENYOOM).and(Flags::NAMES_TRANSACTION),
         keys: KeySpec::None,
         acl: Categories::TRANSACTION,
         execute: Execute::Read(once),

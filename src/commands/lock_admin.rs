@@ -46,7 +46,7 @@ const HELP: &[&str] = &[
     "RELEASE <owner>",
     "    Release all locks of an owner and cancel its waits.",
     "KILL <key> [OWNER <owner>] [REASON <text>]",
-    "    Break the holds of a lock. Their tokens are void from then on.",
+    "    Break the holds of a lock, and end the delay after one. Tokens are void from then on.",
     "HELP",
     "    Print this help.",
 ];
@@ -104,7 +104,7 @@ fn info(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
         ])
     };
     let waiter = |wait: &Wait| {
-        let address = wait.claims.last().map_or(&b""[..], |claim| claim.origin.address.as_bytes());
+        let address = wait.claims().next_back().map_or(&b""[..], |claim| claim.origin.address.as_bytes());
         Reply::Array(vec![
             Reply::bulk(&wait.owner.owner),
             Reply::bulk(wait.wanted.mode.name()),
@@ -300,7 +300,8 @@ pub static ROWS: &[CommandSpec] = &[CommandSpec {
             ..sub(
                 "kill",
                 "LOCKS KILL key [OWNER owner] [REASON text]",
-                "Breaks the holds of a lock, whose tokens are void from then on, and returns how many.",
+                "Breaks the holds of a lock, whose tokens are void from then on, and returns how many; ends its GRACE delay too, \
+                 which alone counts as one.",
                 -3,
                 Flags::WRITE.and(Flags::ADMIN),
                 Execute::Write(kill),

@@ -345,7 +345,11 @@ pub static ROWS: &[CommandSpec] = &[
         summary: "Takes a lock for a while and returns its fencing token, or null if it is not to be had, in time with BLOCK.",
         complexity: "O(log(N)) with N being the number of locks held; O(E) more with the E edges that are searched for a deadlock",
         arity: -3,
-        flags: Flags::WRITE.and(Flags::DENYOOM).and(Flags::BLOCKING).and(Flags::ORIGIN),
+        flags: Flags::WRITE
+            .and(Flags::DENYOOM)
+            .and(Flags::BLOCKING)
+            .and(Flags::ORIGIN)
+            .and(Flags::HANDS_OUT_LOCKS),
         keys: KeySpec::one(1),
         acl: Categories::LOCK,
         execute: Execute::Write(lock),
@@ -363,7 +367,9 @@ pub static ROWS: &[CommandSpec] = &[
             .and(Flags::DENYOOM)
             .and(Flags::BLOCKING)
             .and(Flags::MOVABLE_KEYS)
-            .and(Flags::ORIGIN),
+            .and(Flags::ORIGIN)
+            .and(Flags::HANDS_OUT_LOCKS)
+            .and(Flags::ANSWERS_ARRAY),
         keys: KeySpec::NumKeys { at: 1 },
         acl: Categories::LOCK,
         execute: Execute::Write(mlock),
@@ -473,10 +479,10 @@ mod tests {
             self.state.expire_due(now, 1024)
         }
 
-        /// How waits ended since the last call: "claim: reply".
+        /// How waits ended since the last call: "claim: reply". What was handed to them is confirmed.
         fn ends(&mut self) -> Vec<String> {
             let told = |notice| match notice {
-                Notice::ClaimEnded { claim, end, .. } => {
+                Notice::ClaimHanded { claim, end, .. } | Notice::ClaimEnded { claim, end, .. } => {
                     let end = match end {
                         ClaimEnd::Granted(granted) => {
                             show(&granted_reply(&granted.grants, granted.order.as_deref()))
@@ -487,9 +493,16 @@ mod tests {
                     };
                     Some(format!("{}: {end}", claim.0))
                 }
-                Notice::ClaimBegan { .. } | Notice::Lock { .. } => None,
+                Notice::ClaimBegan { .. } | Notice::ClaimConfirmed { .. } | Notice::Lock { .. } => None,
             };
-            self.state.take_notices().0.into_iter().filter_map(told).collect()
+            let notices = self.state.take_notices().0;
+            let now = self.state.meta().clock;
+            for notice in &notices {
+                if let Notice::ClaimHanded { claim, .. } = notice {
+                    crate::state::confirm::confirm(&mut self.state, *claim, now);
+                }
+            }
+            notices.into_iter().filter_map(told).collect()
         }
 
         fn check(&mut self, steps: &[(u64, &str, &str)]) {
@@ -624,7 +637,7 @@ mod tests {
         ]);
         let notices = bench.state.take_notices().0;
         let granted = notices.iter().filter_map(|notice| match notice {
-            Notice::ClaimEnded { end: ClaimEnd::Granted(granted), .. } => Some(granted),
+            Notice::ClaimHanded { end: ClaimEnd::Granted(granted), .. } => Some(granted),
             _ => None,
         });
         let granted: Vec<_> = granted.collect();
@@ -824,6 +837,85 @@ mod tests {
         assert_eq!(bench.expire(1_500), 1);
         assert_eq!(bench.ends(), ["1: :2"]);
         bench.check(&[(1_600, "UNLOCK k b", ":1"), (1_600, "LOCK k c", ":3")]);
+    }
+
+    #[test]
+    fn who_left_a_delay_comes_back_at_once_and_the_delay_is_over() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK k a PX 1000 GRACE 86400000", ":1"),
+            (0, "LOCK k b BLOCK 0", "waiting 1"),
+            (1_000, "LOCK k c", "null"),
+            (1_001, "LOCK k a PX 1000", ":2"),
+            (1_002, "UNLOCK k a", ":1"),
+        ]);
+        assert_eq!(bench.ends(), ["1: :3"], "a released it, so nobody need wait any more");
+        // Those who shared it and may both be at work wait for each other, too.
+        bench.check(&[
+            (2_000, "LOCK s a SHARED PX 1000 GRACE 5000", ":4"),
+            (2_000, "LOCK s b SHARED PX 1000 GRACE 3000", ":5"),
+            (3_000, "LOCK s a", "null"),
+            (3_000, "LOCK s b SHARED", "null"),
+        ]);
+        // Who comes back to share lets others in.
+        bench.check(&[
+            (9_000, "LOCK r a PX 1000 GRACE 5000", ":6"),
+            (9_000, "LOCK r b SHARED BLOCK 0", "waiting 2"),
+            (10_001, "LOCK r a SHARED", ":7"),
+        ]);
+        assert_eq!(bench.ends(), ["2: :8"]);
+    }
+
+    #[test]
+    fn killing_a_lock_ends_the_delay_after_its_hold() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK k a PX 100 GRACE 86400000", ":1"),
+            (0, "LOCK k b PX 100 GRACE 86400000 BLOCK 0", "waiting 1"),
+            (100, "LOCKS KILL k OWNER nobody", ":0"),
+            (101, "LOCKS KILL k OWNER a", ":1"),
+        ]);
+        assert_eq!(bench.ends(), ["1: :2"]);
+        assert_eq!(bench.expire(201), 1);
+        bench.check(&[
+            (300, "LOCK k c", "null"),
+            (301, "LOCKS KILL k", ":1"),
+            (302, "LOCKS KILL k", ":0"),
+            (303, "LOCK k c", ":3"),
+        ]);
+    }
+
+    #[test]
+    fn those_who_wait_together_hold_for_as_long_as_any_of_them_asked() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK l h PX 60000", ":1"),
+            (0, "LOCK l me PX 1000 BLOCK 500 DATA first", "waiting 1"),
+            (1, "LOCK l me PX 60000 BLOCK 0 DATA second", "waiting 2"),
+            (2, "LOCK l me PX 500 GRACE 700 BLOCK 0", "waiting 3"),
+            (3, "UNLOCK l h", ":1"),
+        ]);
+        assert_eq!(bench.ends(), ["1: :2", "2: :2", "3: :2"]);
+        let info = bench.run(3, "LOCKS INFO l");
+        assert!(info.contains("[me :2 :60000 ") && info.contains("data: second"), "{info}");
+        // Who gave up takes its part along.
+        bench.check(&[
+            (4, "LOCK m h PX 60000", ":3"),
+            (4, "LOCK m me PX 60000 BLOCK 100", "waiting 4"),
+            (4, "LOCK m me PX 1000 BLOCK 0", "waiting 5"),
+        ]);
+        assert_eq!(bench.expire(104), 1);
+        assert_eq!(bench.run(105, "UNLOCK m h"), ":1");
+        assert_eq!(bench.ends(), ["4: null", "5: :4"]);
+        assert!(bench.run(105, "LOCKS INFO m").contains("[me :4 :1000 "));
+        // The same of several locks.
+        bench.check(&[
+            (200, "MLOCK 2 x y h PX 60000", "[:5 :6]"),
+            (200, "MLOCK 2 x y me PX 1000 BLOCK 0", "waiting 6"),
+            (200, "MLOCK 2 x y me PX 30000 BLOCK 0", "waiting 7"),
+            (201, "LOCKS RELEASE h", ":2"),
+        ]);
+        assert!(bench.run(201, "LOCKS INFO y").contains("[me :8 :30000 "));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod command_docs;
 pub mod error;
+pub mod gift;
 pub mod guards;
 pub mod keys;
 pub mod lock_admin;

@@ -428,7 +428,12 @@ pub static ROWS: &[CommandSpec] = &[
              FROM queue [queue ...]",
             "Hands out ready messages and hides them from others until they are acknowledged or their lease ends.",
             -3,
-            Flags::WRITE.and(Flags::BLOCKING).and(Flags::MOVABLE_KEYS).and(Flags::ORIGIN),
+            Flags::WRITE
+                .and(Flags::BLOCKING)
+                .and(Flags::MOVABLE_KEYS)
+                .and(Flags::ORIGIN)
+                .and(Flags::HANDS_OUT_MESSAGES)
+                .and(Flags::ANSWERS_ARRAY),
             Execute::Write(qpop),
         )
     },

@@ -84,10 +84,10 @@ impl Bench {
         queues::serve_waits(&mut self.state, now);
     }
 
-    /// How waits ended since the last call: "claim: reply".
+    /// How waits ended since the last call: "claim: reply". What was handed to them is confirmed.
     fn ends(&mut self) -> Vec<String> {
         let told = |notice| match notice {
-            Notice::ClaimEnded { claim, end, .. } => {
+            Notice::ClaimHanded { claim, end, .. } | Notice::ClaimEnded { claim, end, .. } => {
                 let end = match end {
                     ClaimEnd::Delivered(delivered) => {
                         show(&crate::commands::queues::popped_reply(&delivered.messages, delivered.with_meta))
@@ -97,9 +97,16 @@ impl Bench {
                 };
                 Some(format!("{}: {end}", claim.0))
             }
-            Notice::ClaimBegan { .. } | Notice::Lock { .. } => None,
+            Notice::ClaimBegan { .. } | Notice::ClaimConfirmed { .. } | Notice::Lock { .. } => None,
         };
-        self.state.take_notices().0.into_iter().filter_map(told).collect()
+        let notices = self.state.take_notices().0;
+        let now = self.state.meta().clock;
+        for notice in &notices {
+            if let Notice::ClaimHanded { claim, .. } = notice {
+                crate::state::confirm::confirm(&mut self.state, *claim, now);
+            }
+        }
+        notices.into_iter().filter_map(told).collect()
     }
 
     /// The events of a message's trace, in one line: each with its delivery and attempt.

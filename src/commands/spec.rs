@@ -121,6 +121,14 @@ impl Flags {
     pub const ALLOW_BUSY: Flags = Flags(1 << 13);
     /// The log says which client sent it.
     pub const ORIGIN: Flags = Flags(1 << 14);
+    /// Its reply hands out locks, to the owner that stands behind the last key.
+    pub const HANDS_OUT_LOCKS: Flags = Flags(1 << 20);
+    /// Its reply hands out messages.
+    pub const HANDS_OUT_MESSAGES: Flags = Flags(1 << 21);
+    /// What it answers when there is nothing is a null array, since it answers with an array.
+    pub const ANSWERS_ARRAY: Flags = Flags(1 << 22);
+    /// It gives the transaction a name, as its first command.
+    pub const NAMES_TRANSACTION: Flags = Flags(1 << 23);
 
     /// Both sets together.
     #[must_use]

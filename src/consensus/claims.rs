@@ -4,29 +4,48 @@
 //! the entry that ends the wait. Two things come in either order, since the reply "you wait" may travel over the
 //! network while the entry is applied here: that the wait began, and that the client knows of it.
 //!
+//! What a wait ends with is told in two steps, so that the log knows what a client may have been told of
+//! (`state::handed`): an entry hands it to the claim, the node proposes CONFIRM, and when that is applied it tells.
+//!
 //! ```text
 //! state        event                       next state      what is done
 //! -            the wait began              BEGUN
 //! -            the client claims it        CLAIMED
 //! BEGUN        the client claims it        CLAIMED
+//! BEGUN        it is handed something      HANDED
 //! BEGUN        the wait ended              ENDED
 //! BEGUN        nobody claims it for long   ABANDONED
+//! CLAIMED      it is handed something      CONFIRMING
 //! CLAIMED      the wait ended              -               the client is told
 //! CLAIMED      the client is gone          ABANDONED
+//! HANDED       the client claims it        CONFIRMING
+//! HANDED       nobody claims it for long   ABANDONED
+//! CONFIRMING   at once, and time passes    CONFIRMING      CONFIRM is proposed, for all that wait for it together
+//! CONFIRMING   it is confirmed             -               the client is told of what it was handed
+//! CONFIRMING   the wait ended              -               the client is told
+//! CONFIRMING   the client is gone          ABANDONED
 //! ENDED        the client claims it        -               the client is told
-//! -            a snapshot is put in place  BEGUN           if it waits in the snapshot's state
-//! -            the client claims it, from   -              the client is told that it is not known
-//!              before a snapshot
-//! ENDED        nobody claims it for long   TAKING BACK if it was given something, else gone
-//! ABANDONED    time passes                 ABANDONED       CANCEL is proposed
-//! ABANDONED    it was given something      TAKING BACK
-//! ABANDONED    it ended otherwise          -
+//! ENDED        nobody claims it for long   -
+//! ABANDONED    time passes                 ABANDONED       CANCEL is proposed: what it was handed goes back
+//! ABANDONED    the client claims it        ABANDONED       it is told when the wait ended
+//! ABANDONED    it is confirmed             TAKING BACK
+//! ABANDONED    the wait ended              -
 //! TAKING BACK  time passes                 TAKING BACK     TAKE-BACK is proposed
 //! TAKING BACK  TAKE-BACK was executed      -
 //! ```
+//! A snapshot takes the place of entries that nobody will see here any more. In its state a claim
+//!
+//! ```text
+//! waits                                        BEGUN if it was not known, else as before
+//! was handed something, and that is known      as before
+//! was handed something, and that was skipped   ABANDONED, with its client: CANCEL; then the client is told that it is over
+//! is none any more, and was CONFIRMING         the client is told of what it was handed if it has it, else that it is over
+//! is none any more, and was CLAIMED            the client is told that it is not known
+//! is none any more, and was ABANDONED          TAKING BACK if it was handed something: it may have been confirmed
+//! ```
 //! So neither a lock nor a message is left with a client that did not hear of it, and nobody waits for a client that is
-//! gone. Locks are taken back by TAKE-BACK, messages by QNACK SILENT. Messages that a QPOP was given at once go back in
-//! the same way when their reply could not be written: TAKING BACK is their first state.
+//! gone. Locks are taken back by TAKE-BACK, messages by QNACK SILENT. What was handed out at once goes back in the same way
+//! when its reply could not be written: TAKING BACK is its first state.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -42,12 +61,17 @@ use tokio::sync::oneshot;
 use crate::machine::entry::Batch;
 use crate::state::DbIndex;
 use crate::state::State;
+use crate::state::confirm::end_given_until;
 use crate::state::locks::ClaimId;
+use crate::state::locks::OwnerName;
 use crate::state::notices::ClaimEnd;
+use crate::state::notices::Grant;
 use crate::state::notices::Granted;
 use crate::state::notices::Notice;
 use crate::state::notices::Origin;
 use crate::state::queues::Delivered;
+use crate::types::ClusterTime;
+use crate::types::FencingToken;
 use crate::types::Millis;
 use crate::types::Monotonic;
 use crate::types::NodeId;
@@ -59,24 +83,69 @@ const UNCLAIMED: Millis = Millis(15_000);
 /// What was proposed and had no effect yet is proposed again after this time.
 const AGAIN: Millis = Millis(1_000);
 
-/// Waits that one entry's item cancels: each may hand locks over.
-const CANCELLED_AT_ONCE: usize = 256;
+/// Claims that one entry's item cancels or confirms: each may hand locks over.
+const CLAIMS_AT_ONCE: usize = 256;
+
+/// How a client's wait ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    pub end: ClaimEnd,
+    /// Until when it has what it was given, in cluster time; NEVER when nothing ends by itself.
+    pub until: ClusterTime,
+}
+
+impl Told {
+    fn over(end: ClaimEnd) -> Told {
+        Told { end, until: ClusterTime::NEVER }
+    }
+}
 
 /// How a client's wait ended; `None`: it is not known, since a snapshot took the place of the entries that tell.
-pub type WaitOutcome = Option<ClaimEnd>;
+pub type WaitOutcome = Option<Told>;
+
+type Client = oneshot::Sender<WaitOutcome>;
 
 #[derive(Debug)]
 enum Entry {
-    Begun { since: Monotonic },
-    Claimed(oneshot::Sender<WaitOutcome>),
-    Ended { end: ClaimEnd, since: Monotonic },
-    Abandoned { asked: Option<Monotonic> },
-    TakingBack { lost: Lost, asked: Option<Monotonic> },
+    Begun {
+        since: Monotonic,
+    },
+    Claimed(Client),
+    Handed {
+        end: ClaimEnd,
+        since: Monotonic,
+    },
+    Confirming {
+        client: Client,
+        end: ClaimEnd,
+        asked: Option<Monotonic>,
+    },
+    Ended {
+        end: ClaimEnd,
+        since: Monotonic,
+    },
+    Abandoned {
+        /// What it was handed, if that is known.
+        handed: Option<ClaimEnd>,
+        /// Who is to be told that it is over.
+        client: Option<Client>,
+        asked: Option<Monotonic>,
+    },
+    TakingBack {
+        lost: Lost,
+        asked: Option<Monotonic>,
+    },
+}
+
+impl Entry {
+    fn abandoned(handed: Option<ClaimEnd>) -> Entry {
+        Entry::Abandoned { handed, client: None, asked: None }
+    }
 }
 
 /// What a client was given and did not hear of.
-#[derive(Debug, Clone)]
-enum Lost {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lost {
     Locks(Granted),
     Messages(Unheard),
 }
@@ -111,6 +180,18 @@ impl Unheard {
 }
 
 impl Lost {
+    /// Locks that were granted at once, with their tokens. Only those of them are taken back that are new: they have one touch.
+    #[must_use]
+    pub fn locks(db: DbIndex, user: &[u8], owner: &[u8], locks: Vec<(Bytes, u64)>) -> Lost {
+        let grant = |(key, token): (Bytes, u64)| Grant {
+            key: key.as_ref().into(),
+            token: FencingToken(token),
+            touches: 1,
+        };
+        let (owner, grants) = (OwnerName::new(user, owner), locks.into_iter().map(grant).collect());
+        Lost::Locks(Granted { db, owner, grants, order: None })
+    }
+
     /// `None` when there is nothing to take back.
     fn of(end: &ClaimEnd) -> Option<Lost> {
         match end {
@@ -126,17 +207,25 @@ impl Lost {
 
 type Listener = Box<dyn Fn(&Notice) + Send + Sync>;
 
+/// The claims that are of concern, and those among them that want to be confirmed and were not proposed yet.
+#[derive(Default)]
+struct Table {
+    entries: BTreeMap<ClaimId, Entry>,
+    to_confirm: Vec<ClaimId>,
+}
+
 /// The claims of one process.
 pub struct Claims {
     node: NodeId,
     life: u64,
     /// What is applied is of this life.
     is_open: AtomicBool,
-    entries: Mutex<BTreeMap<ClaimId, Entry>>,
+    table: Mutex<Table>,
     /// A claim up to this one that has no entry ended among what a snapshot took the place of.
     skipped_to: AtomicU64,
     listener: RwLock<Option<Listener>>,
     has_work: Notify,
+    has_handed: Notify,
 }
 
 impl Claims {
@@ -148,10 +237,11 @@ impl Claims {
             life,
             // The lives of a cluster of one have the same name: what its log tells again is of an earlier one.
             is_open: AtomicBool::new(node != NodeId(0)),
-            entries: Mutex::default(),
+            table: Mutex::default(),
             skipped_to: AtomicU64::new(0),
             listener: RwLock::new(None),
             has_work: Notify::new(),
+            has_handed: Notify::new(),
         }
     }
 
@@ -174,13 +264,13 @@ impl Claims {
     /// How many clients wait.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.entries.lock().len()
+        self.table.lock().entries.len()
     }
 
-    /// True when nobody waits.
+    /// True when nobody waits, and nothing is left to be cancelled or taken back.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.lock().is_empty()
+        self.table.lock().entries.is_empty()
     }
 
     /// Passes on what entries brought about that were applied here.
@@ -188,12 +278,21 @@ impl Claims {
         for notice in notices {
             match notice {
                 Notice::ClaimBegan { claim, origin } if self.is_own(origin) => {
-                    self.entries.lock().entry(*claim).or_insert(Entry::Begun { since: now });
+                    self.table.lock().entries.entry(*claim).or_insert(Entry::Begun { since: now });
+                }
+                Notice::ClaimHanded { claim, origin, end } if self.is_own(origin) => {
+                    self.handed(*claim, end, now);
+                }
+                Notice::ClaimConfirmed { claim, origin, until } if self.is_own(origin) => {
+                    self.confirmed(*claim, *until);
                 }
                 Notice::ClaimEnded { claim, origin, end } if self.is_own(origin) => {
                     self.ended(*claim, end, now);
                 }
-                Notice::ClaimBegan { .. } | Notice::ClaimEnded { .. } => {}
+                Notice::ClaimBegan { .. }
+                | Notice::ClaimHanded { .. }
+                | Notice::ClaimConfirmed { .. }
+                | Notice::ClaimEnded { .. } => {}
                 Notice::Lock { .. } => {
                     if let Some(listener) = self.listener.read().as_ref() {
                         listener(notice);
@@ -203,33 +302,70 @@ impl Claims {
         }
     }
 
-    fn ended(&self, claim: ClaimId, end: &ClaimEnd, now: Monotonic) {
-        let mut entries = self.entries.lock();
-        match entries.remove(&claim) {
-            Some(Entry::Claimed(client)) => {
-                let is_told = client.send(Some(end.clone())).is_ok();
-                if !is_told {
-                    self.lose(&mut entries, claim, end);
+    fn handed(&self, claim: ClaimId, end: &ClaimEnd, now: Monotonic) {
+        let mut table = self.table.lock();
+        match table.entries.remove(&claim) {
+            Some(Entry::Claimed(client)) => self.confirm(&mut table, claim, client, end.clone()),
+            Some(Entry::Begun { .. }) => {
+                table.entries.insert(claim, Entry::Handed { end: end.clone(), since: now });
+            }
+            Some(Entry::Abandoned { client, asked, .. }) => {
+                let handed = Some(end.clone());
+                table.entries.insert(claim, Entry::Abandoned { handed, client, asked });
+            }
+            Some(entry) => drop(table.entries.insert(claim, entry)),
+            None => {}
+        }
+    }
+
+    fn confirm(&self, table: &mut Table, claim: ClaimId, client: Client, end: ClaimEnd) {
+        table.entries.insert(claim, Entry::Confirming { client, end, asked: None });
+        table.to_confirm.push(claim);
+        self.has_handed.notify_one();
+    }
+
+    fn confirmed(&self, claim: ClaimId, until: ClusterTime) {
+        let mut table = self.table.lock();
+        match table.entries.remove(&claim) {
+            Some(Entry::Confirming { client, end, .. }) => {
+                if let Err(Some(Told { end, .. })) = client.send(Some(Told { end, until })) {
+                    self.lose(&mut table, claim, &end);
                 }
             }
-            Some(Entry::Begun { .. }) => {
-                entries.insert(claim, Entry::Ended { end: end.clone(), since: now });
+            Some(Entry::Abandoned { handed: Some(end), .. } | Entry::Handed { end, .. }) => {
+                self.lose(&mut table, claim, &end);
             }
-            Some(Entry::Abandoned { .. }) => self.lose(&mut entries, claim, end),
+            Some(entry) => drop(table.entries.insert(claim, entry)),
+            None => {}
+        }
+    }
+
+    fn ended(&self, claim: ClaimId, end: &ClaimEnd, now: Monotonic) {
+        let mut table = self.table.lock();
+        match table.entries.remove(&claim) {
+            Some(
+                Entry::Claimed(client)
+                | Entry::Confirming { client, .. }
+                | Entry::Abandoned { client: Some(client), .. },
+            ) => tell(client, Told::over(end.clone())),
+            Some(Entry::Begun { .. } | Entry::Handed { .. }) => {
+                table.entries.insert(claim, Entry::Ended { end: end.clone(), since: now });
+            }
+            Some(Entry::Abandoned { client: None, .. }) => {}
             // It ended before, or in an earlier life of this table.
             Some(entry @ (Entry::Ended { .. } | Entry::TakingBack { .. })) => {
-                entries.insert(claim, entry);
+                table.entries.insert(claim, entry);
             }
             None => {}
         }
     }
 
-    /// Nobody hears of this end.
-    fn lose(&self, entries: &mut BTreeMap<ClaimId, Entry>, claim: ClaimId, end: &ClaimEnd) {
+    /// Nobody hears of this end, which was confirmed if it had to be.
+    fn lose(&self, table: &mut Table, claim: ClaimId, end: &ClaimEnd) {
         if let Some(lost) = Lost::of(end)
             && !is_planted(Bug::GrantUnheard)
         {
-            entries.insert(claim, Entry::TakingBack { lost, asked: None });
+            table.entries.insert(claim, Entry::TakingBack { lost, asked: None });
             self.has_work.notify_one();
         }
     }
@@ -237,20 +373,20 @@ impl Claims {
     /// A client waits for this claim. When the sender is dropped without a word, nothing is known of how it ended.
     pub fn claim(&self, claim: ClaimId) -> oneshot::Receiver<WaitOutcome> {
         let (client, receiver) = oneshot::channel();
-        let mut entries = self.entries.lock();
-        match entries.remove(&claim) {
-            Some(Entry::Ended { end, .. }) => {
-                if client.send(Some(end.clone())).is_err() {
-                    self.lose(&mut entries, claim, &end);
-                }
-            }
+        let mut table = self.table.lock();
+        match table.entries.remove(&claim) {
+            Some(Entry::Ended { end, .. }) => tell(client, Told::over(end)),
+            Some(Entry::Handed { end, .. }) => self.confirm(&mut table, claim, client, end),
             Some(entry @ Entry::TakingBack { .. }) => {
                 // It came too late. Without a word from here it learns that nothing is known.
-                entries.insert(claim, entry);
+                table.entries.insert(claim, entry);
+            }
+            Some(Entry::Abandoned { handed, asked, .. }) => {
+                table.entries.insert(claim, Entry::Abandoned { handed, client: Some(client), asked });
             }
             None if claim.0 <= self.skipped_to.load(Ordering::Relaxed) => {}
-            Some(Entry::Begun { .. } | Entry::Claimed(_) | Entry::Abandoned { .. }) | None => {
-                entries.insert(claim, Entry::Claimed(client));
+            Some(Entry::Begun { .. } | Entry::Claimed(_) | Entry::Confirming { .. }) | None => {
+                table.entries.insert(claim, Entry::Claimed(client));
             }
         }
         receiver
@@ -259,57 +395,114 @@ impl Claims {
     /// The client of this claim is gone, or wants it no more and is answered otherwise. What it was told of already,
     /// through `receiver`, and did not hear, is taken back.
     pub fn abandon(&self, claim: ClaimId, receiver: &mut oneshot::Receiver<WaitOutcome>) {
-        let mut entries = self.entries.lock();
-        if let Some(entry @ (Entry::Claimed(_) | Entry::Begun { .. })) = entries.get_mut(&claim) {
-            *entry = Entry::Abandoned { asked: None };
-            self.has_work.notify_one();
-        } else if let Ok(Some(end)) = receiver.try_recv() {
-            // It is sent under the same mutex, so there is no third case.
-            self.lose(&mut entries, claim, &end);
+        let mut table = self.table.lock();
+        match table.entries.remove(&claim) {
+            Some(Entry::Claimed(_) | Entry::Begun { .. }) => {
+                table.entries.insert(claim, Entry::abandoned(None));
+                self.has_work.notify_one();
+            }
+            Some(Entry::Confirming { end, .. } | Entry::Handed { end, .. }) => {
+                table.entries.insert(claim, Entry::abandoned(Some(end)));
+                self.has_work.notify_one();
+            }
+            Some(Entry::Abandoned { handed, asked, .. }) => {
+                table.entries.insert(claim, Entry::Abandoned { handed, client: None, asked });
+            }
+            entry @ (Some(Entry::Ended { .. } | Entry::TakingBack { .. }) | None) => {
+                if let Some(entry) = entry {
+                    table.entries.insert(claim, entry);
+                }
+                // It is sent under the same mutex, so there is no further case.
+                if let Ok(Some(Told { end, .. })) = receiver.try_recv() {
+                    self.lose(&mut table, claim, &end);
+                }
+            }
         }
+    }
+
+    /// No client comes any more: what nobody came for is nobody's. Those who wait leave by themselves.
+    pub fn close(&self) {
+        let mut table = self.table.lock();
+        for entry in table.entries.values_mut() {
+            match entry {
+                Entry::Begun { .. } => *entry = Entry::abandoned(None),
+                Entry::Handed { end, .. } => *entry = Entry::abandoned(Some(end.clone())),
+                Entry::Claimed(_)
+                | Entry::Confirming { .. }
+                | Entry::Ended { .. }
+                | Entry::Abandoned { .. }
+                | Entry::TakingBack { .. } => {}
+            }
+        }
+        self.has_work.notify_one();
     }
 
     /// An end that a client was to be told of and was not: what it was given is taken back.
     pub fn take_back(&self, claim: ClaimId, end: &ClaimEnd) {
-        self.lose(&mut self.entries.lock(), claim, end);
+        self.lose(&mut self.table.lock(), claim, end);
     }
 
-    /// Messages that were handed out without a wait, in a reply that could not be written, are returned.
-    pub fn give_back(&self, unheard: Unheard) {
-        let mut entries = self.entries.lock();
-        // They have no claim; they go by numbers down from the largest, which no claim reaches.
+    /// What was handed out without a wait, in a reply that could not be written, is taken back.
+    pub fn give_back(&self, lost: Lost) {
+        if is_planted(Bug::GivenUnheard) {
+            return;
+        }
+        let mut table = self.table.lock();
+        // It has no claim; it goes by a number down from the largest, which no claim reaches.
         let mut number = u64::MAX;
-        while entries.contains_key(&ClaimId(number)) {
+        while table.entries.contains_key(&ClaimId(number)) {
             number -= 1;
         }
-        entries.insert(ClaimId(number), Entry::TakingBack { lost: Lost::Messages(unheard), asked: None });
+        table.entries.insert(ClaimId(number), Entry::TakingBack { lost, asked: None });
         self.has_work.notify_one();
     }
 
-    /// Waits until there may be something to propose.
+    /// Waits until there may be something to cancel or to take back.
     pub async fn work(&self) {
         self.has_work.notified().await;
+    }
+
+    /// Waits until there may be something to confirm.
+    pub async fn handed_over(&self) {
+        self.has_handed.notified().await;
+    }
+
+    /// The CONFIRMs to be proposed at once: of what was handed to this node's clients since the last call.
+    pub fn confirmations(&self, now: Monotonic) -> Vec<Batch> {
+        let mut table = self.table.lock();
+        let mut fresh = std::mem::take(&mut table.to_confirm);
+        fresh.retain(|claim| match table.entries.get_mut(claim) {
+            Some(Entry::Confirming { asked: asked @ None, .. }) => {
+                *asked = Some(now);
+                true
+            }
+            _ => false,
+        });
+        confirmations_of(&fresh)
     }
 
     /// What is to be proposed now, with the claim that it is about if its execution is to be told by
     /// [`Claims::taken_back`].
     pub fn on_time(&self, now: Monotonic) -> Vec<(Option<ClaimId>, Batch)> {
-        let mut entries = self.entries.lock();
-        let (mut batches, mut cancelled) = (Vec::new(), Vec::new());
+        let mut table = self.table.lock();
+        let (mut batches, mut cancelled, mut confirmed) = (Vec::new(), Vec::new(), Vec::new());
         let is_late = |asked: &Option<Monotonic>| asked.is_none_or(|asked| now.since(asked) >= AGAIN);
-        entries.retain(|claim, entry| {
+        table.to_confirm.clear();
+        table.entries.retain(|claim, entry| {
             match entry {
-                Entry::Begun { since } if now.since(*since) >= UNCLAIMED => {
-                    *entry = Entry::Abandoned { asked: None };
+                Entry::Begun { since } if now.since(*since) >= UNCLAIMED => *entry = Entry::abandoned(None),
+                Entry::Handed { end, since } if now.since(*since) >= UNCLAIMED => {
+                    *entry = Entry::abandoned(Some(end.clone()));
                 }
-                Entry::Ended { end, since } if now.since(*since) >= UNCLAIMED => match Lost::of(end) {
-                    Some(lost) => *entry = Entry::TakingBack { lost, asked: None },
-                    None => return false,
-                },
+                Entry::Ended { since, .. } if now.since(*since) >= UNCLAIMED => return false,
                 _ => {}
             }
             match entry {
-                Entry::Abandoned { asked } if is_late(asked) => {
+                Entry::Confirming { asked, .. } if is_late(asked) => {
+                    *asked = Some(now);
+                    confirmed.push(*claim);
+                }
+                Entry::Abandoned { asked, .. } if is_late(asked) => {
                     *asked = Some(now);
                     cancelled.push(claim.0);
                 }
@@ -325,48 +518,96 @@ impl Claims {
             }
             true
         });
-        for cancelled in cancelled.chunks(CANCELLED_AT_ONCE) {
+        for cancelled in cancelled.chunks(CLAIMS_AT_ONCE) {
             let mut batch = Batch::new(b"");
             batch.push_cancel(cancelled);
             batches.push((None, batch));
         }
+        batches.extend(confirmations_of(&confirmed).into_iter().map(|batch| (None, batch)));
         batches
     }
 
     /// The TAKE-BACK of this claim was executed.
     pub fn taken_back(&self, claim: ClaimId) {
-        let mut entries = self.entries.lock();
-        if matches!(entries.get(&claim), Some(Entry::TakingBack { .. })) {
-            entries.remove(&claim);
+        let mut table = self.table.lock();
+        if matches!(table.entries.get(&claim), Some(Entry::TakingBack { .. })) {
+            table.entries.remove(&claim);
         }
     }
 
     /// A snapshot took the place of the state: what ended meanwhile is not told any more.
     pub fn reconcile(&self, state: &State, now: Monotonic) {
-        let mut entries = self.entries.lock();
+        let mut table = self.table.lock();
         self.skipped_to.store(state.meta().last_claim, Ordering::Relaxed);
-        let claims: Vec<ClaimId> = entries.keys().copied().collect();
+        let claims: Vec<ClaimId> = table.entries.keys().copied().collect();
         for claim in claims {
             // What the snapshot does not know of yet is still to come.
-            if claim.0 > state.meta().last_claim || state.is_waiting(claim) {
+            if claim.0 > state.meta().last_claim {
                 continue;
             }
-            match entries.remove(&claim) {
-                Some(Entry::Claimed(client)) => {
+            let Some(entry) = table.entries.remove(&claim) else { continue };
+            let is_handed = state.handed().of_claim(claim).is_some();
+            let next = match entry {
+                _ if state.is_waiting(claim) && !is_handed => Some(entry),
+                Entry::Claimed(client) if is_handed => {
+                    Some(Entry::Abandoned { handed: None, client: Some(client), asked: None })
+                }
+                Entry::Begun { .. } if is_handed => Some(Entry::abandoned(None)),
+                _ if is_handed => Some(entry),
+                Entry::Claimed(client) => {
                     // The client may be gone; then nobody wants to know.
                     let _ = client.send(None);
+                    None
                 }
-                Some(entry @ (Entry::Ended { .. } | Entry::TakingBack { .. })) => {
-                    entries.insert(claim, entry);
+                Entry::Confirming { client, end, .. } => {
+                    let until = end_given_until(state, &end, state.meta().clock);
+                    let told = match until {
+                        Some(until) => Told { end, until },
+                        None => Told::over(ClaimEnd::Over),
+                    };
+                    if let Err(Some(Told { end, .. })) = client.send(Some(told)) {
+                        self.lose(&mut table, claim, &end);
+                    }
+                    None
                 }
-                Some(Entry::Begun { .. } | Entry::Abandoned { .. }) | None => {}
+                Entry::Abandoned { handed, client, .. } => {
+                    client.into_iter().for_each(|client| tell(client, Told::over(ClaimEnd::Over)));
+                    handed.iter().for_each(|end| self.lose(&mut table, claim, end));
+                    None
+                }
+                Entry::Handed { since, .. } => Some(Entry::Ended { end: ClaimEnd::Over, since }),
+                Entry::Ended { .. } | Entry::TakingBack { .. } => Some(entry),
+                Entry::Begun { .. } => None,
+            };
+            if let Some(next) = next {
+                table.entries.insert(claim, next);
             }
         }
         // Those that began meanwhile.
         for claim in state.claims().filter(|claim| self.is_own(&claim.origin)) {
-            entries.entry(claim.id).or_insert(Entry::Begun { since: now });
+            table.entries.entry(claim.id).or_insert(Entry::Begun { since: now });
+        }
+        for (_, hand_over) in state.handed().iter() {
+            for client in hand_over.clients.iter().filter(|client| self.is_own(&client.origin)) {
+                table.entries.entry(client.claim).or_insert(Entry::abandoned(None));
+            }
         }
     }
+}
+
+/// Tells a client of an end that gave it nothing.
+fn tell(client: Client, told: Told) {
+    // The client may be gone; then nobody wants to know.
+    let _ = client.send(Some(told));
+}
+
+fn confirmations_of(claims: &[ClaimId]) -> Vec<Batch> {
+    let batch = |claims: &[ClaimId]| {
+        let mut batch = Batch::new(b"");
+        batch.push_confirm(&claims.iter().map(|claim| claim.0).collect::<Vec<_>>());
+        batch
+    };
+    claims.chunks(CLAIMS_AT_ONCE).map(batch).collect()
 }
 
 fn take_back_of(granted: &Granted) -> Batch {
@@ -395,10 +636,6 @@ mod tests {
     use crate::machine::entry::SessionStamp;
     use crate::machine::entry::Stamps;
     use crate::machine::entry::encode_entry;
-    use crate::state::locks::OwnerName;
-    use crate::state::notices::Grant;
-    use crate::types::ClusterTime;
-    use crate::types::FencingToken;
     use crate::types::LogIndex;
     use crate::types::Term;
     use crate::types::WallMillis;
@@ -423,6 +660,14 @@ mod tests {
         Notice::ClaimBegan { claim: ONE, origin: origin() }
     }
 
+    fn handed() -> Notice {
+        Notice::ClaimHanded { claim: ONE, origin: origin(), end: granted() }
+    }
+
+    fn confirmed() -> Notice {
+        Notice::ClaimConfirmed { claim: ONE, origin: origin(), until: UNTIL }
+    }
+
     fn ended(end: ClaimEnd) -> Notice {
         Notice::ClaimEnded { claim: ONE, origin: origin(), end }
     }
@@ -431,19 +676,60 @@ mod tests {
         Claims::new(NodeId(2), 7)
     }
 
+    const UNTIL: ClusterTime = ClusterTime(70);
+
+    fn told() -> WaitOutcome {
+        Some(Told { end: granted(), until: UNTIL })
+    }
+
+    fn over() -> WaitOutcome {
+        Some(Told::over(ClaimEnd::Over))
+    }
+
+    fn confirm() -> Batch {
+        let mut batch = Batch::new(b"");
+        batch.push_confirm(&[1]);
+        batch
+    }
+
+    fn cancel() -> Batch {
+        let mut batch = Batch::new(b"");
+        batch.push_cancel(&[1]);
+        batch
+    }
+
     #[test]
     fn a_client_is_told_in_whatever_order_it_all_comes() {
+        // Began, claimed, handed, confirmed; or began, claimed, ended.
+        for order in ["bchf", "cbhf", "bhcf"] {
+            let claims = claims();
+            let mut receiver = None;
+            for step in order.chars() {
+                match step {
+                    'b' => claims.publish(&[began()], at(0)),
+                    'h' => claims.publish(&[handed()], at(0)),
+                    'f' => {
+                        assert_eq!(claims.confirmations(at(0)), [confirm()], "{order}");
+                        assert!(receiver.as_mut().is_some_and(|it: &mut oneshot::Receiver<_>| it.try_recv().is_err()));
+                        claims.publish(&[confirmed()], at(0));
+                    }
+                    _ => receiver = Some(claims.claim(ONE)),
+                }
+            }
+            assert_eq!(receiver.unwrap().try_recv(), Ok(told()), "{order}");
+            assert!(claims.is_empty(), "{order}");
+        }
         for order in ["bce", "cbe", "bec"] {
             let claims = claims();
             let mut receiver = None;
             for step in order.chars() {
                 match step {
                     'b' => claims.publish(&[began()], at(0)),
-                    'e' => claims.publish(&[ended(granted())], at(0)),
+                    'e' => claims.publish(&[ended(ClaimEnd::Over)], at(0)),
                     _ => receiver = Some(claims.claim(ONE)),
                 }
             }
-            assert_eq!(receiver.unwrap().try_recv(), Ok(Some(granted())), "{order}");
+            assert_eq!(receiver.unwrap().try_recv(), Ok(over()), "{order}");
             assert!(claims.is_empty(), "{order}");
         }
     }
@@ -462,11 +748,39 @@ mod tests {
         let claims = Claims::new(NodeId(0), 0);
         let origin = Origin { address: "a".into(), ..Origin::default() };
         claims.publish(&[Notice::ClaimBegan { claim: ONE, origin: origin.clone() }], at(0));
-        claims.publish(&[Notice::ClaimEnded { claim: ONE, origin: origin.clone(), end: granted() }], at(0));
+        claims.publish(&[Notice::ClaimHanded { claim: ONE, origin: origin.clone(), end: granted() }], at(0));
         assert!(claims.is_empty());
         claims.open();
         claims.publish(&[Notice::ClaimBegan { claim: ONE, origin }], at(0));
         assert_eq!(claims.len(), 1);
+    }
+
+    #[test]
+    fn many_hand_overs_are_confirmed_together_and_again_until_it_is_known() {
+        let claims = claims();
+        let mut receivers = Vec::new();
+        for number in 1..=300 {
+            let claim = ClaimId(number);
+            receivers.push(claims.claim(claim));
+            claims.publish(&[Notice::ClaimHanded { claim, origin: origin(), end: granted() }], at(0));
+        }
+        assert_eq!(claims.confirmations(at(0)).len(), 2, "each item holds 256");
+        assert!(claims.confirmations(at(1)).is_empty());
+        assert!(claims.on_time(at(900)).is_empty());
+        assert_eq!(claims.on_time(at(1_000)).len(), 2);
+        claims.publish(&[confirmed(), ended(ClaimEnd::Over)], at(1_000));
+        assert_eq!(receivers[0].try_recv(), Ok(told()), "the first word counts");
+        assert_eq!(claims.len(), 299);
+    }
+
+    #[test]
+    fn what_is_not_given_any_more_when_it_is_confirmed_is_not_told() {
+        let claims = claims();
+        let mut receiver = claims.claim(ONE);
+        claims.publish(&[began(), handed()], at(0));
+        claims.publish(&[ended(ClaimEnd::Over)], at(1));
+        assert_eq!(receiver.try_recv(), Ok(over()));
+        assert!(claims.is_empty() && claims.confirmations(at(1)).is_empty());
     }
 
     #[test]
@@ -482,40 +796,66 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_that_nobody_hears_of_is_taken_back() {
-        // The client left while it waited, or just before it was told, or never came.
+    fn what_was_handed_to_a_client_that_left_is_cancelled_and_not_confirmed() {
+        // The client left while it waited, while it was to be confirmed, or never came, or the node stops.
         let left = claims();
         left.publish(&[began()], at(0));
         left.abandon(ONE, &mut left.claim(ONE));
-        left.publish(&[ended(granted())], at(1));
+        left.publish(&[handed()], at(1));
+        let late = claims();
+        let mut receiver = late.claim(ONE);
+        late.publish(&[handed()], at(1));
+        late.abandon(ONE, &mut receiver);
+        let never = claims();
+        never.publish(&[began(), handed()], at(1));
+        let stops = claims();
+        stops.publish(&[began(), handed()], at(1));
+        stops.close();
+        for (claims, when) in [(left, 2), (late, 2), (never, 15_001), (stops, 2)] {
+            assert!(claims.confirmations(at(when)).is_empty());
+            assert_eq!(claims.on_time(at(when)), [(None, cancel())]);
+            assert!(claims.on_time(at(when + 500)).is_empty());
+            assert_eq!(claims.on_time(at(when + 1_000)), [(None, cancel())], "it was refused");
+            claims.publish(&[ended(ClaimEnd::Over)], at(when + 1_000));
+            assert!(claims.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_grant_that_is_confirmed_and_that_nobody_hears_of_is_taken_back() {
+        // The client left when its grant was about to be confirmed.
+        let left = claims();
+        let mut receiver = left.claim(ONE);
+        left.publish(&[handed()], at(1));
+        left.abandon(ONE, &mut receiver);
+        left.publish(&[confirmed()], at(2));
+        // Or nobody looks at the word.
         let deaf = claims();
         drop(deaf.claim(ONE));
-        deaf.publish(&[began(), ended(granted())], at(1));
-        // The client left when it was told already, and had not looked.
+        deaf.publish(&[handed(), confirmed()], at(1));
+        // Or it was told already, and had not looked.
         let told = claims();
         let mut receiver = told.claim(ONE);
-        told.publish(&[ended(granted())], at(1));
+        told.publish(&[handed(), confirmed()], at(1));
         told.abandon(ONE, &mut receiver);
-        let never = claims();
-        never.publish(&[began(), ended(granted())], at(1));
-        for (claims, when) in [(left, 2), (deaf, 2), (told, 2), (never, 15_001)] {
-            let work = claims.on_time(at(when));
+        for claims in [left, deaf, told] {
+            let work = claims.on_time(at(2));
             assert_eq!(work.iter().map(|(claim, _)| *claim).collect::<Vec<_>>(), [Some(ONE)]);
-            assert!(claims.on_time(at(when + 500)).is_empty());
-            assert_eq!(claims.on_time(at(when + 1_000)).len(), 1, "it was refused");
+            assert!(claims.on_time(at(502)).is_empty());
+            assert_eq!(claims.on_time(at(1_002)).len(), 1, "it was refused");
             claims.taken_back(ONE);
             assert!(claims.is_empty());
         }
     }
 
     #[test]
-    fn messages_whose_reply_was_not_written_are_returned_until_that_is_done() {
+    fn what_was_given_in_a_reply_that_was_not_written_is_returned_until_that_is_done() {
         let claims = claims();
         let mut unheard = [Unheard::new(0), Unheard::new(3)];
         for unheard in &mut unheard {
             unheard.add(Bytes::from_static(b"q"), Bytes::from_static(b"5-0:1"));
         }
-        unheard.iter().for_each(|unheard| claims.give_back(unheard.clone()));
+        unheard.iter().for_each(|unheard| claims.give_back(Lost::Messages(unheard.clone())));
         let batches = |work: Vec<(Option<ClaimId>, Batch)>| {
             work.into_iter().map(|(claim, batch)| (claim.unwrap(), batch)).unzip::<_, _, Vec<_>, Vec<_>>()
         };
@@ -527,6 +867,9 @@ mod tests {
         assert_eq!(batches(claims.on_time(at(1_000))).1, [return_of(&unheard[1])]);
         claims.taken_back(names[0]);
         assert!(claims.is_empty());
+        let ClaimEnd::Granted(granted) = granted() else { panic!("a grant") };
+        claims.give_back(Lost::Locks(granted.clone()));
+        assert_eq!(batches(claims.on_time(at(2_000))).1, [take_back_of(&granted)]);
     }
 
     #[test]
@@ -535,6 +878,9 @@ mod tests {
         claims.publish(&[began()], at(0));
         assert!(claims.on_time(at(14_999)).is_empty());
         assert_eq!(claims.on_time(at(15_000)).len(), 1);
+        let mut late = claims.claim(ONE);
+        claims.publish(&[ended(ClaimEnd::Over)], at(15_001));
+        assert_eq!(late.try_recv(), Ok(over()), "who comes late is told when it is over");
     }
 
     #[test]
@@ -550,17 +896,25 @@ mod tests {
         assert!(claims.is_empty());
     }
 
-    #[test]
-    fn what_began_and_what_ended_behind_a_snapshot_is_not_waited_for_for_ever() {
+    /// A state after an entry of these lines and items, of this node and life.
+    fn state_after(lines: &[&str], more: impl FnOnce(&mut Batch)) -> State {
         let mut state = State::new(16);
         let stamps = Stamps { clock: ClusterTime(0), wall: WallMillis(0), seed: 0 };
         let session = SessionStamp { node: NodeId(2), epoch: 7 << 16, seq: 1, ack: 0 };
         let mut batch = Batch::new(b"default");
-        for line in ["LOCK k a", "LOCK k b BLOCK 0", "LOCK k c BLOCK 0", "LOCKS RELEASE b"] {
+        for line in lines {
             batch.push_command(0, line.split(' ').map(str::as_bytes).collect::<Vec<_>>().into_iter());
         }
+        more(&mut batch);
         let entry = encode_entry(&stamps, [(Some(session), &batch)].into_iter());
         apply_entry(&mut state, LogIndex(1), Term(1), &entry).unwrap();
+        state
+    }
+
+    #[test]
+    fn what_began_and_what_ended_behind_a_snapshot_is_not_waited_for_for_ever() {
+        let lines = ["LOCK k a", "LOCK k b BLOCK 0", "LOCK k c BLOCK 0", "LOCKS RELEASE b"];
+        let state = state_after(&lines, |_| {});
         let claims = claims();
         claims.reconcile(&state, at(0));
         // The replies come later: the first wait is over, the second is not.
@@ -570,11 +924,54 @@ mod tests {
     }
 
     #[test]
+    fn what_was_handed_behind_a_snapshot_goes_back_and_its_client_is_told_that_it_is_over() {
+        let lines = ["LOCK k a", "LOCK k b BLOCK 0", "UNLOCK k a"];
+        let state = state_after(&lines, |_| {});
+        let (waits, unknown) = (claims(), claims());
+        let mut receiver = waits.claim(ONE);
+        for claims in [&waits, &unknown] {
+            claims.reconcile(&state, at(0));
+            assert_eq!(claims.on_time(at(0)), [(None, cancel())]);
+            claims.publish(&[ended(ClaimEnd::Over)], at(1));
+            assert!(claims.is_empty());
+        }
+        assert_eq!(receiver.try_recv(), Ok(over()));
+        // One that was known goes on.
+        let known = claims();
+        let mut receiver = known.claim(ONE);
+        known.publish(&[handed()], at(0));
+        known.reconcile(&state, at(0));
+        assert_eq!(known.confirmations(at(1)), [confirm()]);
+        known.publish(&[confirmed()], at(2));
+        assert_eq!(receiver.try_recv(), Ok(told()));
+    }
+
+    #[test]
+    fn what_was_confirmed_behind_a_snapshot_is_told_if_it_is_still_given() {
+        let lines = ["LOCK k a", "LOCK k b PX 1000 BLOCK 0", "UNLOCK k a"];
+        let grants = vec![Grant { key: (*b"k").into(), token: FencingToken(2), touches: 1 }];
+        let owner = OwnerName::new(b"default", b"b");
+        let end = ClaimEnd::Granted(Granted { db: 0, owner, grants, order: None });
+        for (is_held, line) in [(true, "EXISTS k"), (false, "LOCKS KILL k")] {
+            let state = state_after(&lines, |batch| {
+                batch.push_confirm(&[1]);
+                batch.push_command(0, line.split(' ').map(str::as_bytes).collect::<Vec<_>>().into_iter());
+            });
+            let claims = claims();
+            let mut receiver = claims.claim(ONE);
+            claims.publish(&[Notice::ClaimHanded { claim: ONE, origin: origin(), end: end.clone() }], at(0));
+            claims.reconcile(&state, at(0));
+            let told = Some(Told { end: end.clone(), until: ClusterTime(1_000) });
+            assert_eq!(receiver.try_recv(), Ok(if is_held { told } else { over() }));
+        }
+    }
+
+    #[test]
     fn who_comes_for_a_grant_when_it_is_being_taken_back_gets_no_word() {
         let claims = claims();
-        claims.publish(&[began(), ended(granted())], at(0));
-        assert_eq!(claims.on_time(at(15_000)).len(), 1);
+        claims.publish(&[began(), handed(), confirmed()], at(0));
+        assert_eq!(claims.on_time(at(1)).len(), 1);
         assert!(claims.claim(ONE).try_recv().is_err_and(|error| error == TryRecvError::Closed));
-        assert_eq!(claims.on_time(at(16_000)).len(), 1, "it is still taken back");
+        assert_eq!(claims.on_time(at(1_001)).len(), 1, "it is still taken back");
     }
 }

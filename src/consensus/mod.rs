@@ -172,8 +172,12 @@ pub trait Replicator: Send + Sync {
     fn may_read(&self) -> bool;
     /// Where the group stands.
     fn status(&self) -> Status;
-    /// How long ago this node heard of a leader that leads; zero for the leader; `None`: never.
+    /// How long ago this node heard of a leader that leads; for the leader itself, when it last heard a majority, and zero
+    /// while its lease holds. `None`: never.
     fn leader_silence(&self) -> Option<Millis>;
+    /// The same for those who wait: time for which this process itself stood still does not count, since whoever does not
+    /// run hears nobody.
+    fn leaderless(&self) -> Option<Millis>;
     /// The members that this node has heard of, itself first; none without peers.
     fn members(&self) -> Vec<MemberInfo>;
     /// Gives the leadership to this node, or to the voter that is best; `done` hears when it leads.
@@ -286,10 +290,16 @@ impl Group {
         state.tell_lock_changes(all());
     }
 
-    /// How long ago this node heard of a leader that leads; zero for the leader; `None`: never.
+    /// See [`Replicator::leader_silence`].
     #[must_use]
     pub fn leader_silence(&self) -> Option<Millis> {
         self.replicator.leader_silence()
+    }
+
+    /// See [`Replicator::leaderless`].
+    #[must_use]
+    pub fn leaderless(&self) -> Option<Millis> {
+        self.replicator.leaderless()
     }
 
     /// The members that this node has heard of, itself first; none without peers.

@@ -25,6 +25,7 @@ use crate::state::DbIndex;
 use crate::state::EXPIRE_AT_MOST;
 use crate::state::State;
 use crate::state::Timing;
+use crate::state::confirm::confirm;
 use crate::state::locks::ClaimId;
 use crate::state::locks::OwnerName;
 use crate::state::locks::end_claim;
@@ -231,6 +232,10 @@ fn apply_item(state: &mut State, caller: &Caller<'_>, item: Item<'_>) -> Reply {
             integer(grants.filter(|grant| take_back(state, db, &owner, *grant, now)).count() as u64)
         }
         Item::EndClaims { node, life } => integer(end_claims_before(state, node, life, now) as u64),
+        Item::Confirm { claims } => {
+            let confirmed = claims.into_iter().filter(|claim| confirm(state, ClaimId(*claim), now)).count();
+            integer(confirmed as u64)
+        }
     }
 }
 
@@ -781,6 +786,7 @@ mod tests {
             2 => batch.push_allocate_replica(NodeId(draw >> 40 & 3), draw >> 48 & 3),
             3 => batch.push_cancel(&[draw >> 40 & 31]),
             4 => batch.push_end_claims(NodeId(1), draw >> 40 & 7),
+            5 => batch.push_confirm(&[draw >> 40 & 31, draw >> 48 & 31]),
             _ => {}
         }
         if (draw >> 20).is_multiple_of(2) {

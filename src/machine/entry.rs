@@ -14,10 +14,11 @@
 //!        | 7 n claim*                                CANCEL: these clients wait no more
 //!        | 8 db owner n (key token touches)*         TAKE-BACK: grants that their client never heard of
 //!        | 9 node life                               END-CLAIMS: clients of this node before that life are gone
+//!        | 10 n claim*                               CONFIRM: these clients will be told of what they were handed
 //! ```
 //! Numbers are varints; users, keys and arguments are length-prefixed. A batch is encoded on the connection's own
 //! task; the proposer only copies bytes. Between nodes a batch travels without its session, and only with items
-//! that clients cause (0 to 2, 4, and 6 to 8): the others are the leader's own.
+//! that clients cause (0 to 2, 4, 6 to 8, and 10): the others are the leader's own.
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -47,6 +48,7 @@ const ATOMIC_TRANSACTION: u8 = 6;
 const CANCEL: u8 = 7;
 const TAKE_BACK: u8 = 8;
 const END_CLAIMS: u8 = 9;
+const CONFIRM: u8 = 10;
 
 /// In a batch's `flags`: it has a session.
 const HAS_SESSION: u8 = 1;
@@ -226,6 +228,15 @@ impl Batch {
         self.count += 1;
     }
 
+    /// Adds a CONFIRM: the clients with these claims will be told of what they were handed. Its reply is for how many all
+    /// of it is still given.
+    pub fn push_confirm(&mut self, claims: &[u64]) {
+        self.items.push(CONFIRM);
+        put_varint(&mut self.items, claims.len() as u64);
+        claims.iter().for_each(|claim| put_varint(&mut self.items, *claim));
+        self.count += 1;
+    }
+
     /// The batch as it travels to another node.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -253,7 +264,8 @@ impl Batch {
         for _ in 0..count {
             match reader.rest().first() {
                 Some(
-                    &(COMMAND | TRANSACTION | EXPIRE | VERIFY | ATOMIC_TRANSACTION | CANCEL | TAKE_BACK),
+                    &(COMMAND | TRANSACTION | EXPIRE | VERIFY | ATOMIC_TRANSACTION | CANCEL | TAKE_BACK
+                    | CONFIRM),
                 ) => {
                     skip_item(&mut reader)?;
                 }
@@ -378,6 +390,9 @@ pub enum Item<'a> {
         node: NodeId,
         life: u64,
     },
+    Confirm {
+        claims: Vec<u64>,
+    },
 }
 
 /// Reads the stamps of an entry and leaves its batches.
@@ -456,13 +471,8 @@ pub fn decode_item<'a>(reader: &mut Reader<'a>) -> Result<Item<'a>, CodecError> 
         ALLOCATE_REPLICA => {
             Ok(Item::AllocateReplica { node: NodeId(reader.varint()?), nonce: reader.varint()? })
         }
-        CANCEL => {
-            let mut claims = Vec::new();
-            for _ in 0..reader.varint()? {
-                claims.push(reader.varint()?);
-            }
-            Ok(Item::Cancel { claims })
-        }
+        CANCEL => Ok(Item::Cancel { claims: decode_claims(reader)? }),
+        CONFIRM => Ok(Item::Confirm { claims: decode_claims(reader)? }),
         TAKE_BACK => {
             let (db, owner) = (reader.u8()?, reader.bytes()?);
             let mut grants = Vec::new();
@@ -503,7 +513,7 @@ pub fn skip_item(reader: &mut Reader<'_>) -> Result<(), CodecError> {
             }
             Ok(())
         }
-        Some(&CANCEL) => {
+        Some(&(CANCEL | CONFIRM)) => {
             reader.u8()?;
             for _ in 0..reader.varint()? {
                 reader.varint()?;
@@ -524,6 +534,14 @@ pub fn skip_item(reader: &mut Reader<'_>) -> Result<(), CodecError> {
         // The others have nothing of variable length.
         Some(_) | None => decode_item(reader).map(|_| ()),
     }
+}
+
+fn decode_claims(reader: &mut Reader<'_>) -> Result<Vec<u64>, CodecError> {
+    let mut claims = Vec::new();
+    for _ in 0..reader.varint()? {
+        claims.push(reader.varint()?);
+    }
+    Ok(claims)
 }
 
 fn skip_command(reader: &mut Reader<'_>) -> Result<(), CodecError> {
@@ -582,6 +600,7 @@ mod tests {
         );
         batch.push_cancel(&[7, 9]);
         batch.push_take_back(2, b"owner", [(&b"l"[..], 5, 1)].into_iter());
+        batch.push_confirm(&[8]);
         batch.name_client(12, "127.0.0.1:4000");
         batch
     }
@@ -611,7 +630,7 @@ mod tests {
         assert_eq!(read, stamps());
         let head = decode_batch_head(&mut reader).unwrap().unwrap();
         let client = Some((12, "127.0.0.1:4000"));
-        assert_eq!(head, BatchHead { user: b"default", count: 5, session: Some(session()), client });
+        assert_eq!(head, BatchHead { user: b"default", count: 6, session: Some(session()), client });
         assert!(
             matches!(decode_item(&mut reader).unwrap(), Item::Command { db: 3, words } if words.len() == 3)
         );
@@ -623,8 +642,9 @@ mod tests {
         };
         assert_eq!(watched, vec![(0, &b"w"[..], None)]);
         assert_eq!(commands.len(), 1);
-        let items = [decode_item(&mut reader).unwrap(), decode_item(&mut reader).unwrap()];
-        let told = "[Cancel { claims: [7, 9] }, TakeBack { db: 2, owner: [111, 119, 110, 101, 114], grants: [([108], 5, 1)] }]";
+        let items: Vec<Item<'_>> = (0..3).map(|_| decode_item(&mut reader).unwrap()).collect();
+        let told = "[Cancel { claims: [7, 9] }, TakeBack { db: 2, owner: [111, 119, 110, 101, 114], grants: [([108], 5, 1)] }, \
+                    Confirm { claims: [8] }]";
         assert_eq!(format!("{items:?}"), told);
         assert!(decode_batch_head(&mut reader).unwrap().is_none());
     }
@@ -678,7 +698,7 @@ mod tests {
             assert!(Batch::from_bytes(&batch.to_bytes()).is_err(), "{batch:?}");
         }
         let good = full_batch();
-        for count in [0, 1, 4, 6, usize::MAX] {
+        for count in [0, 1, 5, 7, usize::MAX] {
             let batch = Batch { count, ..good.clone() };
             assert!(Batch::from_bytes(&batch.to_bytes()).is_err(), "a count of {count}");
         }
@@ -691,6 +711,7 @@ mod tests {
             vec![EXPIRE, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1, 0, 0],
             vec![TRANSACTION, 0, 255, 255, 3, 0, 0],
             vec![CANCEL, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1, 0],
+            vec![CONFIRM, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1, 0],
             vec![TAKE_BACK, 0, 0, 255, 255, 255, 255, 15, 0],
             vec![TRANSACTION, 1, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2, 0],
         ] {

@@ -2,4 +2,6 @@
 
 pub mod apply;
 pub mod entry;
+#[cfg(test)]
+mod hand_over_test;
 pub mod transaction;

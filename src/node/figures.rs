@@ -15,7 +15,6 @@ use crate::consensus::Role;
 use crate::server::Services;
 use crate::server::disk::DiskGate;
 use crate::server::members::Member;
-use crate::server::members::leader_silence;
 use crate::server::members::members;
 use crate::server::stats;
 use crate::state::State;
@@ -120,7 +119,7 @@ fn check_ready(services: &Services, write: bool) -> Result<(), Vec<String>> {
             reasons.push("this node does not lead".to_owned());
         }
     } else {
-        match leader_silence(services) {
+        match services.group.leader_silence() {
             None => reasons.push("no leader was heard".to_owned()),
             Some(silence) if silence > silence_max(services) => {
                 reasons.push(format!("no leader with a majority was heard for {} ms", silence.0));
@@ -143,7 +142,7 @@ fn check_leader(services: &Services) -> Result<(), String> {
     if services.group.status().role != Role::Leader {
         return Err("this node does not lead".to_owned());
     }
-    match leader_silence(services) {
+    match services.group.leader_silence() {
         Some(silence) if silence <= silence_max(services) => Ok(()),
         _ => Err("this node leads, and no majority was heard of late".to_owned()),
     }
@@ -240,7 +239,7 @@ fn sample_state(services: &Services) {
         counter!(names::FENCE_REJECTED_TOTAL, "type" => kind).absolute(count);
     }
     let is_own = |claim: &&Claim| services.group.claims().is_own(&claim.origin);
-    let for_locks = state.waits().iter().flat_map(|(_, wait)| &wait.claims).filter(is_own).count();
+    let for_locks = state.waits().iter().flat_map(|(_, wait)| wait.claims()).filter(is_own).count();
     let for_messages = state.pop_waits().iter().map(|wait| &wait.claim).filter(is_own).count();
     gauge!(names::BLOCKED_CLIENTS, "kind" => "lock").set(for_locks as f64);
     gauge!(names::BLOCKED_CLIENTS, "kind" => "queue").set(for_messages as f64);

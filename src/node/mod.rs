@@ -140,6 +140,7 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
         levels.abort();
         watch.abort();
         signals.abort();
+        lock_waits::wind_up(&services).await;
         waits.abort();
         telling.abort();
         Ok::<_, anyhow::Error>(())

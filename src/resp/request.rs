@@ -28,7 +28,7 @@ const WANTED_MAX: usize = 1 << 20;
 /// One complete request: a command's name and its arguments, as ranges of the received bytes.
 ///
 /// It shares the connection's read buffer, so whoever keeps an argument for long must copy it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Request {
     raw: Bytes,
     args: Ranges,

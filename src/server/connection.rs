@@ -123,8 +123,8 @@ impl Connection {
     pub async fn run(mut self) {
         let served = self.serve().await;
         self.session.end_subscriptions(&self.services);
-        for unheard in self.pipeline.unheard(&self.session) {
-            self.services.group.claims().give_back(unheard);
+        for lost in self.pipeline.unheard(&self.session) {
+            self.services.group.claims().give_back(lost);
         }
         match served {
             Ok(()) if !self.session.client.is_doomed() => self.linger().await,
@@ -279,7 +279,7 @@ impl Connection {
                 }
                 Step::Expire => self.expire().await,
                 Step::Paused => self.wait_for_pause().await?,
-                Step::Exec(plan) => self.exec(plan).await,
+                Step::Exec(plan) => self.exec(plan).await?,
                 Step::Wait(length, reply) => self.wait(length, &reply).await?,
                 Step::Later(later) => self.later(later).await?,
             }
@@ -311,8 +311,15 @@ impl Connection {
             self.pipeline.forget_given();
             self.flush().await?;
             grant.delivered();
-        } else if self.pipeline.has_given() && self.has_left() {
-            // The first write would seem to succeed. What was handed out goes back as the connection ends.
+            return Ok(());
+        }
+        self.check_given()
+    }
+
+    /// Nothing is written to a client that is gone when it was given something: the first write would seem to succeed. What
+    /// was handed out goes back as the connection ends.
+    fn check_given(&self) -> io::Result<()> {
+        if self.pipeline.has_given() && self.has_left() {
             return Err(ErrorKind::ConnectionAborted.into());
         }
         Ok(())
@@ -342,7 +349,13 @@ impl Connection {
                     self.read_ahead()?;
                 }
                 outcome = wait.end() => {
-                    let is_granted = matches!(outcome, Some(ClaimEnd::Granted(_) | ClaimEnd::Delivered(_)));
+                    let ends = outcome.as_ref().map(|told| (&told.end, told.until));
+                    let is_granted = matches!(ends, Some((ClaimEnd::Granted(_) | ClaimEnd::Delivered(_), _)));
+                    if ends.is_some_and(|(_, until)| until <= services.group.now()) {
+                        // This node stood still: what its client was given is not its own any more.
+                        drop(Undelivered::new(services, claim, outcome));
+                        return Ok((lock_waits::null(is_array), None));
+                    }
                     let reply = match lock_waits::reply_of(&outcome, is_array) {
                         Reply::Null | Reply::NullArray if unblocked => {
                             Reply::error("UNBLOCKED client unblocked via CLIENT UNBLOCK")
@@ -370,9 +383,7 @@ impl Connection {
                         return Err(gone());
                     }
                     let patience = self.services.config.get().cluster_node_timeout;
-                    let silence = services.group.leader_silence();
-                    let is_alone = services.group.members().is_empty();
-                    if !is_alone && silence.is_none_or(|silence| silence > patience) {
+                    if services.group.leaderless().is_none_or(|leaderless| leaderless > patience) {
                         return Ok((errors::wait_without_leader(), None));
                     }
                     cancels = cancels && !cancel(services, claim).await;
@@ -427,7 +438,7 @@ impl Connection {
         self.pipeline.on_expired(&mut self.session, &self.services, outcome, &mut self.output);
     }
 
-    async fn exec(&mut self, plan: Plan) {
+    async fn exec(&mut self, plan: Plan) -> io::Result<()> {
         let from = self.services.clock.monotonic();
         let outcome = if plan.commands.is_empty() && plan.watched.is_empty() {
             Ok(Reply::Array(Vec::new()))
@@ -444,6 +455,7 @@ impl Connection {
         };
         let micros = self.services.clock.monotonic().micros_since(from);
         self.pipeline.on_executed(&mut self.session, &self.services, plan, outcome, micros, &mut self.output);
+        self.check_given()
     }
 
     async fn wait(&mut self, length: Duration, reply: &Reply) -> io::Result<()> {

@@ -15,6 +15,8 @@ use bytes::Bytes;
 use bytes::BytesMut;
 use smallvec::SmallVec;
 
+use crate::commands::gift::Gift;
+use crate::commands::gift::messages_of;
 use crate::commands::spec::CommandResult;
 use crate::commands::spec::CommandSpec;
 use crate::commands::spec::Execute;
@@ -26,8 +28,10 @@ use crate::commands::spec::SessionCommand;
 use crate::commands::table;
 use crate::consensus::ProposeError;
 use crate::consensus::StateGuard;
+use crate::consensus::claims::Lost;
 use crate::consensus::claims::Unheard;
 use crate::machine::entry::Batch;
+use crate::machine::entry::Queued;
 use crate::resp::Reply;
 use crate::resp::Request;
 use crate::resp::arguments::eq_ignore_case;
@@ -37,7 +41,6 @@ use crate::server::errors;
 use crate::server::gates;
 use crate::server::gates::Found;
 use crate::server::gates::Standing;
-use crate::server::members::leader_silence;
 use crate::server::raft_command::Later;
 use crate::server::reply_bounds;
 use crate::server::session::Answer;
@@ -103,7 +106,7 @@ pub struct Pipeline {
     /// sent before the next are rendered.
     answered: usize,
     replies: std::vec::IntoIter<Reply>,
-    /// Messages in replies that were rendered and not yet written, in order.
+    /// What replies hand out that were rendered and not yet written, in order.
     given: Vec<Given>,
     /// A barrier was passed and nothing was awaited since.
     is_after_barrier: bool,
@@ -118,25 +121,53 @@ pub struct Pipeline {
     seed: u64,
 }
 
-/// A message that a QPOP was given at once.
+/// What was given at once, without a wait.
 struct Given {
     db: DbIndex,
     /// Where its reply ends in the output.
     end: usize,
-    queue: Bytes,
-    receipt: Bytes,
+    what: What,
 }
 
-/// The queues and receipts in a reply to QPOP.
-fn messages_of(reply: &Reply) -> impl Iterator<Item = (Bytes, Bytes)> {
-    let messages = if let Reply::Array(messages) = reply { &messages[..] } else { &[] };
-    messages.iter().filter_map(|message| match message {
-        Reply::Array(fields) => match &fields[..] {
-            [Reply::Bulk(queue), Reply::Bulk(receipt), ..] => Some((queue.clone(), receipt.clone())),
-            _ => None,
-        },
-        _ => None,
-    })
+enum What {
+    Message { queue: Bytes, receipt: Bytes },
+    /// What a reply to this request gives; it is read when it is wanted, which is seldom.
+    Locks { request: Request, reply: Reply },
+    Gift(Gift),
+}
+
+/// What nobody heard of, as it is collected: messages by database, locks by command.
+#[derive(Default)]
+struct Collected {
+    messages: BTreeMap<DbIndex, Unheard>,
+    locks: Vec<Lost>,
+}
+
+impl Collected {
+    fn add_message(&mut self, db: DbIndex, queue: Bytes, receipt: Bytes) {
+        self.messages.entry(db).or_insert_with(|| Unheard::new(db)).add(queue, receipt);
+    }
+
+    fn add(&mut self, db: DbIndex, user: &[u8], gift: Gift) {
+        match gift {
+            Gift::Messages(messages) => {
+                messages.into_iter().for_each(|(queue, receipt)| self.add_message(db, queue, receipt));
+            }
+            Gift::Locks { owner, locks } => self.locks.push(Lost::locks(db, user, &owner, locks)),
+        }
+    }
+
+    fn add_reply(&mut self, db: DbIndex, user: &[u8], request: &Request, reply: &Reply) {
+        let words: Words<'_> = request.args().collect();
+        let gift = table::find(request.name()).and_then(|row| Gift::of(row, &words, reply));
+        if let Some(gift) = gift {
+            self.add(db, user, gift);
+        }
+    }
+
+    fn take(self) -> Vec<Lost> {
+        self.messages.into_values().map(Lost::Messages).chain(self.locks).collect()
+    }
 }
 
 /// A read guard and what goes with it.
@@ -296,7 +327,7 @@ impl Pipeline {
 
     /// True when the writes that were proposed are one command that answers with an array.
     pub fn awaits_array(&self) -> bool {
-        self.writes.last().is_some_and(|row| matches!(row.name, "mlock" | "qpop"))
+        self.writes.last().is_some_and(|row| row.flags.has(Flags::ANSWERS_ARRAY))
     }
 
     /// Answers the writes that were proposed. `micros` is how long the proposal took.
@@ -328,13 +359,11 @@ impl Pipeline {
     fn answer_writes(&mut self, session: &mut Session, services: &Services, out: &mut BytesMut) -> bool {
         while out.len() <= FLUSH_BYTES {
             let Some(reply) = self.replies.next() else { break };
-            let row = self.writes[self.answered];
+            let (row, before) = (self.writes[self.answered], out.len());
             self.answer(session, services, row, &reply, out);
-            if row.name == "qpop" {
-                let end = out.len();
-                let db = session.db;
-                let given = |(queue, receipt)| Given { db, end, queue, receipt };
-                self.given.extend(messages_of(&reply).map(given));
+            // A client that wants no replies is told of nothing, and keeps what it was given.
+            if out.len() > before {
+                self.note_given(session.db, row, reply, out.len());
             }
             self.answered += 1;
         }
@@ -349,7 +378,23 @@ impl Pipeline {
         true
     }
 
-    /// True when the output holds messages that were handed out.
+    /// Notes what the reply to the write that is being answered hands out; it ends here in the output.
+    #[inline]
+    fn note_given(&mut self, db: DbIndex, row: &CommandSpec, reply: Reply, end: usize) {
+        if row.flags.has(Flags::HANDS_OUT_MESSAGES) {
+            let given =
+                |(queue, receipt)| Given { db, end, what: What::Message { queue, receipt } };
+            self.given.extend(messages_of(&reply).map(given));
+        } else if row.flags.has(Flags::HANDS_OUT_LOCKS)
+            && matches!(reply, Reply::Integer(_) | Reply::Array(_))
+        {
+            let at = self.next - self.writes.len() + self.answered;
+            let request = std::mem::take(&mut self.requests[at]);
+            self.given.push(Given { db, end, what: What::Locks { request, reply } });
+        }
+    }
+
+    /// True when the output holds what was handed out.
     #[inline]
     pub fn has_given(&self) -> bool {
         !self.given.is_empty()
@@ -366,24 +411,27 @@ impl Pipeline {
         self.given.iter_mut().for_each(|given| given.end -= count);
     }
 
-    /// Somebody else answers for the messages in the output.
+    /// Somebody else answers for what the output gives.
     pub fn forget_given(&mut self) {
         self.given.clear();
     }
 
-    /// The messages of all replies that were not written whole, when no more will be.
-    pub fn unheard(&mut self, session: &Session) -> Vec<Unheard> {
-        let mut unheard = BTreeMap::new();
-        let mut add = |db, queue, receipt| {
-            unheard.entry(db).or_insert_with(|| Unheard::new(db)).add(queue, receipt);
-        };
-        self.given.drain(..).for_each(|given| add(given.db, given.queue, given.receipt));
-        let rows = self.writes.iter().skip(self.answered);
-        let left = rows.zip(self.replies.as_slice()).filter(|(row, _)| row.name == "qpop");
+    /// What all replies hand out that were not written whole, when no more will be.
+    pub fn unheard(&mut self, session: &Session) -> Vec<Lost> {
+        let (mut lost, user) = (Collected::default(), &session.user);
+        for Given { db, what, .. } in self.given.drain(..) {
+            match what {
+                What::Message { queue, receipt } => lost.add_message(db, queue, receipt),
+                What::Locks { request, reply } => lost.add_reply(db, user, &request, &reply),
+                What::Gift(gift) => lost.add(db, user, gift),
+            }
+        }
         // A batch is of one database, and SELECT comes behind its replies.
-        left.flat_map(|(_, reply)| messages_of(reply))
-            .for_each(|(queue, receipt)| add(session.db, queue, receipt));
-        unheard.into_values().collect()
+        let first = (self.next + self.answered).saturating_sub(self.writes.len());
+        for (request, reply) in self.requests.iter().skip(first).zip(self.replies.as_slice()) {
+            lost.add_reply(session.db, user, request, reply);
+        }
+        lost.take()
     }
 
     /// Goes on after a read barrier, or answers the read that wanted it with the error.
@@ -452,9 +500,13 @@ impl Pipeline {
         if let Some(row) = row {
             note_duration(session, services, row, &self.requests[self.next - 1], micros);
         }
+        let mut gifts = Vec::new();
         let reply = match outcome {
             Ok(Reply::Array(logged)) => {
                 self.count_logged(&plan, &logged);
+                if plan.hands_out && !plan.is_named {
+                    gifts = gifts_of(&plan, &logged);
+                }
                 Reply::Array(transaction::merge(plan.steps, logged, |request| {
                     session.run_in_exec(services, request)
                 }))
@@ -464,7 +516,13 @@ impl Pipeline {
             Err(error) => errors::propose_error(&error),
         };
         if let Some(row) = row {
+            let before = out.len();
             self.answer(session, services, row, &reply, out);
+            let end = out.len();
+            if end > before {
+                let given = |(db, gift)| Given { db, end, what: What::Gift(gift) };
+                self.given.extend(gifts.into_iter().map(given));
+            }
         }
     }
 
@@ -788,7 +846,7 @@ fn open_anew(
     let state = match stale_reads {
         Some(StaleReads { max_lag }) => {
             if let Some(max_lag) = max_lag {
-                let silence = leader_silence(services);
+                let silence = services.group.leader_silence();
                 if silence.is_none_or(|silence| silence > max_lag) {
                     return Err(Unreadable::TooOld(errors::stale_read_error(silence)));
                 }
@@ -810,6 +868,16 @@ fn open_anew(
 /// themselves; DBSIZE counts them, as Redis does.
 fn names_due(reading: &Reading<'_>, session: &Session, keys: KeySpec, words: &[&[u8]]) -> bool {
     keys.positions(words).iter().any(|at| reading.state.is_due(session.db, words[*at], reading.now))
+}
+
+/// What a transaction's replies hand out, in which databases.
+fn gifts_of(plan: &Plan, logged: &[Reply]) -> Vec<(DbIndex, Gift)> {
+    let gift = |(command, reply): (&Queued, &Reply)| {
+        let words: Words<'_> = command.args.iter().map(Bytes::as_ref).collect();
+        let row = words.first().and_then(|name| table::find(name))?;
+        Gift::of(row, &words, reply).map(|gift| (command.db, gift))
+    };
+    plan.commands.iter().zip(logged).filter_map(gift).collect()
 }
 
 /// Why a transaction may not run: its replies would take too much memory.

@@ -122,6 +122,10 @@ impl Replicator for Absent {
         None
     }
 
+    fn leaderless(&self) -> Option<Millis> {
+        None
+    }
+
     fn members(&self) -> Vec<MemberInfo> {
         Vec::new()
     }

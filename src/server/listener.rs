@@ -22,7 +22,6 @@ use crate::server::clients::ClientHandle;
 use crate::server::clients::Clients;
 use crate::server::connection::Connection;
 use crate::server::info;
-use crate::server::members::leader_silence;
 use crate::server::verify;
 
 /// How long connections have to finish when the node shuts down.
@@ -174,8 +173,6 @@ pub async fn look_after_node(services: Arc<Services>) {
             () = stopped.requested() => pending::<()>().await,
         }
         services.used_memory.store(info::resident_bytes(), Ordering::Relaxed);
-        // A leader that is deposed later is to know until when it led.
-        let _silence = leader_silence(&services);
         looks += 1;
         if looks == LOOKS_PER_SECOND {
             looks = 0;

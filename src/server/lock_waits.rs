@@ -6,9 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
+use tokio::time::MissedTickBehavior;
 
 use crate::commands::locks::granted_reply;
 use crate::commands::queues::popped_reply;
+use crate::consensus::claims::Told;
 use crate::consensus::claims::WaitOutcome;
 use crate::resp::Reply;
 use crate::server::Services;
@@ -20,6 +22,9 @@ use crate::state::notices::Notice;
 
 /// How often it is looked for work that nobody announced.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a node that stops waits for the ends of its clients' waits, and how often it looks.
+const WIND_UP_MAX: Duration = Duration::from_secs(3);
+const WIND_UP_LOOK: Duration = Duration::from_millis(5);
 /// Changes of locks that may wait to be told.
 const NOTICES_MAX: usize = 65_536;
 
@@ -57,13 +62,23 @@ fn tell(services: &Services, notice: &Notice) {
     services.pubsub.publish(&channel, &Bytes::from(message));
 }
 
-/// Proposes what waits leave behind: cancels those of clients that are gone, takes back what nobody heard of.
+/// Proposes what waits leave behind: confirms what was handed to those who wait, cancels the waits of clients that are gone,
+/// takes back what nobody heard of.
 pub async fn look_after(services: Arc<Services>) {
     let claims = Arc::clone(services.group.claims());
+    let mut look = tokio::time::interval(LOOK_INTERVAL);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            () = claims.handed_over() => {
+                for batch in claims.confirmations(services.clock.monotonic()) {
+                    // What comes of it is told by the entry. What is refused is proposed again.
+                    tokio::spawn(services.group.propose(batch));
+                }
+                continue;
+            }
             () = claims.work() => {}
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            _ = look.tick() => {}
         }
         for (claim, batch) in claims.on_time(services.clock.monotonic()) {
             let outcome = services.group.propose(batch);
@@ -78,6 +93,22 @@ pub async fn look_after(services: Arc<Services>) {
     }
 }
 
+/// Waits, when no client is served any more, until the waits of all of them have ended and what nobody heard of went back; no
+/// longer than a stop may take. [`look_after`] must go on meanwhile. What is left by then ends as that of a node that died.
+pub async fn wind_up(services: &Services) {
+    let claims = services.group.claims();
+    claims.close();
+    let ended = async {
+        while !claims.is_empty() {
+            tokio::time::sleep(WIND_UP_LOOK).await;
+        }
+    };
+    if tokio::time::timeout(WIND_UP_MAX, ended).await.is_err() {
+        let left = claims.len();
+        tracing::warn!(left, "stopped before all waits had ended: the others end them, and take back what was given");
+    }
+}
+
 /// True when nobody waits under this number any more, as far as this node knows.
 pub fn is_over(services: &Services, claim: ClaimId) -> bool {
     let state = services.group.read_applied();
@@ -86,17 +117,21 @@ pub fn is_over(services: &Services, claim: ClaimId) -> bool {
 
 /// What a client that waited is answered.
 pub fn reply_of(outcome: &WaitOutcome, is_array: bool) -> Reply {
-    match outcome {
+    match outcome.as_ref().map(|told| &told.end) {
         Some(ClaimEnd::Granted(granted)) => granted_reply(&granted.grants, granted.order.as_deref()),
         Some(ClaimEnd::Delivered(delivered)) => popped_reply(&delivered.messages, delivered.with_meta),
-        Some(ClaimEnd::Over) if is_array => Reply::NullArray,
-        Some(ClaimEnd::Over) => Reply::Null,
+        Some(ClaimEnd::Over) => null(is_array),
         Some(ClaimEnd::Failed(text)) => Reply::error(text.clone()),
         None => Reply::error(
-            "INDOUBT This node got a snapshot in the place of the entries that tell how the wait ended. The lock may \
-             or may not be held; messages come back when their lease ends.",
+            "INDOUBT This node got a snapshot in the place of the entries that tell how the wait ended. It holds no lock by \
+             this wait and no message; what a QPOP with NOACK was given is lost.",
         ),
     }
+}
+
+/// What a client is answered that waited for nothing. `is_array`: its command answers with an array.
+pub fn null(is_array: bool) -> Reply {
+    if is_array { Reply::NullArray } else { Reply::Null }
 }
 
 /// A client's wait. However its connection ends, the wait ends with it: a grant that came already is taken back.
@@ -150,7 +185,7 @@ impl<'a> Undelivered<'a> {
 
 impl Drop for Undelivered<'_> {
     fn drop(&mut self) {
-        if let Some((claim, Some(end))) = self.grant.take() {
+        if let Some((claim, Some(Told { end, .. }))) = self.grant.take() {
             self.services.group.claims().take_back(claim, &end);
         }
     }

@@ -13,7 +13,6 @@ use crate::server::Services;
 use crate::state::Membership;
 use crate::types::LogIndex;
 use crate::types::Millis;
-use crate::types::Monotonic;
 use crate::types::NodeId;
 
 /// A member that was silent for longer counts as dead, unless two election timeouts are more.
@@ -169,33 +168,6 @@ pub fn highest_commit(members: &[Member]) -> LogIndex {
     known.map(|info| info.commit).max().unwrap_or_default()
 }
 
-/// How long a leader that could still serve has been out of hearing; `None`: there never was one. Zero for a leader
-/// whose lease holds; without a lease a leader counts as heard when a majority was, since it may have been deposed. A
-/// node that led itself heard of a leader until then.
-#[must_use]
-pub fn leader_silence(services: &Services) -> Option<Millis> {
-    let now = services.clock.monotonic();
-    if services.group.status().role == Role::Leader {
-        let is_certain = services.group.try_read().is_some();
-        let silence = if is_certain { Some(Millis(0)) } else { majority_silence(&members(services)) };
-        if let Some(silence) = silence {
-            services.note_lead(Monotonic(now.0.saturating_sub(silence.0.saturating_mul(1_000_000))));
-        }
-        return silence;
-    }
-    let since_own_lead = services.led_last().map(|last| now.since(last));
-    [services.group.leader_silence(), since_own_lead].into_iter().flatten().min()
-}
-
-/// How long ago a majority of the voters was heard; `None` when that never was.
-fn majority_silence(members: &[Member]) -> Option<Millis> {
-    let mut heard: Vec<Option<Millis>> =
-        members.iter().filter(|member| member.is_voter).map(Member::heard).collect();
-    // Those that were never heard come last.
-    heard.sort_by_key(|heard| heard.unwrap_or(Millis(u64::MAX)));
-    heard.get(heard.len() / 2).copied().flatten()
-}
-
 #[cfg(test)]
 pub(crate) mod testing {
     //! Members as a test wants them.
@@ -252,22 +224,6 @@ mod tests {
         assert_eq!(after(Some(Millis(10_001))), Liveness::Dead);
         assert_eq!(after(None), Liveness::Dead);
         assert_eq!(Liveness::after(Some(Millis(15_000)), Millis(8_000)), Liveness::Alive);
-    }
-
-    #[test]
-    fn a_leader_is_heard_while_a_majority_is() {
-        let silence = |heard: &[u64]| {
-            let others = heard.iter().zip(2..).map(|(heard, node)| member(node, *heard));
-            majority_silence(&[member(1, 0)].into_iter().chain(others).collect::<Vec<_>>())
-        };
-        assert_eq!(silence(&[]), Some(Millis(0)));
-        assert_eq!(silence(&[700]), Some(Millis(700)), "two of two");
-        assert_eq!(silence(&[u64::MAX, 30]), Some(Millis(30)));
-        assert_eq!(silence(&[u64::MAX, u64::MAX]), None);
-        assert_eq!(silence(&[9, 70, 80, 7]), Some(Millis(9)));
-        let mut learner = member(3, 5);
-        learner.is_voter = false;
-        assert_eq!(majority_silence(&[member(1, 0), member(2, 900), learner]), Some(Millis(900)));
     }
 
     #[test]

@@ -83,8 +83,6 @@ pub struct Services {
     /// Tells the clients of this process from those of others with the same numbers.
     client_nonce: u32,
     is_loading: AtomicBool,
-    /// When this node last led and had a majority, in nanoseconds of the monotonic clock; 0 is never.
-    led_last: AtomicU64,
     /// The index at which this node's state was found to be wrong; 0: it was not.
     diverged_at: AtomicU64,
     /// When cross-protocol scripting was last logged, in nanoseconds of the monotonic clock; 0 is never.
@@ -118,7 +116,6 @@ impl Services {
             seed: AtomicU64::new(word(4)),
             client_nonce: word(5) as u32,
             is_loading: AtomicBool::new(true),
-            led_last: AtomicU64::new(0),
             diverged_at: AtomicU64::new(0),
             warned: AtomicU64::new(0),
             disk_gate: AtomicU8::new(DiskGate::Open.code()),
@@ -164,16 +161,6 @@ impl Services {
     /// Commands that want data are served from now on.
     pub fn set_loaded(&self) {
         self.is_loading.store(false, Ordering::Release);
-    }
-
-    /// When this node last led and had a majority, as far as anybody looked; `None`: never.
-    fn led_last(&self) -> Option<Monotonic> {
-        Some(Monotonic(self.led_last.load(Ordering::Relaxed))).filter(|last| last.0 > 0)
-    }
-
-    /// This node led then, and had a majority.
-    fn note_lead(&self, at: Monotonic) {
-        self.led_last.fetch_max(at.0.max(1), Ordering::Relaxed);
     }
 
     /// The index at which this node's state was found to differ from the others', if it was: then it serves no data.

@@ -12,7 +12,6 @@ use crate::server::client_command::help;
 use crate::server::members::Liveness;
 use crate::server::members::Member;
 use crate::server::members::highest_commit;
-use crate::server::members::leader_silence;
 use crate::server::members::members;
 use crate::server::session::Answer;
 use crate::server::verify;
@@ -102,7 +101,7 @@ pub fn info(services: &Services) -> Vec<(&'static str, Reply)> {
         ("role", Reply::bulk(role.name())),
         ("term", number(status.term.0)),
         ("leader", number(leader(services, &status).map_or(0, |leader| leader.0))),
-        ("leader_heard_ms", maybe(leader_silence(services).map(|silence| silence.0))),
+        ("leader_heard_ms", maybe(services.group.leader_silence().map(|silence| silence.0))),
         ("commit", number(status.commit.0)),
         ("applied", number(status.applied.0)),
         ("lag", number(status.commit.0.saturating_sub(status.applied.0))),

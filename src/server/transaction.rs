@@ -67,6 +67,11 @@ pub struct Plan {
     pub is_atomic: bool,
     /// The log is to say which client sent them.
     pub names_client: bool,
+    /// Its reply may hand out locks or messages that go back when it is not heard. A transaction with a name gives its reply
+    /// again when it comes again, so what it was given stays.
+    pub hands_out: bool,
+    /// It has a name.
+    pub is_named: bool,
 }
 
 /// What EXEC finds.
@@ -208,7 +213,8 @@ impl Transaction {
             self.phase = Phase::Broken;
             return Reply::error(format!("ERR a transaction may take {} MiB at most", BYTES_MAX >> 20));
         }
-        if row.name == "once" && !plan.steps.is_empty() {
+        let is_name = row.flags.has(Flags::NAMES_TRANSACTION);
+        if is_name && !plan.steps.is_empty() {
             self.break_up();
             return Reply::error("ERR ONCE must be the first command after MULTI");
         }
@@ -223,7 +229,10 @@ impl Transaction {
             plan.is_atomic |= makes_atomic(row);
             plan.names_client |= row.flags.has(Flags::ORIGIN);
             // What it keeps is written, too.
-            plan.has_writes |= row.is_write() || row.name == "once";
+            plan.has_writes |= row.is_write() || is_name;
+            plan.is_named |= is_name;
+            plan.hands_out |=
+                row.flags.has(Flags::HANDS_OUT_LOCKS) || row.flags.has(Flags::HANDS_OUT_MESSAGES);
             plan.needs_memory |= row.flags.has(Flags::DENYOOM);
             plan.has_more_than_deletions |= row.is_write() && !row.is_deletion();
             plan.returns_values |= reply_bounds::returns_values(row, request);
@@ -292,7 +301,7 @@ impl Transaction {
 
 /// COMMANDS.md 2.1: a transaction with one of these is all or nothing.
 fn makes_atomic(row: &CommandSpec) -> bool {
-    let is_guard = matches!(row.name, "fence" | "once");
+    let is_guard = row.name == "fence" || row.flags.has(Flags::NAMES_TRANSACTION);
     is_guard || (matches!(row.group, Group::Locks | Group::Queues) && row.is_write())
 }
 

@@ -65,6 +65,8 @@ pub struct Changes {
     pub(super) membership: bool,
     /// Requests that wait, releases, named transactions: by name, some more than once.
     pub(super) waits: Vec<WaitId>,
+    /// Hand-overs that came, changed or went.
+    pub(super) handed: Vec<WaitId>,
     pub(super) releases: Vec<FencingToken>,
     pub(super) once: Vec<OnceName>,
     pub(super) deadlocks: bool,
@@ -138,7 +140,7 @@ impl Changes {
             + self.sessions.len()
             + usize::from(self.membership)
             + usize::from(self.deadlocks);
-        let beside = self.waits.len() + self.releases.len() + self.once.len();
+        let beside = self.waits.len() + self.handed.len() + self.releases.len() + self.once.len();
         let queues = self.messages.len() + self.gone.len() + self.dedups.len() + self.pops.len();
         let listed = self.keys.len() + queues + beside + few;
         Pending { encoded: self.slots.len(), listed, bytes: self.bytes }

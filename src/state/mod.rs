@@ -6,7 +6,9 @@
 //! of its last change, its place in the expiry indices, and the list of rows to write.
 
 mod changes;
+pub mod confirm;
 pub mod expiry;
+pub mod handed;
 mod keyspace;
 pub mod locks;
 pub mod membership;
@@ -29,6 +31,8 @@ use crate::state::changes::Changes;
 use crate::state::expiry::ExpiryIndex;
 use crate::state::expiry::KeyName;
 use crate::state::expiry::LeaseName;
+use crate::state::handed::HandOver;
+use crate::state::handed::HandOvers;
 use crate::state::locks::Claim;
 use crate::state::locks::ClaimId;
 use crate::state::locks::LockFigures;
@@ -234,6 +238,8 @@ pub struct State {
     lock_owners: LockOwners,
     /// Requests that wait for locks.
     waits: Waits,
+    /// What was handed to those who waited, and is not confirmed.
+    handed: HandOvers,
     /// Releases of locks that may be asked for again.
     releases: Releases,
     /// Named transactions.
@@ -283,6 +289,7 @@ impl State {
             leases: ExpiryIndex::default(),
             lock_owners: LockOwners::default(),
             waits: Waits::default(),
+            handed: HandOvers::default(),
             releases: Releases::default(),
             once: OnceRecords::new(),
             deadlocks: VecDeque::new(),
@@ -388,21 +395,23 @@ impl State {
         &self.waits
     }
 
-    /// True while a client waits under this number, for locks or for messages.
+    /// True while a client waits under this number: for locks, for messages, or for word that it may be told of them.
     #[must_use]
     pub fn is_waiting(&self, claim: ClaimId) -> bool {
-        self.waits.of_claim(claim).is_some() || self.pop_waits.get(claim).is_some()
+        self.waits.of_claim(claim).is_some()
+            || self.pop_waits.get(claim).is_some()
+            || self.handed.of_claim(claim).is_some()
     }
 
-    /// Every client that waits.
+    /// Every client that waits for locks or messages.
     pub fn claims(&self) -> impl Iterator<Item = &Claim> {
-        let locks = self.waits.iter().flat_map(|(_, wait)| &wait.claims);
+        let locks = self.waits.iter().flat_map(|(_, wait)| wait.claims());
         locks.chain(self.pop_waits.iter().map(|wait| &wait.claim))
     }
 
-    /// The nodes, by life, whose clients wait; some twice.
+    /// The nodes, by life, whose clients wait, or did not confirm what they were handed; some twice.
     pub fn waiting_nodes(&self) -> impl Iterator<Item = (NodeId, u64)> {
-        self.waits.nodes().chain(self.pop_waits.nodes())
+        self.waits.nodes().chain(self.pop_waits.nodes()).chain(self.handed.nodes())
     }
 
     /// Which locks each owner holds.
@@ -564,13 +573,13 @@ impl State {
     }
 
     /// Enters when these clients wait no more.
-    fn index_claims(&mut self, claims: &[Claim]) {
-        for claim in claims.iter().filter(|claim| claim.until != ClusterTime::NEVER) {
+    fn index_claims<'a>(&mut self, claims: impl IntoIterator<Item = &'a Claim>) {
+        for claim in claims.into_iter().filter(|claim| claim.until != ClusterTime::NEVER) {
             self.leases.insert(claim.until, LeaseName::Claim(claim.id));
         }
     }
 
-    fn unindex_claims(&mut self, claims: &[Claim]) {
+    fn unindex_claims<'a>(&mut self, claims: impl IntoIterator<Item = &'a Claim>) {
         for claim in claims {
             self.leases.remove(claim.until, LeaseName::Claim(claim.id));
         }
@@ -973,6 +982,12 @@ impl State {
             let value = self.waits.get(id).map(|wait| encoded(|out| wait.encode(out)));
             listed.push((rows::wait_key(id).to_vec(), value));
         }
+        changes.handed.sort_unstable();
+        changes.handed.dedup();
+        for id in std::mem::take(&mut changes.handed) {
+            let value = self.handed.get(id).map(|hand_over| encoded(|out| hand_over.encode(out)));
+            listed.push((rows::handed_key(id).to_vec(), value));
+        }
         for token in std::mem::take(&mut changes.releases) {
             let value =
                 self.releases.get(token).map(|release| encoded(|out| rows::encode_release(release, out)));
@@ -1130,6 +1145,11 @@ impl State {
             Ok(())
         })?;
         locks::queue_up(&mut state).map_err(corrupt)?;
+        store.scan(&[rows::HANDED], &mut |row_key, value| {
+            let id = rows::decode_handed_key(row_key).map_err(corrupt)?;
+            state.handed.insert(id, HandOver::decode(&mut Reader::new(value)).map_err(corrupt)?);
+            Ok(())
+        })?;
         store.scan(&[rows::RELEASE], &mut |row_key, value| {
             let (token, release) = rows::decode_release(row_key, value).map_err(corrupt)?;
             state.releases.insert(token, release);
@@ -1196,7 +1216,7 @@ impl State {
             }
             let claim = rows::decode_pop_wait_key(row_key).map_err(corrupt)?;
             let wait = PopWait::decode(claim, &mut Reader::new(value)).map_err(corrupt)?;
-            self.index_claims(std::slice::from_ref(&wait.claim));
+            self.index_claims([&wait.claim]);
             self.pop_waits.insert(wait);
             Ok(())
         })
@@ -1255,6 +1275,9 @@ impl State {
         }
         for (id, wait) in self.waits.iter() {
             add(&rows::wait_key(id), &encoded(|out| wait.encode(out)));
+        }
+        for (id, hand_over) in self.handed.iter() {
+            add(&rows::handed_key(id), &encoded(|out| hand_over.encode(out)));
         }
         for wait in self.pop_waits.iter() {
             add(&rows::pop_wait_key(wait.claim.id), &encoded(|out| wait.encode(out)));

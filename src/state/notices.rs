@@ -7,6 +7,7 @@ use crate::state::DbIndex;
 use crate::state::locks::ClaimId;
 use crate::state::locks::OwnerName;
 use crate::state::queues::Delivered;
+use crate::types::ClusterTime;
 use crate::types::FencingToken;
 use crate::types::NodeId;
 
@@ -82,6 +83,10 @@ impl LockChange {
 pub enum Notice {
     /// A client's request waits.
     ClaimBegan { claim: ClaimId, origin: Origin },
+    /// It was handed something, which its node must confirm before the client is told.
+    ClaimHanded { claim: ClaimId, origin: Origin, end: ClaimEnd },
+    /// The client is to be told of what it was handed, and has it until then.
+    ClaimConfirmed { claim: ClaimId, origin: Origin, until: ClusterTime },
     /// It waits no more.
     ClaimEnded { claim: ClaimId, origin: Origin, end: ClaimEnd },
     /// A lock passed from hand to hand. `origin` is where its hold was last set from.

@@ -13,6 +13,7 @@
 //! 's' node:u64be                                 the session of a node: epoch, last, remembered replies
 //! 'c'                                            the membership
 //! 'w' id:u64be                                   a request that waits for locks
+//! 'h' id:u64be                                   what the wait of this number was handed, and nobody confirmed
 //! 'r' token:u64be                                a lock was released under this token
 //! 'o' user_len:u32be user name                   a named transaction
 //! 'd'                                            the last deadlocks
@@ -64,6 +65,8 @@ pub const MEMBERSHIP: &[u8] = b"c";
 
 /// First byte of the rows of requests that wait for locks.
 pub const WAIT: u8 = b'w';
+/// First byte of the rows of hand-overs.
+pub const HANDED: u8 = b'h';
 /// First byte of the rows of releases.
 pub const RELEASE: u8 = b'r';
 /// First byte of the rows of named transactions.
@@ -206,6 +209,17 @@ pub fn wait_key(id: WaitId) -> [u8; 9] {
 /// Reads what [`wait_key`] made.
 pub fn decode_wait_key(row_key: &[u8]) -> Result<WaitId, CodecError> {
     decode_numbered(WAIT, row_key).map(WaitId)
+}
+
+/// The row key of a hand-over.
+#[must_use]
+pub fn handed_key(id: WaitId) -> [u8; 9] {
+    numbered(HANDED, id.0)
+}
+
+/// Reads what [`handed_key`] made.
+pub fn decode_handed_key(row_key: &[u8]) -> Result<WaitId, CodecError> {
+    decode_numbered(HANDED, row_key).map(WaitId)
 }
 
 /// The row key of a release.

@@ -15,6 +15,7 @@ use crate::state::Row;
 use crate::state::State;
 use crate::state::changes::LISTED;
 use crate::state::expiry::KeyName;
+use crate::state::handed::HandOver;
 use crate::state::locks::Lock;
 use crate::state::locks::Wait;
 use crate::state::locks::WaitId;
@@ -88,6 +89,7 @@ pub(super) struct Undo {
     last_queue: u64,
     waits: Vec<(WaitId, Wait)>,
     known_waits: BTreeSet<WaitId>,
+    handed: BTreeMap<WaitId, Option<HandOver>>,
     releases: Vec<(FencingToken, Option<Release>)>,
     deadlocks: Option<VecDeque<DeadlockRecord>>,
     last_token: FencingToken,
@@ -167,6 +169,13 @@ impl State {
         }
     }
 
+    /// A hand-over is about to come, to change or to go.
+    pub(super) fn save_handed(&mut self, id: WaitId) {
+        if let Some(undo) = &mut self.undo {
+            undo.handed.entry(id).or_insert_with(|| self.handed.get(id).cloned());
+        }
+    }
+
     /// A deadlock is about to be noted.
     pub(super) fn save_deadlocks(&mut self) {
         if let Some(undo) = &mut self.undo
@@ -203,6 +212,7 @@ impl State {
             traces,
             last_queue,
             waits,
+            handed,
             releases,
             deadlocks,
             last_token,
@@ -229,11 +239,18 @@ impl State {
         self.meta.last_queue = last_queue;
         for (id, wait) in waits {
             if let Some(now) = self.waits.remove(id) {
-                self.unindex_claims(&now.claims);
+                self.unindex_claims(now.claims());
             }
-            self.index_claims(&wait.claims);
+            self.index_claims(wait.claims());
             self.waits.insert(id, wait);
             self.changes.waits.push(id);
+        }
+        for (id, before) in handed {
+            self.handed.remove(id);
+            if let Some(hand_over) = before {
+                self.handed.insert(id, hand_over);
+            }
+            self.changes.handed.push(id);
         }
         for (token, before) in releases.into_iter().rev() {
             self.releases.remove(token);

@@ -60,11 +60,19 @@ pub enum Bug {
     PopWaitsNotKept,
     /// What is taken back does not bring messages back.
     RollBackForgetsMessages,
+    /// Who joins a wait gets the lease of who waited before (Holdfast, found by its users).
+    JoinAsksForNothing,
+    /// What was handed to the clients of a node that is gone stays theirs (Holdfast, found by its users).
+    HandedToTheGone,
+    /// What is handed out at once, in a reply that cannot be written, is left as it is.
+    GivenUnheard,
+    /// A leader that is deposed counts the time that it led as time without a leader.
+    OwnLeadIsSilence,
 }
 
 impl Bug {
     /// Every bug, in the order above.
-    pub const ALL: [Bug; 26] = [
+    pub const ALL: [Bug; 30] = [
         Bug::CommitOffByOne,
         Bug::RowsWithoutIndex,
         Bug::AckBeforePersist,
@@ -91,6 +99,10 @@ impl Bug {
         Bug::DedupNotKept,
         Bug::PopWaitsNotKept,
         Bug::RollBackForgetsMessages,
+        Bug::JoinAsksForNothing,
+        Bug::HandedToTheGone,
+        Bug::GivenUnheard,
+        Bug::OwnLeadIsSilence,
     ];
 }
 

@@ -661,6 +661,7 @@ fn push_item(batch: &mut Batch, item: &Item<'_>) -> bool {
             batch.push_take_back(*db, owner, grants.iter().copied());
         }
         Item::EndClaims { node, life } => batch.push_end_claims(*node, *life),
+        Item::Confirm { claims } => batch.push_confirm(claims),
     }
     true
 }

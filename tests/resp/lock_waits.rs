@@ -368,6 +368,62 @@ fn who_asks_twice_waits_once_and_both_are_told() {
 }
 
 #[test]
+fn who_asks_twice_holds_for_as_long_as_the_longer_of_both_asked() {
+    let mut eye = client();
+    let lease_of = |eye: &mut Client, key: &str| {
+        let info = eye.cmd(&["LOCKS", "INFO", key]);
+        info.field("holders").items()[0].items()[2].integer()
+    };
+    // The first one asks for less, and may have given up by the time.
+    for (key, leaves) in [("wait:longer", false), ("wait:left", true)] {
+        hold(&mut eye, key, "h");
+        let (mut first, mut second) = (client(), client());
+        first.send(&["LOCK", key, "me", "PX", "1000", "BLOCK", "0"]);
+        until_waiting(&mut eye, key, &["me"]);
+        second.send(&["LOCK", key, "me", "PX", "600000", "DATA", "second", "BLOCK", "0"]);
+        assert!(second.is_quiet());
+        let first = (!leaves).then_some(first);
+        assert_eq!(eye.cmd(&["UNLOCK", key, "h"]), int(1));
+        let token = second.read();
+        assert!(token.integer() > 0);
+        first.into_iter().for_each(|mut first| assert_eq!(first.read(), token));
+        assert!(lease_of(&mut eye, key) > 500_000);
+        assert_eq!(eye.cmd(&["LOCKS", "INFO", key]).field("data"), &bulk("second"));
+    }
+    // Who asked for more and left takes that along.
+    hold(&mut eye, "wait:less", "h");
+    let (mut first, mut second) = (client(), client());
+    first.send(&["LOCK", "wait:less", "me", "PX", "5000", "BLOCK", "0"]);
+    until_waiting(&mut eye, "wait:less", &["me"]);
+    second.send(&["LOCK", "wait:less", "me", "PX", "600000", "BLOCK", "50"]);
+    assert_eq!(second.read(), Value::Null);
+    assert_eq!(eye.cmd(&["UNLOCK", "wait:less", "h"]), int(1));
+    assert!(first.read().integer() > 0);
+    assert!(lease_of(&mut eye, "wait:less") <= 5_000);
+}
+
+#[test]
+fn a_delay_after_a_lease_is_ended_by_an_operator_or_by_who_left_it() {
+    let mut eye = client();
+    let delayed = |eye: &mut Client, key: &str| {
+        assert!(eye.cmd(&["LOCK", key, "o", "PX", "100", "GRACE", LONG[1]]).integer() > 0);
+        wait_for("the lease to end", PATIENCE, || {
+            (eye.cmd(&["LOCKS", "INFO", key]).field("mode") == &bulk("delayed")).then_some(())
+        });
+    };
+    delayed(&mut eye, "wait:delayed");
+    let mut next = wait_behind(client(), &mut eye, "wait:delayed", &[], "next");
+    assert!(next.is_quiet());
+    assert_eq!(eye.cmd(&["LOCKS", "KILL", "wait:delayed"]), int(1));
+    assert!(next.read().integer() > 0);
+    delayed(&mut eye, "wait:again");
+    let mut next = wait_behind(client(), &mut eye, "wait:again", &[], "next");
+    assert!(hold(&mut eye, "wait:again", "o") > 0, "it passes those who wait for its own delay");
+    assert_eq!(eye.cmd(&["UNLOCK", "wait:again", "o"]), int(1));
+    assert!(next.read().integer() > 0, "the delay is over with its owner's return");
+}
+
+#[test]
 fn those_who_wait_are_shown() {
     let node = Node::start(&[]);
     let mut holder = node.client();

@@ -1,5 +1,10 @@
 //! The real state beside the model's: how each says the same thing, and what differs between two queues.
 
+use holdfast::state::handed::HandOver;
+use holdfast::state::handed::Handed;
+use holdfast::state::handed::HandedLock;
+use holdfast::state::handed::Recipient;
+use holdfast::state::locks::WaitId;
 use holdfast::state::notices::ClaimEnd;
 use holdfast::state::notices::Grant;
 use holdfast::state::notices::Notice;
@@ -18,9 +23,39 @@ use super::model;
 use super::model::End;
 use super::model::Place;
 
-/// The end of a client's wait, as the model tells it: claim, node, life and end.
+/// The claim that was confirmed, and until when its client has what it was handed.
+pub fn confirmed(notice: &Notice) -> Option<(u64, u64)> {
+    match notice {
+        Notice::ClaimConfirmed { claim, until, .. } => Some((claim.0, until.0)),
+        _ => None,
+    }
+}
+
+/// What was handed over.
+pub fn hand_over(id: WaitId, hand_over: &HandOver) -> (u64, model::HandOver) {
+    let mut seen = model::HandOver { db: hand_over.db, is_known: hand_over.is_known, ..Default::default() };
+    let client = |client: &Recipient| (client.claim.0, client.origin.node.0, client.origin.life);
+    seen.clients = hand_over.clients.iter().map(client).collect();
+    match &hand_over.handed {
+        Handed::Locks { owner, locks } => {
+            seen.who = (owner.user.to_vec(), owner.owner.to_vec());
+            let lock = |lock: &HandedLock| (lock.key.to_vec(), lock.token.0, lock.touches);
+            seen.locks = locks.iter().map(lock).collect();
+        }
+        Handed::Messages(messages) => {
+            let messages = messages.iter();
+            seen.messages =
+                messages.map(|(queue, it)| (queue.to_vec(), (it.id.index, it.id.n), it.delivery)).collect();
+        }
+    }
+    (id.0, seen)
+}
+
+/// The end of a client's wait, or what it was handed, as the model tells it: claim, node, life and end.
 pub fn end_of(notice: &Notice) -> Option<(u64, u64, u64, End)> {
-    let Notice::ClaimEnded { claim, origin, end } = notice else { return None };
+    let (Notice::ClaimHanded { claim, origin, end } | Notice::ClaimEnded { claim, origin, end }) = notice else {
+        return None;
+    };
     let end = match end {
         ClaimEnd::Granted(granted) => {
             let grant = |grant: &Grant| (grant.key.to_vec(), grant.token.0, grant.touches);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Everything that a thousand seeds must have seen.
-pub const SOMETIMES: [&str; 64] = [
+pub const SOMETIMES: [&str; 70] = [
     "a leader crashes",
     "a crash loses what was being written",
     "a crash loses rows that were being written",
@@ -68,6 +68,12 @@ pub const SOMETIMES: [&str; 64] = [
     "a QPOP is served by another leader than the one it began to wait under",
     "a delivery goes to nobody",
     "a delivery is returned since its client is gone",
+    "a wait is joined",
+    "a hand-over is confirmed",
+    "a hand-over goes back",
+    "a grant is not told since its lease is over",
+    "what was given at once goes to nobody",
+    "who waits is refused for want of a leader",
 ];
 
 /// How often each of them was seen.

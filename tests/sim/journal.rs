@@ -25,7 +25,9 @@ use raft::eraftpb::EntryType;
 
 use crate::clients::Known;
 use crate::clients::Operation;
+use crate::comparison::confirmed;
 use crate::comparison::end_of;
+use crate::comparison::hand_over;
 use crate::comparison::pop_wait;
 use crate::coverage::Coverage;
 use crate::model::End;
@@ -70,6 +72,8 @@ pub struct Journal {
     pub granted: BTreeMap<u64, Ended>,
     /// What was delivered to those who waited: by claim.
     pub delivered: BTreeMap<u64, Ended>,
+    /// The claims that were confirmed.
+    pub confirmed: BTreeSet<u64>,
     /// The term in which each wait for messages began.
     began: BTreeMap<u64, u64>,
     /// What the last entry handed out, as its replies and notices tell it: message and delivery.
@@ -105,6 +109,7 @@ impl Journal {
             ended: Vec::new(),
             granted: BTreeMap::new(),
             delivered: BTreeMap::new(),
+            confirmed: BTreeSet::new(),
             began: BTreeMap::new(),
             handed_out: Vec::new(),
             lost: BTreeSet::new(),
@@ -235,6 +240,8 @@ impl Journal {
             ("a message's lease is extended", before.extended, after.extended),
             ("a message is acknowledged again", before.acked_again, after.acked_again),
             ("a delivery is returned since its client is gone", before.given_back, after.given_back),
+            ("a wait is joined", before.joined, after.joined),
+            ("a hand-over goes back", before.handed_back, after.handed_back),
         ] {
             if before != after {
                 coverage.saw(what);
@@ -262,13 +269,26 @@ impl Journal {
         if !wanted.map(|it| (it.claim, it.node, it.life, it.end.clone())).eq(ended.iter().cloned()) {
             return Err(format!("entry {index} ends the waits {ended:?}, the model {:?}", model.ended()));
         }
-        let left = self.state.waits().iter().map(|(id, wait)| (id.0, wait.claims.len()));
+        let left = self.state.waits().iter().map(|(id, wait)| (id.0, wait.askers.len()));
         if !left.eq(model.waits().iter().map(|(id, wait)| (*id, wait.claims.len()))) {
             return Err(format!("after {index} the model has waiting {:?}", model.waits()));
         }
         if !self.state.pop_waits().iter().map(pop_wait).eq(model.pop_waits().iter().cloned()) {
             return Err(format!("after {index} the model has waiting {:?}", model.pop_waits()));
         }
+        let handed: BTreeMap<u64, _> = self.state.handed().iter().map(|(id, it)| hand_over(id, it)).collect();
+        if handed != *model.handed() {
+            let model = model.handed();
+            return Err(format!("after {index} {handed:?} is handed over, the model has {model:?}"));
+        }
+        let told: Vec<(u64, u64)> = notices.iter().filter_map(confirmed).collect();
+        if told != model.confirmed() {
+            return Err(format!("entry {index} confirms {told:?}, the model {:?}", model.confirmed()));
+        }
+        if !told.is_empty() {
+            coverage.saw("a hand-over is confirmed");
+        }
+        self.confirmed.extend(told.into_iter().map(|(claim, _)| claim));
         self.ended = model.ended().to_vec();
         for ended in &self.ended {
             match &ended.end {
@@ -306,7 +326,9 @@ impl Journal {
             }
         }
         for notice in notices {
-            if let Notice::ClaimEnded { end: ClaimEnd::Delivered(Delivered { messages, .. }), .. } = notice {
+            if let Notice::ClaimHanded { end: ClaimEnd::Delivered(Delivered { messages, .. }), .. }
+            | Notice::ClaimEnded { end: ClaimEnd::Delivered(Delivered { messages, .. }), .. } = notice
+            {
                 let receipts = messages.iter().map(|message| message.receipt);
                 let receipts = receipts.map(|receipt| (receipt.id.to_string(), u64::from(receipt.delivery)));
                 self.handed_out.extend(receipts);

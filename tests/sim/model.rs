@@ -13,12 +13,15 @@
 //!     atomic transaction                   the same, or nothing: then all is as it was
 //!     EXPIRE                               ends what is due, 64 items at most
 //!     CANCEL, TAKE-BACK, END-CLAIMS        ends waits, and grants that nobody heard of
+//!     CONFIRM                              what was handed to clients stays theirs, if it is still given
 //!     LEADER-START                         settings of a new log, key time goes on by the outage, leases get grace
 //! ```
 //! Strings live in key time (cluster time and all outages), locks and messages in cluster time.
 
 #![allow(dead_code, unused_imports, reason = "each test binary asks its own questions")]
 
+#[path = "model_handed.rs"]
+mod handed;
 #[path = "model_locks.rs"]
 mod locks;
 #[path = "model_queues.rs"]
@@ -42,6 +45,8 @@ use holdfast::types::NodeId;
 use holdfast::types::codec::CodecError;
 use holdfast::types::codec::Reader;
 
+#[allow(unused_imports, reason = "each test binary asks its own questions")]
+pub use handed::HandOver;
 #[allow(unused_imports, reason = "each test binary asks its own questions")]
 pub use locks::Claim;
 pub use locks::End;
@@ -217,7 +222,11 @@ pub struct Model {
     last_token: u64,
     last_claim: u64,
     waits: BTreeMap<u64, Wait>,
-    /// By the last entry.
+    /// What was handed to those who waited and is not confirmed, by the number of the wait.
+    handed: BTreeMap<u64, HandOver>,
+    /// By the last entry: claims that were confirmed, and until when their clients have what they were handed.
+    confirmed: Vec<(u64, u64)>,
+    /// By the last entry: waits that ended, or came to their turn.
     ended: Vec<Ended>,
     /// The tokens that it took back.
     taken_back: Vec<u64>,
@@ -277,6 +286,8 @@ impl Model {
             last_token: 0,
             last_claim: 0,
             waits: BTreeMap::new(),
+            handed: BTreeMap::new(),
+            confirmed: Vec::new(),
             ended: Vec::new(),
             taken_back: Vec::new(),
             releases: BTreeMap::new(),
@@ -304,6 +315,7 @@ impl Model {
         self.index = index;
         self.touched.clear();
         self.ended.clear();
+        self.confirmed.clear();
         self.taken_back.clear();
         self.given_back.clear();
         if entry.is_empty() {
@@ -439,6 +451,9 @@ impl Model {
                     count_reply(self.take_back(db, &(from.user.to_vec(), owner.to_vec()), &grants))
                 }
                 Item::EndClaims { node, life } => count_reply(self.end_claims_before(node.0, life)),
+                Item::Confirm { claims } => {
+                    count_reply(claims.iter().filter(|claim| self.confirm(**claim)).count())
+                }
             });
             self.serve_pops();
         }

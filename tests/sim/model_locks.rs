@@ -49,6 +49,8 @@ pub struct Lock {
     pub queue: Vec<u64>,
     /// 0: not delayed.
     pub delayed_until: u64,
+    /// Who left the delay, if it was one owner, and may take the lock all the same.
+    pub delayed_by: Option<Who>,
 }
 
 impl Lock {
@@ -89,8 +91,23 @@ pub struct Wait {
     pub keys: Vec<(Vec<u8>, bool)>,
     /// Of a request for several locks: the place in `keys` of each that was named.
     pub order: Option<Vec<u32>>,
-    pub wanted: Wanted,
+    /// What each of its clients asked for, by claim.
+    pub asked: BTreeMap<u64, Wanted>,
     pub claims: Vec<Claim>,
+}
+
+impl Wait {
+    /// What those ask for who still wait: for as long as any of them, with the newest data.
+    pub fn wanted(&self) -> Wanted {
+        let mut parts = self.claims.iter().map(|claim| &self.asked[&claim.id]);
+        let mut wanted = parts.next().expect("somebody waits").clone();
+        for part in parts {
+            wanted.lease = wanted.lease.max(part.lease);
+            wanted.grace = wanted.grace.max(part.grace);
+            wanted.data = part.data.clone().or(wanted.data);
+        }
+        wanted
+    }
 }
 
 /// How a wait ended.
@@ -153,6 +170,10 @@ pub struct Tally {
     pub acked_again: u64,
     /// Messages that nobody had heard of.
     pub given_back: u64,
+    /// Clients that joined a wait.
+    pub joined: u64,
+    /// Hand-overs that came to nothing.
+    pub handed_back: u64,
 }
 
 /// Whether a request can have a lock.
@@ -277,7 +298,7 @@ fn turn(lock: &Lock, who: &Who, wanted: &Wanted, now: u64) -> Turn {
     if is_own && !lock.is_shared {
         return Turn::Yes;
     }
-    if !is_own && lock.delayed_until > now {
+    if !is_own && lock.delayed_until > now && lock.delayed_by.as_ref() != Some(who) {
         return Turn::No;
     }
     if others == 0 && !(is_own && wanted.is_shared) {
@@ -338,7 +359,7 @@ impl Model {
                     !lock.queue.contains(id)
                         || (lock.delayed_until == 0
                             && lock.queue.first() == Some(*id)
-                            && turn(lock, &wait.who, &wait.wanted, self.clock) != Turn::No)
+                            && turn(lock, &wait.who, &wait.wanted(), self.clock) != Turn::No)
                 })
             })
         };
@@ -452,6 +473,8 @@ impl Model {
             match turn(&lock, &who, wanted, now) {
                 Turn::OtherLimit(limit) => return Err(other_limit(limit).into()),
                 Turn::Yes if is_own || lock.queue.is_empty() => {}
+                // They wait until its delay is over.
+                Turn::Yes if lock.delayed_until > now => makes_room = true,
                 Turn::Yes | Turn::No => missing = missing.or(Some((*key, lock))),
             }
             named.push((key.to_vec(), is_own));
@@ -486,10 +509,13 @@ impl Model {
         let joined = self.waits.iter().find(|(_, wait)| is_same(wait)).map(|(id, _)| *id);
         if let Some(id) = joined {
             let wait = self.waits.get_mut(&id).expect("it was found just now");
-            if (wait.wanted.is_shared, wait.wanted.limit) != (wanted.is_shared, wanted.limit) {
+            let known = wait.wanted();
+            if (known.is_shared, known.limit) != (wanted.is_shared, wanted.limit) {
                 return Err("ERR this owner waits for this already, in another mode".into());
             }
             self.last_claim += 1;
+            wait.asked.insert(self.last_claim, wanted.clone());
+            self.tally.joined += 1;
             wait.claims.push(Claim { id: self.last_claim, until, node: call.node, life: call.life });
             return Ok(Got::Waiting(self.last_claim));
         }
@@ -504,7 +530,8 @@ impl Model {
             let queue = &mut self.lock_mut(db, key).queue;
             queue.insert(if *is_first { firsts } else { queue.len() }, id);
         }
-        self.waits.insert(id, Wait { who, db, keys: named, order, wanted: wanted.clone(), claims });
+        let asked = BTreeMap::from([(id, wanted.clone())]);
+        self.waits.insert(id, Wait { who, db, keys: named, order, asked, claims });
         self.resolve(id)?;
         Ok(Got::Waiting(id))
     }
@@ -517,7 +544,10 @@ impl Model {
         let lock = self.lock_mut(db, key);
         let at = lock.holds.iter().position(|hold| hold.who() == *who);
         let is_upgrade = lock.is_shared && !wanted.is_shared;
-        let mut old_data = None;
+        let (mut old_data, mut touches) = (None, 1);
+        if lock.delayed_by.as_ref() == Some(who) && at.is_none() {
+            (lock.delayed_until, lock.delayed_by) = (0, None);
+        }
         if let Some(at) = at {
             if !is_upgrade {
                 (lock.is_shared, lock.limit) = (wanted.is_shared, wanted.limit);
@@ -529,7 +559,8 @@ impl Model {
                 }
                 return (key.to_vec(), hold.token, hold.touches);
             }
-            old_data = lock.holds.remove(at).data;
+            let old = lock.holds.remove(at);
+            (old_data, touches) = (old.data, old.touches + 1);
         }
         (lock.is_shared, lock.limit) = (wanted.is_shared, wanted.limit);
         lock.holds.push(Hold {
@@ -539,13 +570,13 @@ impl Model {
             until,
             set_until: until,
             since: now,
-            touches: 1,
+            touches,
             grace: wanted.grace,
             data: wanted.data.clone().or(old_data),
         });
         self.last_token = next;
         self.tally.upgrades += u64::from(at.is_some());
-        (key.to_vec(), next, 1)
+        (key.to_vec(), next, touches)
     }
 
     // ---- ends -------------------------------------------------------------------------------------------
@@ -565,7 +596,7 @@ impl Model {
                 let wait = self.waits[&id].clone();
                 let mut turns = wait.keys.iter().map(|(key, _)| match self.lock_of(db, key) {
                     Some(lock) if lock.queue.first() == Some(&id) => {
-                        turn(lock, &wait.who, &wait.wanted, self.clock)
+                        turn(lock, &wait.who, &wait.wanted(), self.clock)
                     }
                     Some(_) | None => Turn::No,
                 });
@@ -594,16 +625,20 @@ impl Model {
                     continue;
                 }
                 self.leave(id);
-                let mut grants: Vec<(Vec<u8>, u64, u64)> =
-                    wait.keys.iter().map(|(key, _)| self.grant(db, key, &wait.who, &wait.wanted)).collect();
-                for (_, _, touches) in &mut grants {
-                    // One of its clients may hear of it, or held it before: nobody can take it back.
-                    if wait.claims.len() > 1 || *touches > 1 {
-                        *touches = 0;
-                    }
+                let (mut grants, mut locks) = (Vec::new(), Vec::new());
+                for (key, _) in &wait.keys {
+                    let held = self.lock_of(db, key).and_then(|lock| lock.hold_of(&wait.who)).cloned();
+                    let (key, token, touches) = self.grant(db, key, &wait.who, &wait.wanted());
+                    let goes_back = held.as_ref().is_none_or(|held| self.is_unheard(held));
+                    locks.push((key.clone(), token, if goes_back { touches } else { 0 }));
+                    // When one of its clients may hear of it, or held it before, no other can take it back.
+                    let is_for_one = wait.claims.len() == 1 && held.is_none();
+                    grants.push((key, token, if is_for_one { touches } else { 0 }));
                 }
                 let end = End::Granted { grants, order: wait.order.clone() };
                 self.tell(&wait, &wait.claims, false, &end);
+                let hand_over = HandOver { db, who: wait.who.clone(), locks, ..HandOver::default() };
+                self.hand(id, &wait.claims, hand_over);
                 keys.extend(others);
             }
         }
@@ -641,7 +676,9 @@ impl Model {
     /// A client waits no more. False when it did not.
     pub(super) fn end_claim(&mut self, claim: u64) -> bool {
         let has = |wait: &&mut Wait| wait.claims.iter().any(|known| known.id == claim);
-        let Some(wait) = self.waits.values_mut().find(has) else { return self.end_pop(claim) };
+        let Some(wait) = self.waits.values_mut().find(has) else {
+            return self.end_pop(claim) || self.leave_handed(claim);
+        };
         let is_time_out = wait.claims.iter().any(|known| known.id == claim && known.until <= self.clock);
         if wait.claims.len() == 1 {
             let id = *self.waits.iter().find(|(_, wait)| wait.claims[0].id == claim).expect("it waits").0;
@@ -667,6 +704,7 @@ impl Model {
         let mut pops: Vec<(u64, u64)> = pops.map(|claim| (claim.life, claim.id)).collect();
         pops.sort_unstable();
         gone.extend(pops);
+        gone.extend(self.handed_before(node, life));
         let count = gone.into_iter().filter(|(_, claim)| self.end_claim(*claim)).count();
         self.tally.lives_ended += count as u64;
         count
@@ -678,11 +716,15 @@ impl Model {
             return;
         }
         let now = self.clock;
+        let mut gone: Vec<Hold> =
+            self.lock_mut(db, key).holds.extract_if(.., |hold| hold.token == token).collect();
+        // Whoever was not told of it is not at work.
+        gone.retain(|hold| is_expired && hold.grace > 0 && !self.is_unheard(hold));
         let lock = self.lock_mut(db, key);
-        for hold in lock.holds.extract_if(.., |hold| hold.token == token) {
-            if is_expired && hold.grace > 0 {
-                lock.delayed_until = lock.delayed_until.max(now.saturating_add(hold.grace));
-            }
+        for hold in gone {
+            let is_alone = lock.delayed_until <= now || lock.delayed_by == Some(hold.who());
+            lock.delayed_by = is_alone.then(|| hold.who());
+            lock.delayed_until = lock.delayed_until.max(now.saturating_add(hold.grace));
         }
         self.hand_over(db, key);
     }
@@ -692,7 +734,8 @@ impl Model {
     }
 
     pub(super) fn end_delay(&mut self, db: u8, key: &[u8]) {
-        self.lock_mut(db, key).delayed_until = 0;
+        let lock = self.lock_mut(db, key);
+        (lock.delayed_until, lock.delayed_by) = (0, None);
         self.hand_over(db, key);
     }
 
@@ -874,14 +917,21 @@ impl Model {
         if reason.is_some_and(|reason: &[u8]| reason.len() > 512) {
             return Err("ERR REASON must be at most 512 bytes long".into());
         }
-        let holds = self.lock_or_error(db, call.words[2])?.map_or(Vec::new(), |lock| lock.holds.clone());
-        let is_meant = |hold: &&Hold| owner.is_none_or(|owner| owner == hold.owner);
-        let tokens: Vec<u64> = holds.iter().filter(is_meant).map(|hold| hold.token).collect();
-        if !tokens.is_empty() {
-            self.lock_mut(db, call.words[2]).holds.retain(|hold| !tokens.contains(&hold.token));
+        let lock = self.lock_or_error(db, call.words[2])?.cloned().unwrap_or_default();
+        let is_meant = |name: &[u8]| owner.is_none_or(|owner: &[u8]| owner == name);
+        let tokens: Vec<u64> =
+            lock.holds.iter().filter(|hold| is_meant(&hold.owner)).map(|hold| hold.token).collect();
+        let is_left_by = lock.delayed_by.as_ref().is_some_and(|by| is_meant(&by.1));
+        let ends_delay = lock.delayed_until != 0 && (owner.is_none() || is_left_by);
+        if !tokens.is_empty() || ends_delay {
+            let lock = self.lock_mut(db, call.words[2]);
+            lock.holds.retain(|hold| !tokens.contains(&hold.token));
+            if ends_delay {
+                (lock.delayed_until, lock.delayed_by) = (0, None);
+            }
             self.hand_over(db, call.words[2]);
         }
-        Ok(count_reply(tokens.len()))
+        Ok(count_reply(if tokens.is_empty() { usize::from(ends_delay) } else { tokens.len() }))
     }
 
     /// A grant that nobody heard of.
@@ -954,7 +1004,7 @@ impl Model {
                 let before = lock.queue.iter().position(|other| other == id).and_then(|at| at.checked_sub(1));
                 let before = before.map(|at| self.waits[&lock.queue[at]].who.clone());
                 let before = before.filter(|before| before != who).map(|before| need(vec![before]));
-                if lock.is_shared && wait.wanted.is_shared {
+                if lock.is_shared && wait.wanted().is_shared {
                     needs.extend(before);
                     // Any place will do.
                     if lock.is_full() && !others.is_empty() {

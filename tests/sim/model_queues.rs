@@ -598,6 +598,10 @@ impl Model {
         let is_last = queue.config.max_deliver != 0 && u64::from(message.attempt) >= queue.config.max_deliver;
         let is_over = message.expires <= now;
         match message.place {
+            Place::Leased(until, _) if until <= now && self.is_unheard_message(id, message.delivery) => {
+                let delivery = message.delivery;
+                self.come_back(db, key, id, delivery, 0, dying);
+            }
             Place::Leased(until, _) if until <= now => {
                 self.queue_used(db, key).totals.expired_leases += 1;
                 match (is_over, is_last) {
@@ -610,6 +614,34 @@ impl Model {
             Place::Delayed(due) if due <= now => self.set_place(db, key, id, Place::Ready),
             _ => {}
         }
+    }
+
+    /// A hand-out does not count: the message waits again, unless its lifetime is over.
+    fn come_back(&mut self, db: u8, key: &[u8], id: MessageId, delivery: u32, delay: u64, dying: &mut Vec<MessageId>) {
+        let now = self.clock;
+        let queue = self.queue_used(db, key);
+        queue.totals.nacked += 1;
+        let Some(message) = queue.message_mut(id) else { return };
+        if message.expires <= now {
+            return self.die(db, key, id, "expired", dying);
+        }
+        message.attempt -= 1;
+        self.set_place(db, key, id, self.waiting(delay));
+        self.tally.given_back += 1;
+        self.given_back.push((id, delivery));
+    }
+
+    /// Nobody was told of this hand-out, and nobody will be.
+    pub(super) fn return_silently(&mut self, db: u8, key: &[u8], id: MessageId, delivery: u32) {
+        let mut dying = Vec::new();
+        if !matches!(self.thing(db, key), Some(Thing::Queue(_))) {
+            return;
+        }
+        self.time_passes(db, key, id, &mut dying);
+        if self.is_current(db, key, id, delivery) {
+            self.come_back(db, key, id, delivery, 0, &mut dying);
+        }
+        self.bury(db, key, dying);
     }
 
     /// Dead messages go where their queue sends them.
@@ -926,6 +958,12 @@ impl Model {
             let wait = self.pop_waits.remove(at);
             let messages = self.hand_out(&wait.pop);
             let (db, with_meta, no_ack) = (wait.pop.db, wait.pop.with_meta, wait.pop.no_ack);
+            if !no_ack {
+                let handed = messages.iter().map(|it| (it.queue.clone(), it.id, it.delivery)).collect();
+                let who = (Vec::new(), Vec::new());
+                let claims = std::slice::from_ref(&wait.claim);
+                self.hand(wait.claim.id, claims, HandOver { db, who, messages: handed, ..HandOver::default() });
+            }
             self.tell_pop(wait, false, End::Delivered { db, with_meta, no_ack, messages });
         }
     }

@@ -22,10 +22,14 @@ use std::sync::atomic;
 
 use bytes::Bytes;
 use holdfast::clock::Clock;
+use holdfast::commands::gift::Gift;
 use holdfast::commands::spec::Execute;
 use holdfast::commands::spec::ReadContext;
 use holdfast::commands::table;
 use holdfast::consensus::ProposeError;
+use holdfast::consensus::claims;
+use holdfast::consensus::claims::Lost;
+use holdfast::consensus::claims::Told;
 use holdfast::consensus::raft::applier::ApplyJob;
 use holdfast::consensus::raft::applier::ApplyMessage;
 use holdfast::consensus::raft::driver::Event as DriverEvent;
@@ -190,6 +194,18 @@ pub struct Figures {
     pub faults: u64,
 }
 
+/// Something that a client was given at once, in a reply that did not reach it.
+#[derive(Debug)]
+pub struct Unheard {
+    pub node: usize,
+    /// Of the node, as the log names it.
+    pub life: u64,
+    /// A lock and its token.
+    pub lock: Option<(Vec<u8>, u64)>,
+    /// A queue and a receipt.
+    pub message: Option<(Vec<u8>, Vec<u8>)>,
+}
+
 /// A cluster and everything around it.
 pub struct World {
     pub plan: Plan,
@@ -208,6 +224,7 @@ pub struct World {
     invariants: Vec<Box<dyn Invariant>>,
     /// Claims whose clients were told that they hold now.
     pub told_claims: BTreeSet<u64>,
+    pub unheard: Vec<Unheard>,
     pub coverage: Coverage,
     pub is_calm: bool,
     /// Nobody asks for anything new.
@@ -239,6 +256,22 @@ fn batch_of(c: usize, ask: &Ask) -> Batch {
         Ask::Read(_) => unreachable!("reads are no batches"),
     }
     batch
+}
+
+/// What the replies to an operation hand out at once. A transaction with a name gives its reply again.
+fn gifts_of(ask: &Ask, replies: &[Reply]) -> Vec<Gift> {
+    let (commands, replies) = match (ask, replies.last()) {
+        (Ask::Write(commands), _) => (commands, replies),
+        (Ask::Atomic(_, commands), Some(Reply::Array(replies))) if commands[0][0] != b"ONCE" => {
+            (commands, replies.as_slice())
+        }
+        _ => return Vec::new(),
+    };
+    let gift = |(command, reply): (&Words, &Reply)| {
+        let words: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
+        Gift::of(table::find(words[0])?, &words, reply)
+    };
+    commands.iter().zip(replies).filter_map(gift).collect()
 }
 
 fn mix(into: u64, value: u64) -> u64 {
@@ -302,6 +335,7 @@ impl World {
             journal: Journal::new(&members),
             invariants: invariants::all(),
             told_claims: BTreeSet::new(),
+            unheard: Vec::new(),
             coverage: Coverage::default(),
             is_calm: false,
             is_closing: false,
@@ -631,6 +665,7 @@ impl World {
             self.tell(&Fact::Swept(n));
             self.settle_waiting(n);
             self.settle_lock_waits(n);
+            self.confirm(n);
             let Some(running) = &self.nodes[n].running else { return };
             if running.shared.events.is_empty() || self.failure.is_some() {
                 return;
@@ -1163,6 +1198,67 @@ impl World {
         self.push(gap, NOBODY, Event::Client(c));
     }
 
+    /// Proposes at once what wants to be confirmed, as the task does that looks after waits.
+    fn confirm(&mut self, n: usize) {
+        let now = self.nodes[n].clock.monotonic();
+        let Some(running) = &self.nodes[n].running else { return };
+        for batch in running.shared.claims.confirmations(now) {
+            let event = DriverEvent::Submit(Submission::new(batch, None));
+            let delay = self.chance.below(MILLI);
+            self.push(delay, n, Event::Tell(Box::new(event)));
+        }
+    }
+
+    /// True while this life of a node goes on, as the log names it.
+    pub fn is_alive(&self, n: usize, life: u64) -> bool {
+        let running = self.nodes.get(n).and_then(|node| node.running.as_ref());
+        running.is_some_and(|running| running.log_life == life)
+    }
+
+    /// Who waits at a node that hears of no leader for long is told so, as its connection does.
+    fn refuse_waits(&mut self, n: usize) {
+        let patience = self.nodes[n].config.get().cluster_node_timeout;
+        let Some(running) = &mut self.nodes[n].running else { return };
+        let is_known = running.shared.silence.leaderless().is_some_and(|it| it <= patience);
+        if is_known || running.lock_waits.is_empty() {
+            return;
+        }
+        let claims = Arc::clone(&running.shared.claims);
+        for mut wait in std::mem::take(&mut running.lock_waits) {
+            claims.abandon(wait.claim, &mut wait.receiver);
+            self.end_lock_wait(wait.client);
+        }
+        self.coverage.saw("who waits is refused for want of a leader");
+        self.tell(&Fact::Refused(n));
+    }
+
+    /// What replies to an operation handed out that its client does not get: its node takes it back.
+    fn lose_replies(&mut self, n: usize, op: u64, replies: &[Reply]) -> bool {
+        let gifts = gifts_of(&self.operations[op as usize].ask, replies);
+        let Some(running) = &self.nodes[n].running else { return false };
+        let (node, life) = (n, running.log_life);
+        for gift in &gifts {
+            match gift {
+                Gift::Locks { owner, locks } => {
+                    running.shared.claims.give_back(Lost::locks(0, b"default", owner, locks.clone()));
+                    let lock = |(key, token): &(Bytes, u64)| Some((key.to_vec(), *token));
+                    let unheard = |lock| Unheard { node, life, lock, message: None };
+                    self.unheard.extend(locks.iter().map(lock).map(unheard));
+                }
+                Gift::Messages(messages) => {
+                    for (queue, receipt) in messages {
+                        let mut lost = claims::Unheard::new(0);
+                        lost.add(queue.clone(), receipt.clone());
+                        running.shared.claims.give_back(Lost::Messages(lost));
+                        let message = Some((queue.to_vec(), receipt.to_vec()));
+                        self.unheard.push(Unheard { node, life, lock: None, message });
+                    }
+                }
+            }
+        }
+        !gifts.is_empty()
+    }
+
     /// Tells clients whose wait is over, as their connections do, and what was taken back.
     fn settle_lock_waits(&mut self, n: usize) {
         let Some(running) = &mut self.nodes[n].running else { return };
@@ -1184,9 +1280,13 @@ impl World {
             // What is refused is proposed again.
             Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => false,
         });
+        let now = running.cluster_clock.now();
         for (wait, outcome) in over {
-            if let Some(end @ (ClaimEnd::Granted(_) | ClaimEnd::Delivered(_))) = outcome {
-                if self.chance.is(100_000) {
+            if let Some(Told { end: end @ (ClaimEnd::Granted(_) | ClaimEnd::Delivered(_)), until }) = outcome {
+                if until <= now {
+                    self.coverage.saw("a grant is not told since its lease is over");
+                    claims.take_back(wait.claim, &end);
+                } else if self.chance.is(100_000) {
                     // Its connection broke just before it was told.
                     self.coverage.saw(match &end {
                         ClaimEnd::Delivered(_) => "a delivery goes to nobody",
@@ -1203,6 +1303,7 @@ impl World {
     }
 
     fn look_after(&mut self, n: usize) {
+        self.refuse_waits(n);
         let now = self.nodes[n].clock.monotonic();
         let Some(running) = &mut self.nodes[n].running else { return };
         let mut submissions = Vec::new();
@@ -1244,7 +1345,14 @@ impl World {
                 Some(known) => settled.push((running.waiting.remove(at).0, known)),
             }
         }
-        for (op, known) in settled {
+        for (op, mut known) in settled {
+            if let Known::Replies(replies) = &known
+                && self.chance.is(30_000)
+                && self.lose_replies(n, op, replies)
+            {
+                self.coverage.saw("what was given at once goes to nobody");
+                known = Known::InDoubt;
+            }
             if known == Known::Nothing {
                 let is_leading =
                     self.nodes[n].running.as_ref().is_some_and(|it| it.driver.core().is_leader());

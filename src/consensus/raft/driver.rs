@@ -71,6 +71,7 @@ use crate::consensus::raft::session::Numbered;
 use crate::consensus::raft::session::Session;
 use crate::consensus::raft::session::Submission;
 use crate::consensus::raft::session::Target;
+use crate::consensus::raft::silence::majority_heard;
 use crate::consensus::raft::snapshot_io::SnapshotEvent;
 use crate::machine::apply::BatchOutcome;
 use crate::machine::entry::Batch;
@@ -120,6 +121,8 @@ const APPLY_BACKLOG_MAX: u64 = 256 << 20;
 const FRAME_BYTES: usize = 1 << 20;
 /// The clients of a node that was not reachable for so long wait no more.
 const NODE_LEASE: Millis = Millis(10_000);
+/// A tick that comes later than so many of them was late because the process stood still.
+const TICKS_LATE: u64 = 4;
 /// While anything has a deadline, the log gets a stamp at least this often: after a total outage the
 /// cluster clock goes on from the last stamp, so leases are late by no more than this.
 const STAMP_INTERVAL: Millis = Millis(10_000);
@@ -623,7 +626,7 @@ impl Driver {
         };
         if clock != ClusterTime(0) && messages.iter().any(is_from_leader) {
             self.cluster_clock.follow(clock);
-            self.shared.heard_leader(now);
+            self.shared.silence.heard(now);
         }
         if let (Some(cluster), Some(message)) = (&mut self.cluster, messages.first()) {
             cluster.members.heard_of(message.from, from);
@@ -677,6 +680,8 @@ impl Driver {
         if now >= self.next_tick {
             // After a pause one tick is enough: a burst of ticks would start elections.
             self.next_tick = Monotonic(now.0 + self.tick.0 * 1_000_000);
+            self.shared.silence.tick(now, Millis(self.tick.0.saturating_mul(TICKS_LATE)));
+            self.note_own_lead(now);
             self.step(Input::Tick);
             self.on_tick(now);
         }
@@ -702,6 +707,22 @@ impl Driver {
     fn pause_left(&self, now: Monotonic) -> Millis {
         let passed = self.last_expire.map_or(EXPIRE_PAUSE, |last| now.since(last));
         Millis(EXPIRE_PAUSE.0.saturating_sub(passed.0))
+    }
+
+    /// While this node leads, a leader is heard as long as a majority is: nobody else can lead then.
+    fn note_own_lead(&self, now: Monotonic) {
+        if !self.leading || is_planted(Bug::OwnLeadIsSilence) {
+            return;
+        }
+        let (conf, own) = (self.core.conf_state(), self.core.replica());
+        let of = |replica| if replica == own { Some(now) } else { self.heard.get(&replica).copied() };
+        let outgoing = match conf.voters_outgoing.is_empty() {
+            true => Some(now),
+            false => majority_heard(&conf.voters_outgoing, of),
+        };
+        if let (Some(heard), Some(outgoing)) = (majority_heard(&conf.voters, of), outgoing) {
+            self.shared.silence.heard(heard.min(outgoing));
+        }
     }
 
     fn on_tick(&mut self, now: Monotonic) {
@@ -1145,6 +1166,7 @@ impl Driver {
             return;
         }
         tracing::info!("leading the group in term {term}");
+        self.note_own_lead(self.clock.monotonic());
         // raft-rs has appended its own empty entry.
         self.proposer.forget_from(self.core.last_index());
         self.take_over_stamps();

@@ -22,6 +22,7 @@ pub mod replica;
 pub mod requests;
 pub mod restart;
 pub mod session;
+pub mod silence;
 pub mod snapshot_io;
 pub mod transfer;
 

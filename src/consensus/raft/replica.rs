@@ -67,6 +67,7 @@ use crate::consensus::raft::requests::AdminCommand;
 use crate::consensus::raft::requests::GroupStatus;
 use crate::consensus::raft::session::Session;
 use crate::consensus::raft::session::Submission;
+use crate::consensus::raft::silence::Silence;
 use crate::consensus::raft::snapshot_io;
 use crate::consensus::raft::snapshot_io::SnapshotCounters;
 use crate::machine::entry::Batch;
@@ -247,8 +248,8 @@ pub struct Shared {
     term: AtomicU64,
     leader: AtomicU64,
     leader_node: AtomicU64,
-    /// When the leader was last heard, in nanoseconds of the monotonic clock.
-    leader_heard: AtomicU64,
+    /// When a leader was heard.
+    pub silence: Silence,
     commit: AtomicU64,
     in_flight: AtomicU64,
     log_bytes: AtomicU64,
@@ -300,7 +301,7 @@ impl Shared {
             term: AtomicU64::new(0),
             leader: AtomicU64::new(0),
             leader_node: AtomicU64::new(0),
-            leader_heard: AtomicU64::new(0),
+            silence: Silence::default(),
             commit: AtomicU64::new(state.meta().applied.0),
             in_flight: AtomicU64::new(0),
             log_bytes: AtomicU64::new(0),
@@ -388,11 +389,6 @@ impl Shared {
     pub fn leader_node(&self) -> Option<NodeId> {
         let node = self.leader_node.load(Ordering::Acquire);
         (node != 0).then_some(NodeId(node))
-    }
-
-    /// The leader was heard.
-    pub fn heard_leader(&self, now: Monotonic) {
-        self.leader_heard.store(now.0.max(1), Ordering::Release);
     }
 
     /// Says how far reads may go without a barrier, and what is committed.
@@ -734,11 +730,14 @@ impl Replicator for Engine {
     }
 
     fn leader_silence(&self) -> Option<Millis> {
-        if role_of(self.shared.role.load(Ordering::Acquire)) == Role::Leader {
-            let holds = self.shared.lease_until.load(Ordering::SeqCst) != 0;
-            return holds.then_some(Millis(0)).or(self.silence());
-        }
-        self.silence()
+        // Who may read without asking others leads.
+        let is_leader = role_of(self.shared.role.load(Ordering::Acquire)) == Role::Leader;
+        let leads = is_leader && self.shared.may_read(self.clock.as_ref());
+        if leads { Some(Millis(0)) } else { self.shared.silence.since(self.clock.monotonic()) }
+    }
+
+    fn leaderless(&self) -> Option<Millis> {
+        self.shared.silence.leaderless()
     }
 
     fn members(&self) -> Vec<MemberInfo> {
@@ -801,13 +800,6 @@ impl Replicator for Engine {
 
     fn make_snapshot(&self) {
         self.shared.events.send(Event::MakeSnapshot);
-    }
-}
-
-impl Engine {
-    fn silence(&self) -> Option<Millis> {
-        let heard = self.shared.leader_heard.load(Ordering::Acquire);
-        (heard != 0).then(|| self.clock.monotonic().since(Monotonic(heard)))
     }
 }
 

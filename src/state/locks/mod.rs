@@ -18,8 +18,11 @@ use crate::state::DbIndex;
 use crate::state::Object;
 use crate::state::Row;
 use crate::state::State;
+use crate::state::confirm;
 use crate::state::expiry::KeyName;
 use crate::state::expiry::LeaseName;
+use crate::state::handed::Handed;
+use crate::state::handed::HandedLock;
 use crate::state::lease_after_grace;
 use crate::state::notices::ClaimEnd;
 use crate::state::notices::Grant;
@@ -33,6 +36,7 @@ use crate::types::FencingToken;
 use crate::types::Millis;
 use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
+use crate::types::codec::put_bool;
 use crate::types::codec::put_bytes;
 use crate::types::codec::put_varint;
 use crate::types::planted::Bug;
@@ -47,10 +51,12 @@ pub use waits::Wait;
 pub use waits::WaitId;
 pub use waits::Waits;
 
+use waits::Asker;
+use waits::Part;
 use waits::WaitKey;
 
 /// First byte of an encoded lock.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 /// At most this many requests wait for a lock.
 pub const WAITERS_MAX: usize = 10_000;
 /// At most this many share a lock.
@@ -181,6 +187,8 @@ pub struct Lock {
     /// Rows of their own on disk.
     waiters: BTreeSet<Place>,
     delayed_until: ClusterTime,
+    /// Whose hold ended by time and left the delay; `None` also when several did.
+    delayed_by: Option<OwnerName>,
     grants: u64,
     expiries: u64,
 }
@@ -193,6 +201,7 @@ impl Default for Lock {
             holds: Vec::new(),
             waiters: BTreeSet::new(),
             delayed_until: ClusterTime(0),
+            delayed_by: None,
             grants: 0,
             expiries: 0,
         }
@@ -258,6 +267,24 @@ impl Lock {
         self.delayed_until
     }
 
+    /// Who may take it all the same: whoever left the delay, if it was one owner.
+    #[must_use]
+    pub fn delayed_by(&self) -> Option<&OwnerName> {
+        self.delayed_by.as_ref()
+    }
+
+    /// This owner's hold ended by time, and the owner may still be at work.
+    fn delay(&mut self, owner: &OwnerName, grace: Millis, now: ClusterTime) {
+        // Of two who may both be at work neither goes before the other.
+        let is_others = self.delayed_until > now && self.delayed_by.as_ref() != Some(owner);
+        self.delayed_by = (!is_others).then(|| owner.clone());
+        self.delayed_until = self.delayed_until.max(now.after(grace));
+    }
+
+    fn end_delay(&mut self) {
+        (self.delayed_until, self.delayed_by) = (ClusterTime(0), None);
+    }
+
     /// How often it was granted, and how often a hold ended by time, since it has a row.
     #[must_use]
     pub fn counts(&self) -> (u64, u64) {
@@ -318,6 +345,11 @@ impl Lock {
         {
             put_varint(out, number);
         }
+        put_bool(out, self.delayed_by.is_some());
+        if let Some(owner) = &self.delayed_by {
+            put_bytes(out, &owner.user);
+            put_bytes(out, &owner.owner);
+        }
         self.holds.iter().for_each(|hold| hold.encode(out));
     }
 
@@ -334,7 +366,11 @@ impl Lock {
             expiries: reader.varint()?,
             ..Lock::default()
         };
-        for _ in 0..reader.varint()? {
+        let holds = reader.varint()?;
+        if reader.bool()? {
+            lock.delayed_by = Some(OwnerName::new(reader.bytes()?, reader.bytes()?));
+        }
+        for _ in 0..holds {
             lock.holds.push(Hold::decode(reader)?);
         }
         let is_sorted = lock.holds.is_sorted_by(|a, b| a.token < b.token);
@@ -457,7 +493,9 @@ pub fn acquire(state: &mut State, request: &LockRequest<'_>, now: ClusterTime) -
             Verdict::Wait { .. } => taken = taken.or(Some(*key)),
             Verdict::Downgrade => makes_room = true,
             Verdict::Upgrade => takes_room = true,
-            Verdict::Grant | Verdict::Renew => {}
+            // Who comes back ends the delay for all.
+            Verdict::Grant => makes_room |= lock.is_some_and(|lock| lock.delayed_until > now),
+            Verdict::Renew => {}
         }
         // Whoever holds a lock, in whatever mode, waits for more of it before all others.
         firsts.push(lock.is_some_and(|lock| lock.hold_of(owner).is_some()));
@@ -495,10 +533,10 @@ pub fn acquire(state: &mut State, request: &LockRequest<'_>, now: ClusterTime) -
         if known.wanted.mode != wanted.mode || known.wanted.limit != wanted.limit {
             return Acquired::OtherMode;
         }
-        if known.claims.len() >= WAITERS_MAX {
+        if known.askers.len() >= WAITERS_MAX {
             return Acquired::TooMany;
         }
-        return Acquired::Waiting(join(state, id, request.origin, until));
+        return Acquired::Waiting(join(state, id, request, until));
     }
     if request.keys.iter().any(is_crowded) {
         return Acquired::TooMany;
@@ -512,7 +550,10 @@ pub fn acquire(state: &mut State, request: &LockRequest<'_>, now: ClusterTime) -
         order: request.order.map(<[u32]>::to_vec),
         wanted: wanted.clone(),
         since: now,
-        claims: vec![Claim { id: claim, origin: request.origin.clone(), until }],
+        askers: vec![Asker {
+            claim: Claim { id: claim, origin: request.origin.clone(), until },
+            part: Part::of(wanted),
+        }],
     };
     enter(state, id, wait);
     if let Some(refused) = resolve_deadlocks(state, id, now) {
@@ -522,26 +563,24 @@ pub fn acquire(state: &mut State, request: &LockRequest<'_>, now: ClusterTime) -
 }
 
 /// Another client waits for a request that waits already.
-fn join(state: &mut State, id: WaitId, origin: &Origin, until: ClusterTime) -> ClaimId {
-    let claim = Claim { id: state.next_claim(), origin: origin.clone(), until };
+fn join(state: &mut State, id: WaitId, request: &LockRequest<'_>, until: ClusterTime) -> ClaimId {
+    let claim = Claim { id: state.next_claim(), origin: request.origin.clone(), until };
     let number = claim.id;
-    begin_claims(state, std::slice::from_ref(&claim));
-    state.waits.add_claim(id, claim);
+    begin_claim(state, &claim);
+    state.waits.add(id, Asker { claim, part: Part::of(request.wanted) });
     state.changes.waits.push(id);
     number
 }
 
-/// These clients wait from now on.
-fn begin_claims(state: &mut State, claims: &[Claim]) {
-    state.index_claims(claims);
-    for claim in claims {
-        state.notices.push(Notice::ClaimBegan { claim: claim.id, origin: claim.origin.clone() });
-    }
+/// This client waits from now on.
+fn begin_claim(state: &mut State, claim: &Claim) {
+    state.index_claims([claim]);
+    state.notices.push(Notice::ClaimBegan { claim: claim.id, origin: claim.origin.clone() });
 }
 
 /// Puts a request into the queues of its locks.
 fn enter(state: &mut State, id: WaitId, wait: Wait) {
-    begin_claims(state, &wait.claims);
+    wait.claims().for_each(|claim| begin_claim(state, claim));
     for WaitKey { key, is_first } in &wait.keys {
         change_lock(state, wait.db, key, |lock| lock.waiters.insert((!is_first, id)));
     }
@@ -553,7 +592,7 @@ fn enter(state: &mut State, id: WaitId, wait: Wait) {
 fn leave(state: &mut State, id: WaitId) -> Option<Wait> {
     state.save_wait(id);
     let wait = state.waits.remove(id)?;
-    state.unindex_claims(&wait.claims);
+    state.unindex_claims(wait.claims());
     for WaitKey { key, is_first } in &wait.keys {
         change_lock(state, wait.db, key, |lock| lock.waiters.remove(&(!is_first, id)));
     }
@@ -575,32 +614,34 @@ fn hand_over_all(state: &mut State, wait: &Wait, now: ClusterTime) {
     }
 }
 
-fn tell_claims(state: &mut State, claims: &[Claim], end: &ClaimEnd) {
+fn tell_claims<'a>(state: &mut State, claims: impl IntoIterator<Item = &'a Claim>, end: &ClaimEnd) {
     for claim in claims {
         let (claim, origin) = (claim.id, claim.origin.clone());
         state.notices.push(Notice::ClaimEnded { claim, origin, end: end.clone() });
     }
 }
 
-/// One client waits no more; with the last one the request is gone. False when it did not wait.
+/// One client waits no more; with the last one the request is gone. What it was handed and did not confirm goes back.
+/// False when it did not wait.
 pub(crate) fn end_claim(state: &mut State, claim: ClaimId, now: ClusterTime) -> bool {
     let Some(id) = state.waits.of_claim(claim) else {
-        return queues::end_wait(state, claim, ClaimEnd::Over, now);
+        return queues::end_wait(state, claim, ClaimEnd::Over, now) || confirm::leave(state, claim, now);
     };
-    if state.waits.get(id).is_some_and(|wait| wait.claims.len() == 1) {
+    if state.waits.get(id).is_some_and(|wait| wait.askers.len() == 1) {
         end_wait(state, id, &ClaimEnd::Over, now);
         return true;
     }
     state.save_wait(id);
     if let Some(claim) = state.waits.remove_claim(claim) {
         state.leases.remove(claim.until, LeaseName::Claim(claim.id));
-        tell_claims(state, &[claim], &ClaimEnd::Over);
+        tell_claims(state, [&claim], &ClaimEnd::Over);
         state.changes.waits.push(id);
     }
     true
 }
 
-/// The clients of a node in lives before this one are gone: they wait no more. Says how many did.
+/// The clients of a node in lives before this one are gone: they wait no more, and what they were handed and did not
+/// confirm goes back. Says how many there were.
 pub(crate) fn end_claims_before(
     state: &mut State,
     node: crate::types::NodeId,
@@ -609,6 +650,9 @@ pub(crate) fn end_claims_before(
 ) -> usize {
     let mut claims = state.waits.claims_before(node, life);
     claims.extend(state.pop_waits.claims_before(node, life));
+    if !is_planted(Bug::HandedToTheGone) {
+        claims.extend(state.handed.claims_before(node, life));
+    }
     claims.into_iter().filter(|claim| end_claim(state, *claim, now)).count()
 }
 
@@ -659,8 +703,11 @@ fn victim_of(state: &mut State, cycle: &graph::Cycle) -> (WaitId, String) {
 fn withdraw(state: &mut State, id: WaitId, now: ClusterTime) {
     let Some(wait) = leave(state, id) else { return };
     let is_of_it = |notice: &Notice| match notice {
-        Notice::ClaimBegan { claim, .. } => wait.claims.iter().any(|known| known.id == *claim),
-        Notice::ClaimEnded { .. } | Notice::Lock { .. } => false,
+        Notice::ClaimBegan { claim, .. } => wait.claims().any(|known| known.id == *claim),
+        Notice::ClaimHanded { .. }
+        | Notice::ClaimConfirmed { .. }
+        | Notice::ClaimEnded { .. }
+        | Notice::Lock { .. } => false,
     };
     state.notices.retain(|notice| !is_of_it(notice));
     hand_over_all(state, &wait, now);
@@ -760,8 +807,8 @@ pub fn release_all(state: &mut State, db: DbIndex, owner: &OwnerName, now: Clust
     ended
 }
 
-/// LOCKS KILL: breaks the holds of a lock, or those of the owners of this name, and says how many. `None` when the key
-/// holds another type.
+/// LOCKS KILL: breaks the holds of a lock, or those of the owners of this name, and says how many. The delay that such a
+/// hold left ends as well; when there was nothing else, that counts as one. `None` when the key holds another type.
 pub fn kill(
     state: &mut State,
     db: DbIndex,
@@ -772,6 +819,8 @@ pub fn kill(
     let Some(lock) = lock_at(state, db, key)? else { return Some(0) };
     let is_meant = |hold: &&Hold| owner.is_none_or(|owner| *hold.owner.owner == *owner);
     let tokens: Vec<FencingToken> = lock.holds.iter().filter(is_meant).map(Hold::token).collect();
+    let is_left_by = |name: &[u8]| lock.delayed_by.as_ref().is_some_and(|by| *by.owner == *name);
+    let ends_delay = lock.delayed_until != ClusterTime(0) && owner.is_none_or(is_left_by);
     // All of them before anybody else gets the lock; from the back, where it costs least to take one out.
     for token in tokens.iter().rev() {
         let Some(hold) = remove_hold(state, db, key, *token) else { continue };
@@ -779,10 +828,13 @@ pub fn kill(
         state.note_hold_ended(hold.since, now);
         tell(state, db, key, hold, LockChange::Killed);
     }
-    if !tokens.is_empty() {
+    if ends_delay {
+        change_lock(state, db, key, Lock::end_delay);
+    }
+    if ends_delay || !tokens.is_empty() {
         hand_over(state, db, key, now);
     }
-    Some(tokens.len())
+    Some(tokens.len().max(usize::from(ends_delay)))
 }
 
 /// Takes a grant back that its client never heard of, unless the owner touched the hold since.
@@ -806,7 +858,7 @@ pub(crate) fn take_back(
 /// Ends what is due of this lock, and says how many items; at most about `at_most`.
 pub(crate) fn expire(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime, at_most: usize) -> usize {
     let Some(Some(lock)) = lock_at(state, db, key) else { return 0 };
-    let claims = lock.waiters().filter_map(|id| state.waits.get(id)).flat_map(|wait| &wait.claims);
+    let claims = lock.waiters().filter_map(|id| state.waits.get(id)).flat_map(Wait::claims);
     let claims: Vec<ClaimId> =
         claims.filter(|claim| claim.until <= now).map(|claim| claim.id).take(at_most).collect();
     let holds = lock.holds.iter().filter(|hold| hold.lease_until <= now).map(Hold::token);
@@ -827,7 +879,7 @@ pub(crate) fn expire(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTim
 /// True when something of this lock is due, those who wait for it included.
 pub(super) fn is_due(state: &State, lock: &Lock, now: ClusterTime) -> bool {
     let is_claim_due = |id| {
-        state.waits.get(id).is_some_and(|wait: &Wait| wait.claims.iter().any(|claim| claim.until <= now))
+        state.waits.get(id).is_some_and(|wait: &Wait| wait.claims().any(|claim| claim.until <= now))
     };
     lock.holds.iter().any(|hold| hold.lease_until <= now)
         || (1..=now.0).contains(&lock.delayed_until.0)
@@ -835,7 +887,7 @@ pub(super) fn is_due(state: &State, lock: &Lock, now: ClusterTime) -> bool {
 }
 
 pub(crate) fn end_delay(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime) {
-    change_lock(state, db, key, |lock| lock.delayed_until = ClusterTime(0));
+    change_lock(state, db, key, Lock::end_delay);
     hand_over(state, db, key, now);
 }
 
@@ -871,15 +923,17 @@ fn end_hold(
     change: LockChange,
     now: ClusterTime,
 ) {
-    let is_expired = change == LockChange::Expired;
     let Some(hold) = remove_hold(state, db, key, token) else { return };
+    // Whoever was not told of it is not at work, and has lost nothing.
+    let is_unheard = change == LockChange::Expired && state.handed.is_unheard(token, hold.touches);
+    let change = if is_unheard { LockChange::Released } else { change };
     state.note_hold_ended(hold.since, now);
-    if is_expired {
+    if change == LockChange::Expired {
         state.lock_figures.expired += 1;
         change_lock(state, db, key, |lock| {
             lock.expiries += 1;
             if hold.grace.0 > 0 {
-                lock.delayed_until = lock.delayed_until.max(now.after(hold.grace));
+                lock.delay(&hold.owner, hold.grace, now);
             }
         });
     }
@@ -931,7 +985,7 @@ fn take_turn(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime) -> Op
         let wait = state.waits.get(id)?;
         match turn(state, id, wait, now) {
             Turn::NotYet => return None,
-            Turn::Due(claims) if claims.len() < wait.claims.len() => {
+            Turn::Due(claims) if claims.len() < wait.askers.len() => {
                 for claim in claims {
                     end_claim(state, claim, now);
                 }
@@ -947,7 +1001,7 @@ fn take_turn(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime) -> Op
 
 fn leave_and_tell(state: &mut State, id: WaitId, end: &ClaimEnd) -> Option<Wait> {
     let wait = leave(state, id)?;
-    tell_claims(state, &wait.claims, end);
+    tell_claims(state, wait.claims(), end);
     Some(wait)
 }
 
@@ -955,18 +1009,27 @@ fn leave_and_tell(state: &mut State, id: WaitId, end: &ClaimEnd) -> Option<Wait>
 fn grant_wait(state: &mut State, db: DbIndex, id: WaitId, now: ClusterTime) -> Option<Wait> {
     let wait = leave(state, id)?;
     state.note_wait_ended(wait.since, now);
-    let origin = wait.claims.last().map(|claim| claim.origin.clone()).unwrap_or_default();
+    let origin = wait.claims().next_back().map(|claim| claim.origin.clone()).unwrap_or_default();
     let (owner, wanted) = (&wait.owner, &wait.wanted);
-    let grant = |other: &WaitKey| grant_one(state, db, &other.key, owner, wanted, &origin, now);
-    let mut grants: Vec<Grant> = wait.keys.iter().map(grant).collect();
-    for grant in &mut grants {
-        // What one of its clients does not hear, another may; and what was held before stays held.
-        if wait.claims.len() > 1 || grant.touches > 1 {
+    let (mut grants, mut locks) = (Vec::new(), Vec::new());
+    for WaitKey { key, .. } in &wait.keys {
+        let own = lock_at(state, db, key).flatten().and_then(|lock| lock.hold_of(owner));
+        let is_new = own.is_none();
+        // What was held before stays held, unless nobody was told of that either.
+        let goes_back = own.is_none_or(|own| state.handed.is_unheard(own.token, own.touches));
+        let mut grant = grant_one(state, db, key, owner, wanted, &origin, now);
+        let touches = if goes_back { grant.touches } else { 0 };
+        locks.push(HandedLock { key: key.clone(), token: grant.token, touches });
+        // What one of its clients does not hear, another may.
+        if !is_new || wait.askers.len() > 1 {
             grant.touches = 0;
         }
+        grants.push(grant);
     }
     let (owner, order) = (wait.owner.clone(), wait.order.clone());
-    tell_claims(state, &wait.claims, &ClaimEnd::Granted(Granted { db, owner, grants, order }));
+    let end = ClaimEnd::Granted(Granted { db, owner: owner.clone(), grants, order });
+    let claims: Vec<&Claim> = wait.claims().collect();
+    confirm::hand(state, id, db, Handed::Locks { owner, locks }, &claims, &end);
     Some(wait)
 }
 
@@ -1009,7 +1072,7 @@ fn turn(state: &State, id: WaitId, wait: &Wait, now: ClusterTime) -> Turn {
         }
     }
     let due: Vec<ClaimId> =
-        wait.claims.iter().filter(|claim| claim.until <= now).map(|claim| claim.id).collect();
+        wait.claims().filter(|claim| claim.until <= now).map(|claim| claim.id).collect();
     if due.is_empty() { Turn::Now } else { Turn::Due(due) }
 }
 
@@ -1042,7 +1105,9 @@ fn grant_one(
             Grant { key: key.into(), token, touches: touches + 1 }
         }
         own => {
-            // An upgrade ends the shared hold; its token is void from here on.
+            // An upgrade ends the shared hold; its token is void from here on. The owner touched a lock that it had: only
+            // a hold that is new has one touch, and is taken back if nobody hears of it.
+            let touches = own.map_or(1, |(_, _, touches)| touches + 1);
             let since =
                 own.and_then(|(_, token, _)| remove_hold(state, db, key, token)).map(|hold| hold.data);
             let token = state.next_token();
@@ -1052,7 +1117,7 @@ fn grant_one(
                 lease_until,
                 set_until: lease_until,
                 since: now,
-                touches: 1,
+                touches,
                 grace: wanted.grace,
                 data: wanted.data.clone().or(since.flatten()),
                 origin: origin.clone(),
@@ -1066,9 +1131,12 @@ fn grant_one(
             change_lock(state, db, key, |lock| {
                 (lock.mode, lock.limit) = (wanted.mode, wanted.limit);
                 lock.grants += 1;
+                if lock.delayed_by.as_ref() == Some(owner) {
+                    lock.end_delay();
+                }
                 lock.holds.push(hold);
             });
-            Grant { key: key.into(), token, touches: 1 }
+            Grant { key: key.into(), token, touches }
         }
     }
 }
@@ -1142,7 +1210,7 @@ pub(super) fn queue_up(state: &mut State) -> Result<(), CodecError> {
         };
         lock.waiters.insert(place);
     }
-    let claims: Vec<Claim> = state.waits.iter().flat_map(|(_, wait)| wait.claims.clone()).collect();
+    let claims: Vec<Claim> = state.waits.iter().flat_map(|(_, wait)| wait.claims().cloned()).collect();
     state.index_claims(&claims);
     Ok(())
 }

@@ -6,7 +6,8 @@
 //! states   FREE                      no hold; no row if nobody waits either
 //!          EXCLUSIVE(a)              one hold
 //!          SHARED(a b …, limit)      one hold or more, up to `limit` (0: any number)
-//!          DELAYED(until)            no new hold before `until`: a hold with GRACE ended by time
+//!          DELAYED(until, a)         nobody but a gets it before `until`: a's hold with GRACE ended by time; not even a
+//!                                    when another's hold ended so as well
 //! and a queue of waiting requests, first come first served whatever their modes
 //!
 //! state             event                                  next state, and what the client gets
@@ -22,9 +23,12 @@
 //! held by a         UNLOCK a [its token]                   the hold ends; hand-over
 //! held by a         LOCKEXTEND a                           its lease is set anew: the same token
 //! held by a         its lease ends (EXPIRE)                the hold ends; DELAYED if it had GRACE; hand-over
+//! held by a, who    its lease ends (EXPIRE)                the hold ends as if it had been released; hand-over
+//! was not told yet
 //! held by a         KILL                                   the hold ends, its token is void; hand-over
 //! held by a         a new leader stands                    lease_until + grace, within its budget
-//! DELAYED           its time comes (EXPIRE)                hand-over
+//! DELAYED           its time comes (EXPIRE), or KILL       hand-over
+//! DELAYED by a      LOCK a                                 held by a under the next token, whoever waits; the delay is over
 //! b waits           BLOCK is over, cancelled, a deadlock   b waits no more; hand-over, since others waited behind it
 //! hand-over         the first that waits is admitted       it holds, in the entry that made room; then the next one
 //! ```
@@ -98,7 +102,9 @@ pub enum Verdict {
 pub fn decide(lock: Option<&Lock>, owner: &OwnerName, wanted: &Wanted, at: ClusterTime) -> Verdict {
     let Some(lock) = lock else { return Verdict::Grant };
     let verdict = admit(lock, owner, wanted, at);
-    if verdict == Verdict::Grant && lock.is_waited_for() {
+    // Those who wait do so for the end of its delay.
+    let is_back = lock.delayed_until() > at && lock.delayed_by() == Some(owner);
+    if verdict == Verdict::Grant && lock.is_waited_for() && !is_back {
         return Verdict::Wait { is_upgrade: false };
     }
     verdict
@@ -116,7 +122,9 @@ pub fn admit(lock: &Lock, owner: &OwnerName, wanted: &Wanted, at: ClusterTime) -
         (Some(_), Mode::Exclusive, Mode::Shared) => Verdict::Downgrade,
         (Some(_), Mode::Shared, Mode::Exclusive) if others == 0 => Verdict::Upgrade,
         (Some(_), Mode::Shared, Mode::Exclusive) => Verdict::Wait { is_upgrade: true },
-        (None, _, _) if lock.delayed_until() > at => Verdict::Wait { is_upgrade: false },
+        (None, _, _) if lock.delayed_until() > at && lock.delayed_by() != Some(owner) => {
+            Verdict::Wait { is_upgrade: false }
+        }
         (None, _, _) if others == 0 => Verdict::Grant,
         (None, Mode::Shared, Mode::Shared) if wanted.limit != lock.limit() => {
             Verdict::LimitDiffers { limit: lock.limit() }

@@ -3,6 +3,16 @@
 //! A request is a [`Wait`]; each client that waits for it has a [`Claim`] on it. There is more than one claim when an
 //! owner asks again, through another connection, for what it waits for already: it joins, and keeps its place. A wait
 //! without claims is gone.
+//!
+//! Whoever is told of the grant has what it asked for: the lease and the delay after it (GRACE) are the longest that any of
+//! those who wait asked for, DATA is what the newest of them gave. Who leaves takes its part along. Mode and LIMIT cannot
+//! differ.
+//!
+//! ```text
+//! wait(parts)   a client joins with its part   wait(parts + its part)
+//! wait(parts)   a client leaves                wait(parts − its part); without parts it is gone
+//! wait(parts)   it is granted                  lease max(parts), GRACE max(parts), DATA of the newest part that has any
+//! ```
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -17,10 +27,13 @@ use crate::types::Millis;
 use crate::types::NodeId;
 use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
+use crate::types::codec::put_bool;
 use crate::types::codec::put_bytes;
 use crate::types::codec::put_varint;
+use crate::types::planted::Bug;
+use crate::types::planted::is_planted;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// Names one client's wait for ever; rising.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +50,43 @@ pub struct Claim {
     pub origin: Origin,
     /// When it waits no more; NEVER for BLOCK 0.
     pub until: ClusterTime,
+}
+
+/// What one client asks of a request that others may wait for with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    pub lease: Millis,
+    pub grace: Millis,
+    pub data: Option<Box<[u8]>>,
+}
+
+impl Part {
+    /// What this request would ask for alone.
+    #[must_use]
+    pub fn of(wanted: &Wanted) -> Part {
+        Part { lease: wanted.lease, grace: wanted.grace, data: wanted.data.clone() }
+    }
+}
+
+/// What is asked for in this mode by all of them together, in the order in which they came.
+#[must_use]
+pub fn together<'a>(mode: Mode, limit: u32, parts: impl Iterator<Item = &'a Part>) -> Wanted {
+    let mut wanted = Wanted { mode, limit, lease: Millis(0), grace: Millis(0), data: None };
+    for part in parts {
+        wanted.lease = wanted.lease.max(part.lease);
+        wanted.grace = wanted.grace.max(part.grace);
+        if part.data.is_some() {
+            wanted.data.clone_from(&part.data);
+        }
+    }
+    wanted
+}
+
+/// A client that waits for locks, and what it asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    pub claim: Claim,
+    pub part: Part,
 }
 
 /// A lock that a request waits for.
@@ -56,14 +106,26 @@ pub struct Wait {
     pub keys: Vec<WaitKey>,
     /// For a request of several locks the place in `keys` of each key that it named.
     pub order: Option<Vec<u32>>,
+    /// What all who wait ask for together.
     pub wanted: Wanted,
     /// Since when.
     pub since: ClusterTime,
-    /// Never empty.
-    pub claims: Vec<Claim>,
+    /// In the order in which they came; never empty.
+    pub askers: Vec<Asker>,
 }
 
 impl Wait {
+    /// The clients that wait, in the order in which they came.
+    pub fn claims(&self) -> impl DoubleEndedIterator<Item = &Claim> {
+        self.askers.iter().map(|asker| &asker.claim)
+    }
+
+    /// Somebody came or left.
+    fn ask_together(&mut self) {
+        let parts = self.askers.iter().map(|asker| &asker.part);
+        self.wanted = together(self.wanted.mode, self.wanted.limit, parts);
+    }
+
     /// Appends the wait as its row keeps it.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.push(FORMAT);
@@ -79,12 +141,15 @@ impl Wait {
         for place in self.order.iter().flatten() {
             put_varint(out, u64::from(*place));
         }
-        encode_wanted(&self.wanted, out);
+        put_bool(out, self.wanted.mode == Mode::Shared);
+        put_varint(out, u64::from(self.wanted.limit));
         put_varint(out, self.since.0);
-        put_varint(out, self.claims.len() as u64);
-        for claim in &self.claims {
-            put_varint(out, claim.id.0);
-            put_varint(out, claim.until.0);
+        put_varint(out, self.askers.len() as u64);
+        for Asker { claim, part } in &self.askers {
+            for number in [claim.id.0, claim.until.0, part.lease.0, part.grace.0] {
+                put_varint(out, number);
+            }
+            encode_data(part.data.as_deref(), out);
             encode_origin(&claim.origin, out);
         }
     }
@@ -114,17 +179,20 @@ impl Wait {
                 Some(order)
             }
         };
-        let wanted = decode_wanted(reader)?;
-        let since = ClusterTime(reader.varint()?);
-        let mut claims = Vec::new();
+        let mode = if reader.bool()? { Mode::Shared } else { Mode::Exclusive };
+        let (limit, since) = (reader.varint32()?, ClusterTime(reader.varint()?));
+        let mut askers = Vec::new();
         for _ in 0..reader.varint()? {
             let (id, until) = (ClaimId(reader.varint()?), ClusterTime(reader.varint()?));
-            claims.push(Claim { id, until, origin: decode_origin(reader)? });
+            let (lease, grace) = (Millis(reader.varint()?), Millis(reader.varint()?));
+            let part = Part { lease, grace, data: decode_data(reader)? };
+            askers.push(Asker { claim: Claim { id, until, origin: decode_origin(reader)? }, part });
         }
-        if !reader.is_empty() || keys.is_empty() || claims.is_empty() {
+        if !reader.is_empty() || keys.is_empty() || askers.is_empty() {
             return Err(CodecError("a waiting request is not whole"));
         }
-        Ok(Wait { owner, db, keys, order, wanted, since, claims })
+        let wanted = together(mode, limit, askers.iter().map(|asker| &asker.part));
+        Ok(Wait { owner, db, keys, order, wanted, since, askers })
     }
 
     /// True when it waits for this lock, and maybe for others.
@@ -140,24 +208,6 @@ impl Wait {
             && self.keys.len() == keys.len()
             && self.keys.iter().zip(keys).all(|(known, key)| *known.key == **key)
     }
-}
-
-fn encode_wanted(wanted: &Wanted, out: &mut Vec<u8>) {
-    out.push(u8::from(wanted.mode == Mode::Shared));
-    for number in [u64::from(wanted.limit), wanted.lease.0, wanted.grace.0] {
-        put_varint(out, number);
-    }
-    encode_data(wanted.data.as_deref(), out);
-}
-
-fn decode_wanted(reader: &mut Reader<'_>) -> Result<Wanted, CodecError> {
-    Ok(Wanted {
-        mode: if reader.bool()? { Mode::Shared } else { Mode::Exclusive },
-        limit: reader.varint32()?,
-        lease: Millis(reader.varint()?),
-        grace: Millis(reader.varint()?),
-        data: decode_data(reader)?,
-    })
 }
 
 /// Appends DATA, which may be absent.
@@ -245,7 +295,7 @@ impl Waits {
     }
 
     pub(in crate::state) fn insert(&mut self, id: WaitId, wait: Wait) {
-        for claim in &wait.claims {
+        for claim in wait.claims() {
             self.index_claim(id, claim);
         }
         self.by_owner.entry(wait.owner.clone()).or_default().insert(id);
@@ -254,7 +304,7 @@ impl Waits {
 
     pub(in crate::state) fn remove(&mut self, id: WaitId) -> Option<Wait> {
         let wait = self.by_id.remove(&id)?;
-        for claim in &wait.claims {
+        for claim in wait.claims() {
             self.unindex_claim(claim);
         }
         if let Some(ids) = self.by_owner.get_mut(&wait.owner) {
@@ -266,20 +316,24 @@ impl Waits {
         Some(wait)
     }
 
-    pub(super) fn add_claim(&mut self, id: WaitId, claim: Claim) {
+    pub(super) fn add(&mut self, id: WaitId, asker: Asker) {
         if self.by_id.contains_key(&id) {
-            self.index_claim(id, &claim);
+            self.index_claim(id, &asker.claim);
         }
         if let Some(wait) = self.by_id.get_mut(&id) {
-            wait.claims.push(claim);
+            wait.askers.push(asker);
+            if !is_planted(Bug::JoinAsksForNothing) {
+                wait.ask_together();
+            }
         }
     }
 
     /// Takes one claim out of a request, which stays.
     pub(super) fn remove_claim(&mut self, claim: ClaimId) -> Option<Claim> {
         let wait = self.by_id.get_mut(self.claims.get(&claim)?)?;
-        let at = wait.claims.iter().position(|known| known.id == claim)?;
-        let claim = wait.claims.remove(at);
+        let at = wait.claims().position(|known| known.id == claim)?;
+        let Asker { claim, .. } = wait.askers.remove(at);
+        wait.ask_together();
         self.unindex_claim(&claim);
         Some(claim)
     }
@@ -298,5 +352,45 @@ impl Waits {
                 self.by_node.remove(&node);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(lease: u64, grace: u64, data: Option<&str>) -> Part {
+        let data = data.map(|data| data.as_bytes().into());
+        Part { lease: Millis(lease), grace: Millis(grace), data }
+    }
+
+    #[test]
+    fn those_who_wait_together_ask_for_the_longest_lease_and_grace_and_the_newest_data() {
+        let parts = [part(9, 0, Some("a")), part(3, 7, Some("b")), part(5, 2, None)];
+        let wanted = together(Mode::Shared, 4, parts.iter());
+        assert_eq!((wanted.mode, wanted.limit), (Mode::Shared, 4));
+        assert_eq!(Part::of(&wanted), part(9, 7, Some("b")));
+        assert_eq!(Part::of(&together(Mode::Exclusive, 0, parts[2..].iter())), part(5, 2, None));
+    }
+
+    #[test]
+    fn a_client_that_leaves_takes_its_part_along() {
+        let claim = |id| Claim { id: ClaimId(id), origin: Origin::default(), until: ClusterTime::NEVER };
+        let asker = |id, lease| Asker { claim: claim(id), part: part(lease, 0, None) };
+        let wanted = together(Mode::Exclusive, 0, [part(60, 0, None)].iter());
+        let keys = vec![WaitKey { key: (*b"k").into(), is_first: false }];
+        let owner = OwnerName::new(b"default", b"me");
+        let wait =
+            Wait { owner, db: 0, keys, order: None, wanted, since: ClusterTime(1), askers: vec![asker(1, 60)] };
+        let mut waits = Waits::default();
+        waits.insert(WaitId(1), wait);
+        waits.add(WaitId(1), asker(2, 90));
+        let lease = |waits: &Waits| waits.get(WaitId(1)).unwrap().wanted.lease;
+        assert_eq!(lease(&waits), Millis(90));
+        let mut row = Vec::new();
+        waits.get(WaitId(1)).unwrap().encode(&mut row);
+        assert_eq!(Wait::decode(&mut Reader::new(&row)).as_ref(), Ok(waits.get(WaitId(1)).unwrap()));
+        assert_eq!(waits.remove_claim(ClaimId(2)), Some(claim(2)));
+        assert_eq!(lease(&waits), Millis(60));
     }
 }

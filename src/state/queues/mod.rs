@@ -28,11 +28,15 @@ use crate::state::State;
 use crate::state::Timing;
 use crate::state::changes::Changes;
 use crate::state::changes::LISTED;
+use crate::state::confirm;
 use crate::state::expiry::ExpiryIndex;
 use crate::state::expiry::KeyName;
 use crate::state::expiry::LeaseName;
+use crate::state::handed::HandOvers;
+use crate::state::handed::Handed;
 use crate::state::locks::Claim;
 use crate::state::locks::ClaimId;
+use crate::state::locks::WaitId;
 use crate::state::notices::ClaimEnd;
 use crate::state::notices::Notice;
 use crate::state::notices::Origin;
@@ -369,7 +373,7 @@ pub fn wait(
     let claim = Claim { id: state.next_claim(), origin: origin.clone(), until };
     let id = claim.id;
     state.notices.push(Notice::ClaimBegan { claim: id, origin: origin.clone() });
-    state.index_claims(std::slice::from_ref(&claim));
+    state.index_claims([&claim]);
     state.pop_waits.insert(PopWait { request, claim, since: now });
     state.changes.pops.push(id);
     Some(id)
@@ -377,12 +381,29 @@ pub fn wait(
 
 /// A client waits no more. False when it did not.
 pub(in crate::state) fn end_wait(state: &mut State, claim: ClaimId, end: ClaimEnd, now: ClusterTime) -> bool {
-    let Some(wait) = state.pop_waits.remove(claim) else { return false };
-    state.unindex_claims(std::slice::from_ref(&wait.claim));
-    state.changes.pops.push(claim);
-    state.timings.push(Timing::QueueWait(wait.since.until(now)));
+    let Some(wait) = take_wait(state, claim, now) else { return false };
     state.notices.push(Notice::ClaimEnded { claim, origin: wait.claim.origin, end });
     true
+}
+
+fn take_wait(state: &mut State, claim: ClaimId, now: ClusterTime) -> Option<PopWait> {
+    let wait = state.pop_waits.remove(claim)?;
+    state.unindex_claims([&wait.claim]);
+    state.changes.pops.push(claim);
+    state.timings.push(Timing::QueueWait(wait.since.until(now)));
+    Some(wait)
+}
+
+/// A client that waited gets these messages. Those that it has at most once it is told of at once: they cannot go back.
+fn deliver(state: &mut State, claim: ClaimId, delivered: Delivered, now: ClusterTime) {
+    if delivered.no_ack {
+        end_wait(state, claim, ClaimEnd::Delivered(delivered), now);
+        return;
+    }
+    let Some(wait) = take_wait(state, claim, now) else { return };
+    let messages = delivered.messages.iter().map(|message| (message.queue.clone(), message.receipt)).collect();
+    let (id, db) = (WaitId(claim.0), delivered.db);
+    confirm::hand(state, id, db, Handed::Messages(messages), &[&wait.claim], &ClaimEnd::Delivered(delivered));
 }
 
 /// Gives what became available to those who wait, first come, first served. After every item of an entry nobody waits
@@ -402,7 +423,7 @@ pub(crate) fn serve_waits(state: &mut State, now: ClusterTime) {
                 break;
             }
             let PopRequest { db, with_meta, no_ack, .. } = wait.request;
-            end_wait(state, claim, ClaimEnd::Delivered(Delivered { db, with_meta, no_ack, messages }), now);
+            deliver(state, claim, Delivered { db, with_meta, no_ack, messages }, now);
         }
     }
 }
@@ -726,6 +747,7 @@ struct OpenQueue<'a> {
     traces: &'a mut Traces,
     finished: &'a mut Finished,
     cold: &'a mut Cold,
+    handed: &'a HandOvers,
     /// Messages that died, to be buried.
     dying: Vec<MessageId>,
 }
@@ -763,6 +785,7 @@ impl<'a> OpenQueue<'a> {
             traces: &mut state.traces,
             finished: &mut state.finished,
             cold: &mut state.cold,
+            handed: &state.handed,
             dying: Vec::new(),
         })
     }
@@ -838,6 +861,7 @@ impl<'a> OpenQueue<'a> {
     /// Takes one message through one event.
     fn step(&mut self, id: MessageId, event: Event, by: By<'_>) -> Taken {
         let Some(before) = self.queue.life(id) else { return Taken::Nothing };
+        let event = self.unless_unheard(id, before, event, by.now);
         let step = rules::step(before, event, self.queue.policy(id), by.now);
         match step {
             Step::Unchanged => return Taken::Nothing,
@@ -880,6 +904,16 @@ impl<'a> OpenQueue<'a> {
         }
         self.touch(id, by.now);
         Taken::Changed
+    }
+
+    /// A lease that ends before anybody was told of the hand-out ends as if it had been given back.
+    fn unless_unheard(&self, id: MessageId, life: Life, event: Event, now: ClusterTime) -> Event {
+        let delivery = life.delivery;
+        let is_over = matches!(life.state, MessageState::Leased { until, .. } if until <= now);
+        if event == Event::TimePasses && is_over && self.handed.is_unheard_message(Receipt { id, delivery }) {
+            return Event::Return { delivery, how: Return::Silent { delay: Millis(0) } };
+        }
+        event
     }
 
     /// Counts and traces what has happened to a message that goes on.

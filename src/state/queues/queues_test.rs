@@ -7,6 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::state::confirm::confirm;
 use crate::state::test_support::TestStore;
 use crate::storage::DataStore;
 use crate::storage::SharedCaches;
@@ -466,11 +467,19 @@ impl Seen {
         );
     }
 
-    /// What waits were given.
+    /// What waits were given, and what of it is confirmed.
     fn ends(&mut self, state: &mut State) {
+        let now = state.meta().clock;
         for notice in state.take_notices().0 {
-            if let Notice::ClaimEnded { end: ClaimEnd::Delivered(delivered), .. } = notice {
-                self.hand_outs(&delivered.messages, delivered.no_ack);
+            match notice {
+                Notice::ClaimEnded { end: ClaimEnd::Delivered(delivered), .. } => {
+                    self.hand_outs(&delivered.messages, delivered.no_ack);
+                }
+                Notice::ClaimHanded { claim, end: ClaimEnd::Delivered(delivered), .. } => {
+                    self.hand_outs(&delivered.messages, delivered.no_ack);
+                    assert!(confirm(state, claim, now));
+                }
+                _ => {}
             }
         }
     }

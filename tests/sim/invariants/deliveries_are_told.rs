@@ -1,13 +1,16 @@
-//! In the end no message is in flight by a delivery that nobody was told of while its client's process lives: such a
-//! message goes back to its queue. And none goes back that somebody was told of.
+//! In the end no message is in flight by a delivery that nobody was told of: such a message goes back to its queue. Only one
+//! that was confirmed stays with a client whose process died: it may have been told. And none goes back that somebody was told
+//! of. What was handed out at once, in a reply that was not written, goes back while its client's process lives.
 
 use holdfast::state::queues::MessageId;
 use holdfast::state::queues::MessageState;
+use holdfast::state::queues::Receipt;
 use holdfast::state::queues::queue_at;
 
 use crate::invariants::Fact;
 use crate::invariants::Invariant;
 use crate::model::End;
+use crate::world::Unheard;
 use crate::world::World;
 
 #[derive(Default)]
@@ -39,7 +42,8 @@ impl Invariant for DeliveriesAreTold {
             let End::Delivered { messages, .. } = &delivered.end else { continue };
             let node = (delivered.node as usize).checked_sub(1).and_then(|n| world.nodes.get(n));
             let life = node.and_then(|node| node.running.as_ref()).map(|running| running.log_life);
-            if world.told_claims.contains(claim) || life != Some(delivered.life) {
+            let is_confirmed = journal.confirmed.contains(claim);
+            if world.told_claims.contains(claim) || (is_confirmed && life != Some(delivered.life)) {
                 continue;
             }
             for message in messages {
@@ -52,6 +56,17 @@ impl Invariant for DeliveriesAreTold {
                 if is_out {
                     return Err(format!("{claim} was given {message:?}, and nobody knows"));
                 }
+            }
+        }
+        for Unheard { node, life, message, .. } in &world.unheard {
+            let Some((queue, receipt)) = message else { continue };
+            let Some(receipt) = Receipt::parse(receipt) else { return Err("a malformed receipt".to_owned()) };
+            let life_of = queue_at(&journal.state, 0, queue).flatten().and_then(|queue| queue.life(receipt.id));
+            let is_out = life_of.is_some_and(|life| {
+                matches!(life.state, MessageState::Leased { .. }) && life.delivery == receipt.delivery
+            });
+            if is_out && world.is_alive(*node, *life) {
+                return Err(format!("{receipt} is out, which was given in a reply that was lost"));
             }
         }
         Ok(())

@@ -44,7 +44,7 @@ impl Invariant for FirstComeFirstServed {
         }
         let claims = journal.state.waits().iter();
         self.claims =
-            claims.flat_map(|(id, wait)| wait.claims.iter().map(move |claim| (claim.id.0, id.0))).collect();
+            claims.flat_map(|(id, wait)| wait.claims().map(move |claim| (claim.id.0, id.0))).collect();
         Ok(())
     }
 }

@@ -21,6 +21,7 @@ mod one_in_flight;
 mod receipts_increase;
 mod state_digest;
 mod tokens_increase;
+mod waiters_are_kept;
 mod waits_of_the_gone;
 
 use raft::eraftpb::Entry;
@@ -53,6 +54,8 @@ pub enum Fact<'a> {
         op: u64,
         operation: &'a Operation,
     },
+    /// A client that waited was told that there is no leader.
+    Refused(usize),
     /// The end: everything was healed.
     Healed,
 }
@@ -85,6 +88,7 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<no_lost_wake_up::NoLostWakeUp>::default(),
         Box::<waits_of_the_gone::WaitsOfTheGone>::default(),
         Box::<grants_are_told::GrantsAreTold>::default(),
+        Box::<waiters_are_kept::WaitersAreKept>::default(),
         Box::<messages_conserved::MessagesConserved>::default(),
         Box::<receipts_increase::ReceiptsIncrease>::default(),
         Box::<one_in_flight::OneInFlight>::default(),

@@ -1,4 +1,5 @@
-//! In the end nobody waits for a client that is gone: every claim in the state is that of a client that still waits.
+//! In the end nobody waits for a client that is gone, and nothing is handed to one: every claim in the state is that of a
+//! client that still waits.
 
 use crate::invariants::Fact;
 use crate::invariants::Invariant;
@@ -18,12 +19,17 @@ impl Invariant for WaitsOfTheGone {
             world.clients.iter().filter_map(|client| client.claim).map(|(id, _)| id).collect();
         let state = &world.journal.state;
         for (id, wait) in state.waits().iter() {
-            if let Some(claim) = wait.claims.iter().find(|claim| !waiting.contains(&claim.id.0)) {
+            if let Some(claim) = wait.claims().find(|claim| !waiting.contains(&claim.id.0)) {
                 return Err(format!("{claim:?} of {id:?} is nobody's; clients wait for {waiting:?}"));
             }
         }
         if let Some(wait) = state.pop_waits().iter().find(|wait| !waiting.contains(&wait.claim.id.0)) {
             return Err(format!("{wait:?} is nobody's; clients wait for {waiting:?}"));
+        }
+        for (id, hand_over) in state.handed().iter() {
+            if let Some(client) = hand_over.clients.iter().find(|client| !waiting.contains(&client.claim.0)) {
+                return Err(format!("{client:?} of {id:?} is nobody's; clients wait for {waiting:?}"));
+            }
         }
         let lost = waiting.iter().find(|claim| !state.is_waiting(holdfast::state::locks::ClaimId(**claim)));
         match lost {
