@@ -32,6 +32,7 @@ mod cluster {
     mod minority;
     mod outage;
     mod serving;
+    mod small_disks;
     mod snapshot;
     mod transfer;
     mod verify;

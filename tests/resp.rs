@@ -25,6 +25,7 @@ mod resp {
     mod recovery;
     mod redis_rs;
     mod server;
+    mod small_disks;
     mod strings;
     mod transactions;
 }

@@ -410,7 +410,7 @@ pub static DIRECTIVES: &[Directive] = &[
         Group::Durability,
         Kind::Memory { min: MIB, max: i64::MAX },
         "256mb",
-        "Size of the log that sets off its purge.",
+        "Size of the log that sets off its purge. Less on a small disk: a sixth of the automatic disk-free-hard.",
     ),
     Directive::new(
         "flush-interval",
@@ -424,8 +424,9 @@ pub static DIRECTIVES: &[Directive] = &[
         Group::Durability,
         Kind::MemoryOr(DISK_SIZE_WORDS),
         "auto",
-        "With less room than this on the disk of dir, commands that add data are refused with MISCONF. auto, or 0, is 5% of \
-         the file system and at least 1gb, but no more than 10%; no is no limit.",
+        "With less room than this on the disk of dir, commands that add data are refused with MISCONF; so is one that would \
+         leave less, at three times its length. auto, or 0, is 5% of the file system and at least 1gb, but no more than 15%; \
+         no is no limit. A disk of less than 64mb is refused at the start.",
     )
     .settable(),
     Directive::new(
@@ -434,7 +435,9 @@ pub static DIRECTIVES: &[Directive] = &[
         Kind::MemoryOr(DISK_SIZE_WORDS),
         "auto",
         "With less room than this, all writes but deletions are refused, and the node does not lead if another can. \
-         auto, or 0, is 1% of the file system and at least 256mb, but no more than 3%; no is no limit.",
+         auto, or 0, is 1% of the file system and at least 384mb, but no more than 7.5%; no is no limit. The log, the \
+         memtables and what compaction takes at once are made so small that three quarters of the automatic size hold \
+         them all, and half of it a start.",
     )
     .settable(),
     Directive::new(

@@ -48,6 +48,9 @@ pub enum ProposeError {
     /// Nothing was executed; the commands would not fit one entry.
     #[error("a batch of {bytes} bytes is larger than an entry may be ({max} bytes)")]
     TooLarge { bytes: usize, max: usize },
+    /// Nothing was executed; the node has no room to write at all.
+    #[error("the disk is full")]
+    NoRoom,
     /// Nothing was executed; the node is going down.
     #[error("the node is shutting down")]
     Stopped,
@@ -92,6 +95,8 @@ pub struct Status {
     pub log_bytes: u64,
     /// Entries proposed and not applied yet.
     pub entries_in_flight: u64,
+    /// Bytes of batches of this node's clients that wait for their outcome.
+    pub waiting_bytes: u64,
     /// Batches proposed since the start.
     pub proposals: u64,
     /// Batches that were refused or whose outcome stayed unknown.
@@ -136,6 +141,8 @@ pub struct MemberInfo {
     pub disk_free: u64,
     /// What that means for writes.
     pub disk: DiskState,
+    /// Bytes of data that its disk still takes; `u64::MAX` without a limit.
+    pub disk_room: u64,
     pub verified: Option<(u64, u128)>,
     /// The figures of this node's links to it; `None` for this node itself.
     pub link: Option<LinkFigures>,

@@ -144,6 +144,7 @@ pub fn join(
             disk_free: gauge.free(),
             groups: vec![group],
             disk: gauge.state(),
+            disk_room: gauge.takes(),
         }),
     })
 }

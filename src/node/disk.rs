@@ -18,11 +18,16 @@ use crate::storage::disk::BallastStep;
 use crate::storage::disk::DiskGauge;
 use crate::storage::disk::DiskLimits;
 use crate::storage::disk::DiskState;
+use crate::storage::disk::PLENTY;
 use crate::types::Millis;
 use crate::types::Monotonic;
 
-/// How often it is looked: as often as nodes tell each other of it.
+/// How often it is looked: as often as nodes tell each other of it, with room and without.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+const SHORT_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// What was let through shows after so many looks: at once on this disk, later in what the others say of theirs.
+const WINDOW_LOOKS: u32 = 2;
+const WINDOW_LOOKS_WITH_PEERS: u32 = 4;
 /// How often a log line says that a disk is not Ok.
 const SAID_EVERY: Millis = Millis(60_000);
 /// How often ballast is tried that could not be made.
@@ -32,7 +37,9 @@ const BALLAST_EVERY: Millis = Millis(60_000);
 pub fn first_look(dir: &Path, config: &Config, gauge: &DiskGauge) {
     if let Ok(room) = disk::room(dir) {
         let limits = DiskLimits::of(config.disk_free_soft, config.disk_free_hard, room.1);
-        gauge.set(limits.judge(DiskState::Ok, room.0), room, Ballast::of(dir).bytes());
+        let state = limits.judge(DiskState::Ok, room.0);
+        gauge.set(state, room, Ballast::of(dir).bytes());
+        gauge.set_takes(dir, takes(state, room.0, limits, 0));
     }
 }
 
@@ -41,11 +48,12 @@ pub fn first_look(dir: &Path, config: &Config, gauge: &DiskGauge) {
 /// # Errors
 /// When the system gives no thread.
 pub fn watch(services: Arc<Services>, dir: &Path) -> anyhow::Result<()> {
-    let mut watch = DiskWatch { dir: dir.to_path_buf(), services, said: None, tried: None };
+    let mut watch = DiskWatch { dir: dir.to_path_buf(), services, said: None, tried: None, looks: 0 };
     let run = move || {
         while !watch.services.shutdown.is_requested() {
             watch.look();
-            thread::sleep(LOOK_INTERVAL);
+            let is_short = watch.services.disk.takes() < PLENTY;
+            thread::sleep(if is_short { SHORT_LOOK_INTERVAL } else { LOOK_INTERVAL });
         }
     };
     thread::Builder::new().name("disk".to_owned()).spawn(run).context("cannot start a thread")?;
@@ -59,6 +67,17 @@ struct DiskWatch {
     said: Option<(DiskState, Monotonic)>,
     /// When ballast could not be made.
     tried: Option<Monotonic>,
+    /// Looks since the window of the allowance began.
+    looks: u32,
+}
+
+/// How much data the disk takes, beside what is on its way there.
+fn takes(state: DiskState, free: u64, limits: DiskLimits, on_its_way: u64) -> u64 {
+    match state {
+        DiskState::Ok if limits.soft.max(limits.hard) == 0 => u64::MAX,
+        DiskState::Ok => free.saturating_sub(limits.soft.max(limits.hard)).saturating_sub(on_its_way),
+        DiskState::AlmostFull | DiskState::Full => 0,
+    }
 }
 
 impl DiskWatch {
@@ -74,8 +93,20 @@ impl DiskWatch {
         let ballast = Ballast::of(&self.dir);
         self.look_after_ballast(&config, &ballast, state, room, limits);
         self.services.disk.set(state, room, ballast.bytes());
+        // Nobody counts what goes to a disk with plenty of room.
+        let on_its_way = if room.0 < 2 * PLENTY { self.on_its_way() } else { 0 };
+        self.services.disk.set_takes(&self.dir, takes(state, room.0, limits, on_its_way));
         self.say(state, room.0, limits);
-        carry_out(&self.services, judge(&self.services, state));
+        let has_peers = config.cluster_nodes.len() > 1;
+        let window = if has_peers { WINDOW_LOOKS_WITH_PEERS } else { WINDOW_LOOKS };
+        self.looks = (self.looks + 1) % window;
+        carry_out(&self.services, judge(&self.services, state), limits.hard, self.looks == 0);
+    }
+
+    /// Rows that are not written, and commands that are not in the log and will be rows.
+    fn on_its_way(&self) -> u64 {
+        let pending = self.services.group.read_applied().pending_changes().bytes as u64;
+        pending.saturating_add(self.services.group.status().waiting_bytes.saturating_mul(2))
     }
 
     fn look_after_ballast(

@@ -4,9 +4,9 @@
 //! STARTING ports opened ─► data directory locked ─► clients accepted, and told that it is LOADING
 //!          ─► data found whole, or put aside ─► cluster formed ─► rows and log loaded ─► led and applied ─► SERVING
 //! SERVING  SIGTERM, SIGINT, SHUTDOWN ─► STOPPING clients answered ─► log synced, rows flushed ─► exit 0
-//! STARTING damaged data, a node alone ─► exit 65, or 66 when it is shorter than what was synced
-//! any      storage error, broken invariant ─► exit 70
-//! any      entries lost, as the leader says ─► STARTING, in the same process
+//! any      damaged data, a node alone ─► exit 65, or 66 when it is shorter than what was synced
+//! any      damaged data, a node with peers; entries lost, as the leader says ─► STARTING, in the same process
+//! any      another storage error, broken invariant ─► exit 70
 //! ```
 
 mod cluster;
@@ -17,6 +17,7 @@ mod listen;
 mod recovery;
 #[cfg(test)]
 mod recovery_test;
+mod standstill;
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -53,6 +54,7 @@ use crate::storage::SharedCaches;
 use crate::storage::SharedData;
 use crate::storage::Watermark;
 use crate::storage::disk::DiskGauge;
+use crate::storage::geometry::Geometry;
 use crate::storage::open_dir;
 use crate::storage::rejoin;
 use crate::storage::snapshot;
@@ -66,8 +68,6 @@ pub use recovery::exit_status;
 
 /// The state is in memory; RocksDB's cache serves little but the loading of it.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
-/// Memtables of all groups' `data/` together.
-const WRITE_BUFFER_BYTES: usize = 64 << 20;
 /// How often it is looked whether the data directory is still there.
 const DIRECTORY_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a level that CONFIG SET changed is looked for.
@@ -89,6 +89,7 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
         Vec::new()
     };
     let dir = Arc::new(open_dir(&config.dir, Identity { node_id: config.node_id })?);
+    recovery::check_size(dir.path())?;
     let logging = Logging::start(level(config.log_level), config.log_file.as_deref(), Arc::clone(&clock))?;
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -114,6 +115,7 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     };
     let impatient = runtime.spawn(stop_while_loading(Arc::clone(&services)));
     disk::first_look(dir.path(), &config, &services.disk);
+    standstill::wait_for_room(dir.path(), &shared, &clock, &services)?;
     let replica = start_replica(&dir, &shared, &clock, peers, &services.disk)?;
     services.group.set(replica.group());
     let telling = runtime.spawn(lock_waits::tell_clients(Arc::clone(&services)));
@@ -182,7 +184,9 @@ fn open_replica(
 ) -> anyhow::Result<Replica> {
     let path = dir.path();
     let group = GroupId(0);
-    let caches = SharedCaches::new(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES);
+    restart::stand_on(path, cluster::has_peers(&config.get()));
+    let write_buffers = 2 * Geometry::at(path).data_memtable;
+    let caches = SharedCaches::new(BLOCK_CACHE_BYTES, usize::try_from(write_buffers)?);
     let started = clock.monotonic();
     recovery::prepare(path, &config.get())?;
     let log = Arc::new(LogStore::open(path)?);

@@ -15,6 +15,7 @@ use crate::config::AppendFsync;
 use crate::config::Config;
 use crate::consensus::raft::replica::BootError;
 use crate::consensus::raft::replica::META_REPLICA;
+use crate::consensus::raft::restart;
 use crate::node::cluster;
 use crate::state::State;
 use crate::storage::DataStore;
@@ -22,8 +23,10 @@ use crate::storage::LogStore;
 use crate::storage::SharedCaches;
 use crate::storage::StorageError;
 use crate::storage::Watermark;
+use crate::storage::damage;
 use crate::storage::disk;
 use crate::storage::disk::Ballast;
+use crate::storage::disk::DISK_LEAST;
 use crate::storage::disk::DiskLimits;
 use crate::storage::disk::DiskState;
 use crate::storage::record_file;
@@ -35,28 +38,20 @@ use crate::types::LogIndex;
 const GROUP: GroupId = GroupId(0);
 /// Where the log of a cluster of several nodes begins.
 const FIRST_OF_SEVERAL: LogIndex = LogIndex(2);
-/// Exit status when what is on disk is not what was written (EX_DATAERR).
-const EXIT_DAMAGED: u8 = 65;
-/// Exit status when less is on disk than was synced, or when the node gave up its data again and again (EX_NOINPUT).
-const EXIT_LOST: u8 = 66;
 /// Where the end of a log is kept that was cut off.
 const TORN_TAIL: &str = "torn-tail";
 
 /// The exit status that goes with an error of the start.
 #[must_use]
 pub fn exit_status(error: &anyhow::Error) -> u8 {
-    let of_storage = |error: &StorageError| match error {
-        error if error.is_loss() => EXIT_LOST,
-        error if error.is_damage() => EXIT_DAMAGED,
-        _ => 1,
-    };
+    let of_storage = |error: &StorageError| restart::exit_status(error).unwrap_or(1);
     let statuses = error.chain().filter_map(|cause| {
         if let Some(error) = cause.downcast_ref::<StorageError>() {
             return Some(of_storage(error));
         }
         match cause.downcast_ref::<BootError>()? {
             BootError::Storage(error) => Some(of_storage(error)),
-            BootError::Mismatch { .. } => Some(EXIT_DAMAGED),
+            BootError::Mismatch { .. } => Some(restart::EXIT_DAMAGED),
             BootError::Thread(_) => None,
         }
     });
@@ -89,8 +84,24 @@ pub fn prepare(dir: &Path, config: &Config) -> anyhow::Result<()> {
             rejoin::order(dir, &error.to_string())?;
             Ok(put_aside(dir)?)
         }
-        examined => Ok(examined?),
+        examined => {
+            examined?;
+            Ok(read_all_if_damaged(dir)?)
+        }
     }
+}
+
+/// Reads every row, if damage was met in an earlier life: until a payload's turn comes nothing else does.
+fn read_all_if_damaged(dir: &Path) -> Result<(), StorageError> {
+    if !damage::is_noted(dir)? {
+        return Ok(());
+    }
+    let caches = SharedCaches::new(1 << 20, 1 << 20);
+    if let Some(data) = DataStore::examine(dir, GROUP, &caches)? {
+        data.verify()?;
+    }
+    tracing::info!("{} is whole again", dir.display());
+    damage::clear(dir)
 }
 
 /// Cuts off what was being written when the power went, as far as nobody was told of it.
@@ -102,6 +113,19 @@ fn mend_log(dir: &Path, config: &Config) -> Result<(), StorageError> {
     let known = Watermark::examine(dir)?.map_or(0, |watermark| watermark.change());
     let always = config.appendfsync == AppendFsync::Always;
     record_file::cut_torn_tail(&log, always, known, &dir.join(TORN_TAIL)).map(drop)
+}
+
+/// Refuses a disk on which nothing would be left for data.
+///
+/// # Errors
+/// One line that says how large it must be.
+pub fn check_size(dir: &Path) -> Result<(), StorageError> {
+    match disk::room(dir)? {
+        (_, bytes) if bytes < DISK_LEAST => {
+            Err(StorageError::DiskTooSmall { dir: dir.to_path_buf(), bytes, least: DISK_LEAST })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// RocksDB cannot open on a full disk.

@@ -7,6 +7,8 @@
 //! One follower with a full disk stops nobody: it takes no entries, as if they were lost, until there is room again.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use crate::commands::spec::CommandSpec;
 use crate::commands::spec::Flags;
@@ -16,6 +18,7 @@ use crate::server::members::Liveness;
 use crate::server::members::Member;
 use crate::server::members::members;
 use crate::storage::disk::DiskState;
+use crate::storage::disk::PLENTY;
 use crate::types::Millis;
 use crate::types::NodeId;
 
@@ -87,14 +90,75 @@ impl DiskNeed {
     }
 }
 
+/// How much data the clients of this node may still add before the next look at the disks. A small disk fills between
+/// two looks, so what was let through since counts as if it were written.
+#[derive(Debug, Default)]
+pub struct Allowance {
+    /// What is refused; [`PLENTY`] and more are not counted.
+    refused: AtomicU64,
+    /// What was let through since the window began, and in the one before.
+    current: AtomicU64,
+    previous: AtomicU64,
+}
+
+/// A byte of a command is one of the log and one of the rows; and the log's is there twice for a while, until its
+/// memtable has become a table.
+const COST: u64 = 3;
+/// What a command takes beside its bytes.
+const OVERHEAD: u64 = 128;
+
+impl Allowance {
+    /// True when a command of so many bytes may add data. It counts then.
+    #[inline]
+    pub fn take(&self, bytes: usize) -> bool {
+        let room = u64::MAX - self.refused.load(Ordering::Relaxed);
+        room >= PLENTY || self.take_of(room, bytes)
+    }
+
+    fn take_of(&self, room: u64, bytes: usize) -> bool {
+        let cost = (bytes as u64).saturating_add(OVERHEAD).saturating_mul(COST);
+        let before = self.current.fetch_add(cost, Ordering::Relaxed);
+        let fits = before.saturating_add(self.previous.load(Ordering::Relaxed)).saturating_add(cost) <= room;
+        if !fits {
+            self.current.fetch_sub(cost, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    /// So much is there as of now. A new window begins when what was let through in the one before the last has reached
+    /// the disks, and the figures of all of them.
+    fn refresh(&self, room: u64, is_new_window: bool) {
+        if is_new_window {
+            self.previous.store(self.current.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.refused.store(u64::MAX - room, Ordering::Relaxed);
+    }
+}
+
 /// What follows from the disks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verdict {
     pub gate: DiskGate,
+    /// Bytes of data that the clients of this node may add; `u64::MAX` without a limit.
+    pub room: u64,
     /// This node takes no entries: its disk is full, and the others are a majority without it.
     pub drops_entries: bool,
+    /// The others are a majority without this node, which does not lead.
+    pub others_suffice: bool,
     /// This node leads, its disk is full, and that voter could lead.
     pub successor: Option<NodeId>,
+}
+
+impl Default for Verdict {
+    fn default() -> Verdict {
+        Verdict {
+            gate: DiskGate::Open,
+            room: u64::MAX,
+            drops_entries: false,
+            others_suffice: false,
+            successor: None,
+        }
+    }
 }
 
 /// One member as far as it matters here.
@@ -106,6 +170,8 @@ struct Seat {
     matched: u64,
     /// `None` when it is not heard: then it can store nothing either.
     disk: Option<DiskState>,
+    /// Bytes of data that its disk still takes.
+    takes: u64,
 }
 
 /// Looks at the members as this node knows them now; `own` is its own disk.
@@ -118,10 +184,11 @@ pub fn judge(services: &Services, own: DiskState) -> Verdict {
     decide(&seats, status.leader, status.role == Role::Leader)
 }
 
-/// Takes the verdict into effect: for the gates, for the replica, and for who leads.
-pub fn carry_out(services: &Arc<Services>, verdict: Verdict) {
+/// Takes the verdict into effect: for the gates, for the replica, and for who leads. `hard` is this node's limit.
+pub fn carry_out(services: &Arc<Services>, verdict: Verdict, hard: u64, is_new_window: bool) {
     services.set_disk_gate(verdict.gate);
-    services.disk.set_drops_entries(verdict.drops_entries);
+    services.allowance.refresh(verdict.room, is_new_window);
+    services.disk.set_drops_entries(verdict.drops_entries, if verdict.others_suffice { hard } else { 0 });
     if let Some(successor) = verdict.successor {
         tracing::warn!("the disk of this node is full: node {successor} is asked to lead");
         // What comes of it shows at the next look.
@@ -138,6 +205,7 @@ fn seat(member: &Member, own: DiskState, election_timeout: Millis) -> Seat {
         is_own: member.is_own,
         matched: member.info.as_ref().and_then(|info| info.matched).map_or(0, |matched| matched.0),
         disk: if member.is_own { Some(own) } else { heard.map(|info| info.disk) },
+        takes: member.info.as_ref().map_or(u64::MAX, |info| info.disk_room),
     }
 }
 
@@ -160,6 +228,10 @@ fn decide(seats: &[Seat], leader: Option<NodeId>, leads: bool) -> Verdict {
     } else {
         DiskGate::Open
     };
+    let room = room(&voters, leader, majority);
+    let not_full_others =
+        voters.iter().filter(|seat| !seat.is_own && seat.disk.is_some_and(|disk| disk < DiskState::Full));
+    let others_suffice = !leads && not_full_others.count() >= majority;
     let own_is_full = seats.iter().any(|seat| seat.is_own && seat.disk == Some(DiskState::Full));
     let able =
         voters.iter().filter(|seat| !seat.is_own && seat.disk.is_some_and(|disk| disk < DiskState::Full));
@@ -167,9 +239,22 @@ fn decide(seats: &[Seat], leader: Option<NodeId>, leads: bool) -> Verdict {
     let best = able.max_by_key(|seat| (seat.disk == Some(DiskState::Ok), seat.matched));
     Verdict {
         gate,
+        room,
         drops_entries: own_is_full && !leads && not_full_majority,
+        others_suffice,
         successor: best.filter(|_| leads && own_is_full).map(|seat| seat.node),
     }
+}
+
+/// What the leader's disk takes, and those of a majority; each node lets its part of it through.
+fn room(voters: &[&Seat], leader: Option<NodeId>, majority: usize) -> u64 {
+    let heard = voters.iter().filter(|seat| seat.disk.is_some());
+    let mut takes: Vec<u64> = heard.map(|seat| seat.takes).collect();
+    takes.sort_unstable_by(|a, b| b.cmp(a));
+    let leads_with = voters.iter().find(|seat| Some(seat.node) == leader).map_or(u64::MAX, |seat| seat.takes);
+    // Without a majority nothing is written.
+    let all = takes.get(majority - 1).copied().unwrap_or(u64::MAX).min(leads_with);
+    if all == u64::MAX { all } else { all / voters.len().max(1) as u64 }
 }
 
 #[cfg(test)]
@@ -192,6 +277,7 @@ mod tests {
                 is_own: node == own,
                 matched: 100 - node,
                 disk: *disk,
+                takes: u64::MAX,
             })
             .collect();
         decide(&seats, Some(NodeId(1)), own == 1)
@@ -251,6 +337,51 @@ mod tests {
         assert_eq!(successor(&[FULL]), None);
         assert_eq!(successor(&[ALMOST, OK, OK]), None);
         assert_eq!(verdict(2, &[FULL, OK, OK]).successor, None, "it does not lead");
+    }
+
+    #[test]
+    fn each_node_lets_through_its_part_of_what_the_leader_and_a_majority_take() {
+        let room = |leader: u64, takes: &[Option<u64>]| {
+            let seats: Vec<Seat> = takes
+                .iter()
+                .zip(1..)
+                .map(|(takes, node)| Seat {
+                    node: NodeId(node),
+                    is_voter: true,
+                    is_own: node == 1,
+                    matched: 0,
+                    disk: takes.map(|_| DiskState::Ok),
+                    takes: takes.unwrap_or(u64::MAX),
+                })
+                .collect();
+            decide(&seats, Some(NodeId(leader)), leader == 1).room
+        };
+        assert_eq!(room(1, &[Some(900)]), 900);
+        assert_eq!(room(1, &[Some(u64::MAX)]), u64::MAX);
+        assert_eq!(room(1, &[Some(900), Some(600), Some(0)]), 200, "two suffice");
+        assert_eq!(room(3, &[Some(900), Some(600), Some(0)]), 0, "it leads");
+        assert_eq!(room(1, &[Some(900), Some(600), None]), 200);
+        assert_eq!(room(1, &[Some(900), None, None]), 300);
+    }
+
+    #[test]
+    fn what_was_let_through_counts_until_it_shows() {
+        let allowance = Allowance::default();
+        assert!(allowance.take(usize::MAX), "no limit is known");
+        let each = 1_000;
+        let cost = (1_000 + OVERHEAD) * COST;
+        allowance.refresh(3 * cost, true);
+        let taken = |wanted: u32| (0..wanted).filter(|_| allowance.take(each)).count();
+        assert_eq!(taken(5), 3);
+        allowance.refresh(2 * cost, true);
+        assert_eq!(taken(5), 0, "it may not have reached the disk");
+        allowance.refresh(2 * cost, false);
+        assert_eq!(taken(5), 0);
+        allowance.refresh(2 * cost, true);
+        assert_eq!(taken(5), 2);
+        assert!(!allowance.take(usize::MAX));
+        allowance.refresh(PLENTY, false);
+        assert!(allowance.take(usize::MAX));
     }
 
     #[test]

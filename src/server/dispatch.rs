@@ -37,6 +37,8 @@ use crate::resp::Request;
 use crate::resp::arguments::eq_ignore_case;
 use crate::server::Services;
 use crate::server::clients::Paused;
+use crate::server::disk::DiskGate;
+use crate::server::disk::DiskNeed;
 use crate::server::errors;
 use crate::server::gates;
 use crate::server::gates::Found;
@@ -257,6 +259,14 @@ impl Pipeline {
                 if is_waiting && self.batch.is_some() {
                     return Step::Propose;
                 }
+                let length = self.requests[self.next].raw().len();
+                if DiskNeed::of(found.leaf()) == DiskNeed::Growth && !services.allowance.take(length) {
+                    if self.batch.is_some() {
+                        return Step::Propose;
+                    }
+                    self.refuse(session, services, errors::disk_full(DiskGate::NoGrowth), out);
+                    continue;
+                }
                 // A value that is returned may be a million times as long as the request: one at a time.
                 let is_last = reply_bounds::is_write_with_value(found.row, &self.requests[self.next]);
                 if self.collect(session, services, found) > BATCH_BYTES || is_last || is_waiting {
@@ -266,6 +276,13 @@ impl Pipeline {
             }
             if self.batch.is_some() {
                 return Step::Propose;
+            }
+            if matches!(found.row.execute, Execute::Session(SessionCommand::Exec))
+                && session.transaction.needs_disk() == DiskNeed::Growth
+                && !services.allowance.take(session.transaction.bytes())
+            {
+                self.refuse(session, services, errors::disk_full(DiskGate::NoGrowth), out);
+                continue;
             }
             // A token that is checked on old data proves nothing.
             let is_fence = found.row.name == "fence";

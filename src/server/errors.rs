@@ -24,6 +24,10 @@ pub fn propose_error(error: &ProposeError) -> Reply {
             Reply::error("TRYAGAIN Too many writes are waiting. The command was not executed.")
         }
         ProposeError::TooLarge { .. } => Reply::error(format!("ERR {error}. The command was not executed.")),
+        ProposeError::NoRoom => Reply::error(
+            "MISCONF disk full: there is no room to write at all, and only reads go on before there is. Make room on the \
+             disk of dir. The command was not executed.",
+        ),
         ProposeError::Stopped => {
             Reply::error("CLUSTERDOWN This node is shutting down. The command was not executed.")
         }
@@ -36,7 +40,9 @@ pub fn read_error(error: &ProposeError) -> Reply {
         ProposeError::NotLeader { .. } | ProposeError::OutcomeUnknown | ProposeError::Stopped => {
             Reply::error("CLUSTERDOWN No leader with a quorum is known to this node. Nothing was read.")
         }
-        ProposeError::Overloaded | ProposeError::TooLarge { .. } => propose_error(error),
+        ProposeError::Overloaded | ProposeError::TooLarge { .. } | ProposeError::NoRoom => {
+            propose_error(error)
+        }
     }
 }
 

@@ -107,6 +107,7 @@ impl Replicator for Absent {
             applied: LogIndex(0),
             log_bytes: 0,
             entries_in_flight: 0,
+            waiting_bytes: 0,
             proposals: 0,
             proposals_failed: 0,
             log_writes: 0,

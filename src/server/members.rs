@@ -156,6 +156,7 @@ fn own_info(services: &Services, status: &Status) -> MemberInfo {
         port: config.port,
         disk_free: services.disk.free(),
         disk: services.disk.state(),
+        disk_room: services.disk.takes(),
         verified: status.verified,
         link: None,
     }
@@ -195,6 +196,7 @@ pub(crate) mod testing {
             port: 6379,
             disk_free: 1 << 30,
             disk: DiskState::Ok,
+            disk_room: u64::MAX,
             verified: None,
             link: None,
         };

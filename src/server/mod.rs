@@ -47,6 +47,7 @@ use crate::clock::Clock;
 use crate::config::SharedConfig;
 use crate::server::clients::ClientHandle;
 use crate::server::clients::Clients;
+use crate::server::disk::Allowance;
 use crate::server::disk::DiskGate;
 use crate::server::group_slot::GroupSlot;
 use crate::server::pubsub::PubSub;
@@ -73,6 +74,8 @@ pub struct Services {
     pub shutdown: Shutdown,
     /// How full this node's disk is.
     pub disk: Arc<DiskGauge>,
+    /// How much data this node's clients may add before the next look at the disks.
+    pub allowance: Allowance,
     /// Bytes of memory that the process takes, as of the last look, ten times a second.
     pub used_memory: AtomicU64,
     /// When the server started.
@@ -111,6 +114,7 @@ impl Services {
             stats: Stats::default(),
             shutdown,
             disk: Arc::default(),
+            allowance: Allowance::default(),
             used_memory: AtomicU64::new(info::resident_bytes()),
             run_id,
             seed: AtomicU64::new(word(4)),

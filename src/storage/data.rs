@@ -12,10 +12,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use parking_lot::MappedRwLockReadGuard;
+use parking_lot::Mutex;
 use parking_lot::RwLock;
 use parking_lot::RwLockReadGuard;
 use rocksdb::BlockBasedOptions;
+use rocksdb::BottommostLevelCompaction;
 use rocksdb::Cache;
+use rocksdb::CompactOptions;
 use rocksdb::DB;
 use rocksdb::DBCompressionType;
 use rocksdb::Env;
@@ -30,12 +33,11 @@ use rocksdb::compaction_filter::Decision as CompactionDecision;
 
 use crate::storage::StorageError;
 use crate::storage::checkpoint;
+use crate::storage::geometry::Geometry;
 use crate::storage::record_file;
 use crate::types::ClusterTime;
 use crate::types::GroupId;
 
-/// Size of one group's memtable: how much a flush writes at once when nobody asks earlier.
-const MEMTABLE_BYTES: usize = 32 << 20;
 /// How much of a table a scan reads ahead.
 const SCAN_READAHEAD: usize = 2 << 20;
 /// No row key starts with this byte, so it ends every range.
@@ -153,6 +155,12 @@ impl DataBatch {
         self.inner.merge(key, tail);
     }
 
+    /// The same changes once more, for a write that may have to be repeated.
+    #[must_use]
+    pub fn copy(&self) -> DataBatch {
+        DataBatch { inner: WriteBatch::from_data(self.inner.data()) }
+    }
+
     /// Changes in this batch.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -241,7 +249,7 @@ impl DataStore {
     pub fn open_at(path: &Path, shared: &SharedCaches) -> Result<DataStore, StorageError> {
         crate::storage::ensure_dir(path)?;
         let now = Arc::default();
-        let db = DB::open(&options(shared, &now), path);
+        let db = DB::open(&options(shared, &now, &Geometry::at(path)), path);
         Ok(DataStore::of(db.map_err(|error| StorageError::from(error).in_place(path))?, None, now))
     }
 
@@ -256,11 +264,16 @@ impl DataStore {
         if !crate::storage::is_database(&path)? {
             return Ok(None);
         }
-        record_file::check_store(&path)?;
+        DataStore::examine_at(&path, shared).map(Some)
+    }
+
+    /// The same for the rows in a directory of any name, which must be there.
+    pub fn examine_at(path: &Path, shared: &SharedCaches) -> Result<DataStore, StorageError> {
+        record_file::check_store(path)?;
         let now = Arc::default();
-        let db = DB::open_for_read_only(&options(shared, &now), &path, false);
-        let db = db.map_err(|error| StorageError::from(error).in_place(&path))?;
-        Ok(Some(DataStore::of(db, Some(shared.clone()), now)))
+        let db = DB::open_for_read_only(&options(shared, &now, &Geometry::at(path)), path, false);
+        let db = db.map_err(|error| StorageError::from(error).in_place(path))?;
+        Ok(DataStore::of(db, Some(shared.clone()), now))
     }
 
     fn of(db: DB, read_only: Option<SharedCaches>, now: Arc<AtomicU64>) -> DataStore {
@@ -278,9 +291,12 @@ impl DataStore {
     }
 
     /// Writes a batch, all or nothing, into memory: durable after `flush`, or when RocksDB flushes by itself.
+    ///
+    /// # Errors
+    /// What stopped the store; nothing of the batch was written then.
     pub fn write(&self, batch: DataBatch) -> Result<(), StorageError> {
-        self.db.write_opt(batch.inner, &self.without_wal)?;
-        Ok(())
+        let written = self.db.write_opt(batch.inner, &self.without_wal);
+        written.map_err(|error| StorageError::from(error).in_place(self.db.path()))
     }
 
     /// Reads one row; `None` when there is none.
@@ -322,8 +338,44 @@ impl DataStore {
 
     /// Waits until everything written before is on disk.
     pub fn flush(&self) -> Result<(), StorageError> {
-        self.db.flush()?;
-        Ok(())
+        self.db.flush().map_err(|error| StorageError::from(error).in_place(self.db.path()))
+    }
+
+    /// Why RocksDB stopped this store, if it did.
+    pub fn probe(&self) -> Result<(), StorageError> {
+        crate::storage::probe(&self.db)
+    }
+
+    /// Reads every row, and with it every block of every table.
+    ///
+    /// # Errors
+    /// Where the rows are damaged.
+    pub fn verify(&self) -> Result<(), StorageError> {
+        self.scan(&[], &mut |_, _| Ok(()))
+    }
+
+    /// Ranges that together hold all rows, if some of them are above the deepest level: what was deleted still takes
+    /// room there. Each takes little room to compact.
+    pub fn parts_to_compact(&self) -> Result<Vec<KeyRange>, StorageError> {
+        let mut files = self.db.live_files()?;
+        let deepest = files.iter().map(|file| file.level).max().unwrap_or(0);
+        if deepest > 0 && files.iter().all(|file| file.level == deepest) {
+            return Ok(Vec::new());
+        }
+        files.retain(|file| file.level == deepest && deepest > 0);
+        files.sort_by(|a, b| a.start_key.cmp(&b.start_key));
+        let starts = files.chunks(PART_TABLES).skip(1).filter_map(|part| part[0].start_key.clone());
+        let borders: Vec<Option<Vec<u8>>> =
+            std::iter::once(None).chain(starts.map(Some)).chain(std::iter::once(None)).collect();
+        Ok(borders.windows(2).map(|border| (border[0].clone(), border[1].clone())).collect())
+    }
+
+    /// Moves what is in the range down to the deepest level, where what was deleted goes. Waits for the disk.
+    pub fn compact_part(&self, (from, to): &KeyRange) {
+        let mut options = CompactOptions::default();
+        options.set_exclusive_manual_compaction(false);
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Skip);
+        self.db.compact_range_opt(from.as_ref(), to.as_ref(), &options);
     }
 
     /// Makes a copy of the rows in the directory `to`, which must not exist, in one that does and on the
@@ -346,6 +398,11 @@ impl DataStore {
     }
 }
 
+/// From a key, or from the first, to a key, or to the last.
+pub type KeyRange = (Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// Tables of the deepest level that are compacted together when room is needed.
+const PART_TABLES: usize = 8;
 /// A table is compacted at least this often: six hours.
 const PERIODIC_COMPACTION_SECONDS: u64 = 6 * 3_600;
 /// The kind of rows that are only added to, and go by themselves.
@@ -363,19 +420,26 @@ fn join(_key: &[u8], row: Option<&[u8]>, added: &MergeOperands) -> Option<Vec<u8
 pub struct SharedData {
     /// Not there while a snapshot takes its place.
     store: Arc<RwLock<Option<DataStore>>>,
+    /// What somebody who read met, and could do nothing about.
+    damage: Arc<Mutex<Option<StorageError>>>,
 }
 
 impl SharedData {
     /// These rows.
     #[must_use]
     pub fn new(store: DataStore) -> SharedData {
-        SharedData { store: Arc::new(RwLock::new(Some(store))) }
+        SharedData { store: Arc::new(RwLock::new(Some(store))), damage: Arc::default() }
     }
 
     /// The rows, which stay in their place meanwhile.
     pub fn get(&self) -> Result<MappedRwLockReadGuard<'_, DataStore>, StorageError> {
         RwLockReadGuard::try_map(self.store.read(), Option::as_ref)
             .map_err(|_| StorageError::Rocks("the rows are being replaced".to_owned()))
+    }
+
+    /// The damage that was met by somebody who read, once.
+    pub fn take_damage(&self) -> Option<StorageError> {
+        self.damage.lock().take()
     }
 
     /// Closes the rows.
@@ -400,18 +464,27 @@ impl SharedData {
 
 impl ColdRows for SharedData {
     fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, StorageError> {
-        self.get()?.get_flushed(keys)
+        self.get()?.get_flushed(keys).inspect_err(|error| {
+            if error.is_damage() {
+                *self.damage.lock() = Some(error.again());
+            }
+        })
     }
 }
 
-fn options(shared: &SharedCaches, now: &Arc<AtomicU64>) -> rocksdb::Options {
+fn options(shared: &SharedCaches, now: &Arc<AtomicU64>, geometry: &Geometry) -> rocksdb::Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(&shared.blocks);
     table.set_block_size(16 << 10);
-    let mut options = crate::storage::common_options();
+    let mut options = crate::storage::common_options(geometry);
     options.set_block_based_table_factory(&table);
     options.set_write_buffer_manager(&shared.write_buffers);
-    options.set_write_buffer_size(MEMTABLE_BYTES);
+    // How much a flush writes at once when nobody asks earlier.
+    options.set_write_buffer_size(crate::storage::size(geometry.data_memtable));
+    options.set_max_bytes_for_level_base(geometry.level_base);
+    // On a small disk compaction must not fall behind: what waits for it takes room twice.
+    options.set_level_zero_slowdown_writes_trigger(geometry.level_zero_max / 2);
+    options.set_level_zero_stop_writes_trigger(geometry.level_zero_max);
     options.set_max_write_buffer_number(3);
     // Rows are written in the background and read only after a flush: they need no order before it. Sorting
     // them once costs a third of inserting each in its place.
@@ -660,6 +733,73 @@ mod tests {
         assert_eq!(left(&store), without(&[b"told"]));
         store.forget(ClusterTime(1_000));
         assert_eq!(left(&store), without(&[b"told", b"tlater"]));
+    }
+
+    /// Flips a bit in the first block of each table.
+    fn harm(store: &DataStore) {
+        for entry in std::fs::read_dir(store.db.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "sst") {
+                let mut bytes = std::fs::read(&path).unwrap();
+                bytes[20] ^= 0x10;
+                std::fs::write(&path, bytes).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn damage_that_compaction_meets_in_the_background_is_told_as_damage_with_its_place() {
+        let dir = TestDir::new();
+        let store = DataStore::open(dir.path(), GROUP, &caches()).unwrap();
+        for round in 0..2u8 {
+            write(&store, &[(b"k", &[round; 5_000]), (b"l", b"v")]);
+            store.flush().unwrap();
+        }
+        store.probe().unwrap();
+        harm(&store);
+        store.db.compact_range(None::<&[u8]>, None::<&[u8]>);
+        assert!(store.background_errors() > 0);
+        let error = store.probe().unwrap_err();
+        assert!(error.is_damage() && !error.is_no_space(), "{error}");
+        assert!(error.to_string().contains(".sst"), "{error}");
+    }
+
+    #[test]
+    fn damage_that_a_reader_meets_is_left_for_who_can_do_something_about_it() {
+        let dir = TestDir::new();
+        let store = DataStore::open(dir.path(), GROUP, &caches()).unwrap();
+        write(&store, &[(b"k", &[7; 5_000])]);
+        store.flush().unwrap();
+        harm(&store);
+        let data = SharedData::new(store);
+        assert!(data.take_damage().is_none());
+        let read = data.get_many(&[b"k".to_vec()]).unwrap_err();
+        assert!(read.is_damage(), "{read}");
+        assert!(data.clone().take_damage().is_some_and(|damage| damage.to_string() == read.to_string()));
+        assert!(data.take_damage().is_none(), "it is told once");
+        assert!(data.get().unwrap().verify().is_err());
+    }
+
+    #[test]
+    fn what_lies_above_the_deepest_level_is_compacted_in_parts_that_hold_all_of_it() {
+        let dir = TestDir::new();
+        let store = DataStore::open(dir.path(), GROUP, &caches()).unwrap();
+        assert_eq!(store.parts_to_compact().unwrap(), [(None, None)], "nothing is deeper");
+        write(&store, &[(b"a", b"1"), (b"b", b"2")]);
+        store.flush().unwrap();
+        let parts = store.parts_to_compact().unwrap();
+        parts.iter().for_each(|part| store.compact_part(part));
+        assert_eq!(store.parts_to_compact().unwrap(), []);
+        let mut batch = DataBatch::new();
+        batch.delete_prefix(b"");
+        store.write(batch).unwrap();
+        store.flush().unwrap();
+        let parts = store.parts_to_compact().unwrap();
+        assert_eq!(parts, [(None, None)]);
+        parts.iter().for_each(|part| store.compact_part(part));
+        assert_eq!(rows(&store, b""), []);
+        let left: usize = store.db.live_files().unwrap().iter().map(|file| file.size).sum();
+        assert_eq!(left, 0, "what was deleted is gone from the disk");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::AtomicU64;
@@ -33,6 +34,8 @@ const STAT_BLOCK: u64 = 512;
 const BALLAST: &str = "ballast";
 /// The automatic size of the ballast.
 const BALLAST_BYTES: u64 = 256 * MIB;
+/// On less than this no node can run: nothing of it would be left for data.
+pub const DISK_LEAST: u64 = 64 * MIB;
 /// How much more than a limit must be free before it counts as kept again: at most this, and a sixteenth of it.
 const MARGIN_MAX: u64 = 256 * MIB;
 
@@ -88,20 +91,20 @@ pub struct DiskLimits {
 }
 
 impl DiskLimits {
-    /// The limits on a file system of `total` bytes. Automatic ones: 5 % and at least 1 GiB, but no more than 10 %;
-    /// 1 % and at least 256 MiB, but no more than 3 %.
+    /// The limits on a file system of `total` bytes. Automatic ones: 5 % and at least 1 GiB, but no more than 15 %;
+    /// 1 % and at least 384 MiB, but no more than 7.5 %. What they must hold: [`crate::storage::geometry`].
     #[must_use]
     pub fn of(soft: DiskSize, hard: DiskSize, total: u64) -> DiskLimits {
-        let automatic = |percent: u64, least: u64, percent_max: u64| {
-            let part = |percent: u64| total / 100 * percent;
-            part(percent).max(least).min(part(percent_max))
+        let automatic = |permille: u64, least: u64, permille_max: u64| {
+            let part = |permille: u64| total / 1_000 * permille;
+            part(permille).max(least).min(part(permille_max))
         };
         let bytes = |size: DiskSize, automatic: u64| match size {
             DiskSize::Auto => automatic,
             DiskSize::Off => 0,
             DiskSize::Bytes(bytes) => bytes,
         };
-        DiskLimits { soft: bytes(soft, automatic(5, GIB, 10)), hard: bytes(hard, automatic(1, 256 * MIB, 3)) }
+        DiskLimits { soft: bytes(soft, automatic(50, GIB, 150)), hard: bytes(hard, automatic(10, 384 * MIB, 75)) }
     }
 
     /// The state that follows `before` when so many bytes are free.
@@ -209,6 +212,9 @@ impl Ballast {
     }
 }
 
+/// A disk that takes so much data does not fill between two looks, whatever comes.
+pub const PLENTY: u64 = 8 * GIB;
+
 /// What the watch over the disk last found, for everybody who has to know.
 #[derive(Debug, Default)]
 pub struct DiskGauge {
@@ -216,10 +222,27 @@ pub struct DiskGauge {
     free: AtomicU64,
     total: AtomicU64,
     ballast: AtomicU64,
+    /// What it takes, less than `u64::MAX`: a new gauge knows of no limit.
+    untaken: AtomicU64,
     drops_entries: AtomicBool,
+    /// The limit below which entries are dropped, wherever others suffice; 0 where they do not.
+    drops_below: AtomicU64,
+    dir: OnceLock<PathBuf>,
 }
 
 impl DiskGauge {
+    /// Says how many bytes of data the disk of `dir` still takes; `u64::MAX` without a limit.
+    pub fn set_takes(&self, dir: &Path, bytes: u64) {
+        self.dir.get_or_init(|| dir.to_path_buf());
+        self.untaken.store(u64::MAX - bytes, Ordering::Release);
+    }
+
+    /// Bytes of data that the disk still takes; `u64::MAX` without a limit.
+    #[must_use]
+    pub fn takes(&self) -> u64 {
+        u64::MAX - self.untaken.load(Ordering::Acquire)
+    }
+
     /// Notes what was found.
     pub fn set(&self, state: DiskState, (free, total): (u64, u64), ballast: u64) {
         self.free.store(free, Ordering::Relaxed);
@@ -252,15 +275,25 @@ impl DiskGauge {
         self.ballast.load(Ordering::Relaxed)
     }
 
-    /// Says whether this node takes no entries from its leader, because its disk is full and the others can do without.
-    pub fn set_drops_entries(&self, drops: bool) {
+    /// Says whether this node takes no entries from its leader, because its disk is full and the others can do without;
+    /// and below how many free bytes it takes none from now on, 0 when the others could not do without.
+    pub fn set_drops_entries(&self, drops: bool, below: u64) {
+        self.drops_below.store(below, Ordering::Release);
         self.drops_entries.store(drops, Ordering::Release);
     }
 
-    /// True when entries of a leader are to be dropped as if they were lost.
+    /// True when entries of a leader are to be dropped as if they were lost. A disk with little room is looked at each
+    /// time: entries may fill it between two looks of the watch.
     #[must_use]
     pub fn drops_entries(&self) -> bool {
-        self.drops_entries.load(Ordering::Acquire)
+        if self.drops_entries.load(Ordering::Acquire) {
+            return true;
+        }
+        let below = self.drops_below.load(Ordering::Acquire);
+        if below == 0 || self.takes() >= PLENTY {
+            return false;
+        }
+        self.dir.get().is_some_and(|dir| room(dir).is_ok_and(|(free, _)| free < below))
     }
 }
 
@@ -276,9 +309,10 @@ mod tests {
         for (total, soft, hard) in [
             (1_000 * GIB, 50 * GIB, 10 * GIB),
             (50 * GIB, 2_560 * MIB, 512 * MIB),
-            (15 * GIB, GIB, 256 * MIB),
-            (5 * GIB, 512 * MIB, 153 * MIB),
-            (100 * MIB, 10 * MIB, 3 * MIB),
+            (15 * GIB, GIB, 384 * MIB),
+            (5 * GIB, 768 * MIB, 384 * MIB),
+            (2 * GIB, 307 * MIB, 153 * MIB),
+            (100 * MIB, 15 * MIB, 7 * MIB),
             (0, 0, 0),
         ] {
             let limits = DiskLimits::of(AUTO, AUTO, total);
@@ -359,6 +393,22 @@ mod tests {
         assert!(ballast.bytes() > 0 && ballast.bytes() < MIB);
         ballast.remove().unwrap();
         assert_eq!(ballast.bytes(), 0);
+    }
+
+    #[test]
+    fn a_gauge_looks_again_while_there_is_little_room() {
+        let dir = TestDir::new();
+        let gauge = DiskGauge::default();
+        assert_eq!(gauge.takes(), u64::MAX);
+        gauge.set_takes(dir.path(), PLENTY - 1);
+        gauge.set_drops_entries(false, 0);
+        assert!(!gauge.drops_entries(), "the others could not do without");
+        gauge.set_drops_entries(false, u64::MAX);
+        assert!(gauge.drops_entries());
+        gauge.set_takes(dir.path(), PLENTY);
+        assert!(!gauge.drops_entries());
+        gauge.set_drops_entries(true, 0);
+        assert!(gauge.drops_entries());
     }
 
     #[test]

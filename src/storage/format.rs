@@ -84,7 +84,11 @@ pub fn open_dir(dir: &Path, identity: Identity) -> Result<DirLock, StorageError>
     if !is_formatted(dir)? {
         write_format(dir, identity)?;
     }
-    note_process(&file).map_err(|error| refused(dir, error))?;
+    match note_process(&file) {
+        // It is only for people, and a full disk must not keep a node from serving.
+        Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(refused(dir, error)),
+        _ => {}
+    }
     Ok(DirLock { dir: dir.to_path_buf(), file })
 }
 

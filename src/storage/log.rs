@@ -31,6 +31,7 @@ use rocksdb::WriteBatch;
 use rocksdb::WriteOptions;
 
 use crate::storage::StorageError;
+use crate::storage::geometry::Geometry;
 use crate::storage::record_file;
 use crate::types::GroupId;
 use crate::types::LogIndex;
@@ -55,9 +56,6 @@ const SNAPSHOT_META: &[u8] = b"s";
 const INSTALL_MARKER: &[u8] = b"i";
 /// Length of a record's checksum.
 const CRC_LENGTH: usize = 4;
-/// Size of one memtable. Large, because a log is mostly deleted before anybody reads it: entries that are
-/// purged while in memory never cost a table.
-const MEMTABLE_BYTES: usize = 32 << 20;
 /// Memtables at most: one that fills and three that wait for a slow disk.
 const MEMTABLES_MAX: i32 = 4;
 /// Reads of the log are rare (a slow follower, a start), so the cache is small.
@@ -261,7 +259,7 @@ impl LogStore {
     pub fn open(dir: &Path) -> Result<LogStore, StorageError> {
         let path = dir.join(LOG);
         crate::storage::ensure_dir(&path)?;
-        let db = DB::open(&options(), &path).map_err(|error| StorageError::from(error).in_place(&path))?;
+        let db = DB::open(&options(&Geometry::at(&path)), &path).map_err(|error| StorageError::from(error).in_place(&path))?;
         Ok(LogStore::of(db))
     }
 
@@ -273,8 +271,14 @@ impl LogStore {
             return Ok(None);
         }
         record_file::check_store(&path)?;
-        let db = DB::open_for_read_only(&options(), &path, false);
+        let db = DB::open_for_read_only(&options(&Geometry::at(&path)), &path, false);
         Ok(Some(LogStore::of(db.map_err(|error| StorageError::from(error).in_place(&path))?)))
+    }
+
+    /// Bytes that opening `<dir>/log/` may write: what is in its write-ahead log becomes tables, before it goes.
+    pub fn bytes_to_open(dir: &Path) -> Result<u64, StorageError> {
+        let path = dir.join(LOG);
+        if crate::storage::is_database(&path)? { record_file::log_bytes(&path) } else { Ok(0) }
     }
 
     fn of(db: DB) -> LogStore {
@@ -397,6 +401,18 @@ impl LogStore {
         Ok(())
     }
 
+    /// Gives back the room of the entries up to `up_to`, which were purged. Waits for the disk.
+    pub fn give_back(&self, group: GroupId, up_to: LogIndex) -> Result<(), StorageError> {
+        self.db.flush()?;
+        self.db.compact_range(Some(entry_key(group, 0)), Some(entry_key_after(group, up_to.0)));
+        Ok(())
+    }
+
+    /// Why RocksDB stopped this store, if it did.
+    pub fn probe(&self) -> Result<(), StorageError> {
+        crate::storage::probe(&self.db)
+    }
+
     /// All groups whose install was begun and is not known to be finished, with the names of the directories.
     pub fn install_markers(&self) -> Result<Vec<(GroupId, String)>, StorageError> {
         let mut found = Vec::new();
@@ -463,13 +479,16 @@ impl LogStore {
     }
 }
 
-fn options() -> rocksdb::Options {
+fn options(geometry: &Geometry) -> rocksdb::Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(&Cache::new_lru_cache(CACHE_BYTES));
     table.set_block_size(64 << 10);
-    let mut options = crate::storage::common_options();
+    let mut options = crate::storage::common_options(geometry);
     options.set_block_based_table_factory(&table);
-    options.set_write_buffer_size(MEMTABLE_BYTES);
+    // Large, because a log is mostly deleted before anybody reads it: entries that are purged while in memory never cost
+    // a table.
+    options.set_write_buffer_size(crate::storage::size(geometry.log_memtable));
+    options.set_max_bytes_for_level_base(4 * geometry.log_memtable);
     options.set_max_write_buffer_number(MEMTABLES_MAX);
     options.set_compression_type(DBCompressionType::None);
     options.set_manual_wal_flush(false);

@@ -7,9 +7,11 @@
 //! "failed"; the next start reads what is really there.
 
 mod checkpoint;
+pub mod damage;
 mod data;
 pub mod disk;
 mod format;
+pub mod geometry;
 mod log;
 pub mod record_file;
 pub mod rejoin;
@@ -27,9 +29,12 @@ use rocksdb::DBRecoveryMode;
 use rocksdb::ErrorKind;
 use rocksdb::LogLevel;
 use rocksdb::Options;
+use rocksdb::WriteBatch;
+use rocksdb::WriteOptions;
 use rocksdb::properties;
 use thiserror::Error;
 
+use crate::storage::geometry::Geometry;
 use crate::types::LogIndex;
 use crate::types::NodeId;
 use crate::types::Term;
@@ -37,6 +42,7 @@ use crate::types::Term;
 pub use data::ColdRows;
 pub use data::DataBatch;
 pub use data::DataStore;
+pub use data::KeyRange;
 pub use data::RowSink;
 pub use data::RowVisitor;
 pub use data::Rows;
@@ -196,6 +202,20 @@ pub enum StorageError {
         /// The reason of the last time.
         why: String,
     },
+    /// The file system is smaller than anything a node could work in.
+    #[error(
+        "the disk of data directory {dir} has {bytes} bytes in all, and a node needs {least} at least: choose a dir on a \
+         larger one",
+        dir = dir.display()
+    )]
+    DiskTooSmall {
+        /// The path as configured.
+        dir: PathBuf,
+        /// Bytes of the file system.
+        bytes: u64,
+        /// The least that would do.
+        least: u64,
+    },
     /// The log ends before what this node is known to have synced: the disk lost writes.
     #[error(
         "data directory {dir} lost synced writes: its log ends at term {end_term} index {end_index}, but term \
@@ -224,6 +244,7 @@ impl StorageError {
             | OlderFormat { .. }
             | OtherNode { .. }
             | InUse { .. }
+            | DiskTooSmall { .. }
             | RejoinsInVain { .. } => false,
         }
     }
@@ -233,6 +254,32 @@ impl StorageError {
     pub fn is_loss(&self) -> bool {
         use StorageError::*;
         matches!(self, LostChanges { .. } | BehindWatermark { .. } | RejoinsInVain { .. })
+    }
+
+    /// True when there was no room on the disk: trying again is of use once there is.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            StorageError::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            StorageError::Rocks(what) => what.contains(NO_SPACE),
+            _ => false,
+        }
+    }
+
+    /// The same once more, for somebody else who must hear of it.
+    #[must_use]
+    pub fn again(&self) -> StorageError {
+        match self {
+            StorageError::Io { path, source } => {
+                let source = io::Error::new(source.kind(), source.to_string());
+                StorageError::Io { path: path.clone(), source }
+            }
+            StorageError::Corrupt { what } => StorageError::Corrupt { what: what.clone() },
+            StorageError::Damaged { path, what } => {
+                StorageError::Damaged { path: path.clone(), what: what.clone() }
+            }
+            other => StorageError::Rocks(other.to_string()),
+        }
     }
 
     /// Says which store it is about, where that is not said yet.
@@ -267,14 +314,17 @@ impl From<rocksdb::Error> for StorageError {
     }
 }
 
+/// What RocksDB says when the system answered ENOSPC.
+const NO_SPACE: &str = "No space left on device";
+
 /// True when a store was made in this directory: RocksDB makes CURRENT last.
 fn is_database(path: &Path) -> Result<bool, StorageError> {
     let current = path.join("CURRENT");
     fs::exists(&current).map_err(|error| StorageError::io(&current, error))
 }
 
-/// What both kinds of store want of RocksDB.
-fn common_options() -> Options {
+/// What both kinds of store want of RocksDB on a disk that is divided up so.
+fn common_options(geometry: &Geometry) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.set_paranoid_checks(true);
@@ -294,11 +344,28 @@ fn common_options() -> Options {
     options.set_level_zero_stop_writes_trigger(128);
     // RocksDB's own diary must not grow for ever, nor wake up to write statistics.
     options.set_log_level(LogLevel::Warn);
-    options.set_max_log_file_size(1 << 20);
+    options.set_max_log_file_size(size(geometry.diary));
     options.set_keep_log_file_num(2);
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);
+    options.set_max_manifest_file_size(size(geometry.manifest_max));
+    options.set_manifest_preallocation_size(size(geometry.manifest_step));
+    options.set_target_file_size_base(geometry.table);
+    // A compaction that nobody hurries takes no more room than this at once.
+    options.set_max_compaction_bytes(11 * geometry.table);
     options
+}
+
+/// A size for RocksDB.
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// What an empty write is told: why RocksDB stopped a store, if it did.
+fn probe(db: &DB) -> Result<(), StorageError> {
+    let mut options = WriteOptions::default();
+    options.disable_wal(true);
+    db.write_opt(WriteBatch::default(), &options).map_err(|error| StorageError::from(error).in_place(db.path()))
 }
 
 /// Bytes in live tables and memtables; 0 where RocksDB does not say.

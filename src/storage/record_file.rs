@@ -83,6 +83,14 @@ fn log_files(dir: &Path) -> Result<Vec<PathBuf>, StorageError> {
     Ok(found)
 }
 
+/// Bytes of all of them.
+pub fn log_bytes(dir: &Path) -> Result<u64, StorageError> {
+    let length = |path: PathBuf| {
+        fs::metadata(&path).map(|found| found.len()).map_err(|error| StorageError::io(&path, error))
+    };
+    log_files(dir)?.into_iter().map(length).sum()
+}
+
 /// Where a log stops being whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Torn {

@@ -9,6 +9,7 @@ use crate::support::client::ok;
 use crate::support::cluster::Cluster;
 use crate::support::cluster::Member;
 use crate::support::cluster::PATIENCE;
+use crate::support::damage::harm_tables;
 use crate::support::node::Directory;
 use crate::support::wait_for;
 
@@ -180,5 +181,72 @@ fn nodes_that_all_gave_up_their_data_form_no_new_cluster() {
         let data = cluster.node(id).data_dir();
         assert!(data.join("damaged-1/data/0/CURRENT").exists() && data.join("REJOIN").exists());
     }
+    cluster.check_alive();
+}
+
+/// Pushes payloads that are on disk and in no node's memory.
+fn push_cold(cluster: &mut Cluster) {
+    let mut client = cluster.client(1);
+    let payload = "p".repeat(2_000);
+    for _ in 0..40 {
+        let pushes: Vec<Vec<&str>> = (0..100).map(|_| vec!["QPUSH", "queue", &payload]).collect();
+        client.pipeline(&pushes);
+    }
+    // A stop brings all to disk, and a start reads no payloads.
+    for id in cluster.ids() {
+        cluster.wait_until_caught_up(id);
+        assert_eq!(cluster.node_mut(id).stop().code(), Some(0));
+        cluster.start_node(id);
+    }
+}
+
+#[test]
+fn a_payload_that_is_damaged_while_a_node_runs_makes_it_rejoin_in_the_same_process() {
+    let mut cluster = Cluster::start(&["--queue-memory", "1mb", "--flush-interval", "20"]);
+    push_cold(&mut cluster);
+    // Read by an entry of the log, and by a command that is not in the log.
+    let reads: [&[&str]; 2] =
+        [&["QPOP", "COUNT", "300", "FROM", "queue"], &["QPEEK", "queue", "COUNT", "1000"]];
+    for (round, read) in reads.into_iter().enumerate() {
+        let harmed = if round == 0 { cluster.follower() } else { cluster.leader() };
+        let old = replica_of(&cluster.members(), harmed)[0];
+        let process = cluster.node(harmed).process_id();
+        assert!(harm_tables(&cluster.node(harmed).data_dir()) > 0);
+        // The answer is lost with the node if it is the one that is asked.
+        let asked = if round == 0 { cluster.leader() } else { harmed };
+        for _ in 0..3 {
+            let _ = cluster.client(asked).try_cmd(read);
+        }
+        wait_until_replaced(&mut cluster, harmed, old);
+        cluster.wait_until_serving(harmed);
+        cluster.wait_until_caught_up(harmed);
+        assert_eq!(cluster.node(harmed).process_id(), process, "it started over in place");
+        let log = cluster.node(harmed).log();
+        assert!(log.contains("THE DATA OF THIS NODE CANNOT BE TRUSTED") && log.contains(".sst"), "{log}");
+        cluster.check_digests();
+    }
+    cluster.check_alive();
+}
+
+#[test]
+fn a_leader_with_damaged_rows_sends_nobody_a_snapshot_of_them() {
+    let mut cluster = Cluster::start(&["--queue-memory", "1mb", "--flush-interval", "20"]);
+    push_cold(&mut cluster);
+    let harmed = cluster.leader();
+    let wiped = cluster.follower();
+    let old = replica_of(&cluster.members(), harmed)[0];
+    cluster.kill(wiped);
+    cluster.wipe(wiped);
+    assert!(harm_tables(&cluster.node(harmed).data_dir()) > 0);
+    // It asks to be taken in, and is to be sent a snapshot.
+    cluster.spawn(wiped);
+    wait_until_replaced(&mut cluster, harmed, old);
+    for id in cluster.ids() {
+        cluster.wait_until_serving(id);
+        cluster.wait_until_caught_up(id);
+    }
+    assert_eq!(cluster.client(wiped).cmd(&["QLEN", "queue"]).number(), 4_000);
+    assert!(cluster.node(harmed).log().contains("a snapshot cannot be made"));
+    cluster.check_digests();
     cluster.check_alive();
 }

@@ -297,6 +297,7 @@ fn node_requests() -> Vec<Vec<u8>> {
             disk_free: 1 << 40,
             groups: vec![status],
             disk: DiskState::AlmostFull,
+            disk_room: 0,
         }),
         ControlMessage::Gone { group, replica: 3 },
         ControlMessage::Raft(Bytes::from_static(b"batch")),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::support::client::bulk;
 use crate::support::client::int;
 use crate::support::client::ok;
+use crate::support::damage::harm_tables;
 use crate::support::node::Node;
 use crate::support::node::free_port;
 use crate::support::node::run_to_end;
@@ -128,4 +129,54 @@ fn many_keys_and_leases_that_end_at_once_keep_nobody_waiting_for_long() {
     // Nothing was ended twice, and every message is handed out again under its next delivery.
     let again = client.cmd(&["QPOP", "LEASE", "60000", "FROM", "queue"]);
     assert!(again.items()[0].items()[1].text().ends_with(":2"), "{again:?}");
+}
+
+/// A node that has pushed payloads which are on disk and not in memory.
+fn with_cold_payloads() -> Node {
+    let mut node = Node::start(&["--queue-memory", "1mb", "--flush-interval", "20"]);
+    let mut client = node.client();
+    let payload = "p".repeat(2_000);
+    for _ in 0..40 {
+        let pushes: Vec<Vec<&str>> = (0..100).map(|_| vec!["QPUSH", "queue", &payload]).collect();
+        client.pipeline(&pushes);
+    }
+    // A stop brings all to disk, and a start reads no payloads.
+    assert_eq!(node.stop().code(), Some(0));
+    node.restart();
+    node
+}
+
+#[test]
+fn a_payload_that_is_damaged_while_a_node_alone_runs_ends_it_and_its_starts_with_the_place_and_a_status_of_its_own()
+{
+    // Read by an entry of the log, and by a command that is not in the log.
+    let reads: [&[&str]; 2] =
+        [&["QPOP", "COUNT", "1000", "FROM", "queue"], &["QPEEK", "queue", "COUNT", "1000"]];
+    for read in reads {
+        let mut node = with_cold_payloads();
+        let tables = node.data_dir().join("data/0");
+        let whole: Vec<(PathBuf, Vec<u8>)> = fs::read_dir(&tables)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|found| found == "sst"))
+            .map(|path| (path.clone(), fs::read(path).unwrap()))
+            .collect();
+        assert!(harm_tables(&node.data_dir()) > 0);
+        // The answer may be lost with the node.
+        let _ = node.client().try_cmd(read);
+        assert_eq!(node.wait().code(), Some(65));
+        let log = node.log();
+        let line = log.lines().find(|line| line.starts_with("holdfast: fatal: ")).unwrap();
+        assert!(line.contains("is damaged") && line.contains(".sst") && line.contains("backup"), "{line}");
+        for _ in 0..2 {
+            let (status, line) = refusal(&node);
+            assert_eq!(status, Some(65), "{line}");
+            assert!(line.lines().count() == 1 && line.contains(".sst") && line.contains("backup"), "{line}");
+        }
+        whole.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+        node.restart();
+        let answer = node.client().cmd(read);
+        assert!(!answer.is_error(), "{answer:?}");
+        assert_eq!(node.stop().code(), Some(0));
+    }
 }

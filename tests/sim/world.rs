@@ -904,7 +904,7 @@ impl World {
                 let path = PathBuf::from(name);
                 running.shared.events.post(DriverEvent::SnapshotMade { job, path });
             }
-            Some(FlushJob::Install { .. } | FlushJob::Stop) | None => {}
+            Some(FlushJob::Install { .. } | FlushJob::GiveBack { .. } | FlushJob::Stop) | None => {}
         }
         self.flush(n);
         self.sweep(n);

@@ -6,11 +6,14 @@
 pub mod client;
 pub mod cluster;
 pub mod cuts;
+pub mod damage;
+pub mod filling;
 pub mod history;
 pub mod linearizability;
 pub mod links;
 pub mod node;
 pub mod power;
+pub mod small_disk;
 pub mod wgl;
 
 use std::thread;

@@ -44,6 +44,7 @@ use crate::consensus::raft::replica::Shared;
 use crate::consensus::raft::replica::stop_process;
 use crate::consensus::raft::requests::Outcome;
 use crate::consensus::raft::requests::Request;
+use crate::consensus::raft::restart;
 use crate::machine::apply::Applied;
 use crate::machine::apply::BatchOutcome;
 use crate::machine::apply::apply_entry;
@@ -147,7 +148,7 @@ impl Applier {
             let applied = state.meta().applied;
             if let Some(error) = state.take_fault() {
                 // Before anybody is told of what was made without it.
-                stop_process("reading a message failed", &error);
+                restart::stop_on("reading a message failed", &error);
             }
             self.shared.set_applied(&state);
             drop(state);

@@ -67,6 +67,7 @@ use crate::consensus::raft::requests::ControlMessage;
 use crate::consensus::raft::requests::Outcome;
 use crate::consensus::raft::requests::Request;
 use crate::consensus::raft::restart;
+use crate::consensus::raft::room::wait_for_room;
 use crate::consensus::raft::session::Numbered;
 use crate::consensus::raft::session::Session;
 use crate::consensus::raft::session::Submission;
@@ -790,7 +791,9 @@ impl Driver {
     /// From which index on the log on disk is still needed.
     fn keep_from(&mut self, progress: &[ReplicaProgress], now: Monotonic) -> u64 {
         let applied = self.shared.applied();
-        let tail = applied.saturating_sub(scaled(TAIL_ENTRIES)) + 1;
+        // A disk that is nearly full keeps none: snapshots, too, go only with the log they are of.
+        let tail = if self.shared.is_short_of_room() { 0 } else { scaled(TAIL_ENTRIES) };
+        let tail = applied.saturating_sub(tail) + 1;
         // Who is being sent a snapshot needs what follows it, and says nothing while it puts it in place.
         let is_done = |replica: &u64, (index, since): &mut (u64, Monotonic)| {
             let known = progress.iter().find(|known| known.replica == *replica);
@@ -1083,8 +1086,10 @@ impl Driver {
             return;
         }
         let start = self.clock.monotonic();
-        if let Err(error) = self.log.persist(self.group, &persist, sync) {
-            stop_process("writing the log failed", &error);
+        let write = || self.log.persist(self.group, &persist, sync);
+        let config = self.config.get();
+        if let Err(error) = wait_for_room(&config.dir, &|| self.shared.is_stopping(), write) {
+            restart::stop_on("writing the log failed", &error);
         }
         self.shared.counters.log_written(self.clock.monotonic().micros_since(start), sync);
         if !sync {
@@ -1285,7 +1290,7 @@ impl Driver {
     fn fetch(&mut self, fetch: Fetch) {
         match self.log.fetch(self.group, &fetch) {
             Ok(entries) => self.step(Input::Fetched { fetch, entries }),
-            Err(error) => stop_process("reading the log failed", &error),
+            Err(error) => restart::stop_on("reading the log failed", &error),
         }
     }
 

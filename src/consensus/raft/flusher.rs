@@ -7,6 +7,7 @@
 //!                        ─►  data/ flushed: rows through i on disk  ─►  log purged through i
 //! ```
 
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -23,6 +24,8 @@ use crate::consensus::raft::driver::Event;
 use crate::consensus::raft::replica::Shared;
 use crate::consensus::raft::replica::spawn;
 use crate::consensus::raft::replica::stop_process;
+use crate::consensus::raft::restart;
+use crate::consensus::raft::room::wait_for_room;
 use crate::state::Membership;
 use crate::state::RowBatch;
 use crate::state::State;
@@ -34,6 +37,7 @@ use crate::storage::SharedCaches;
 use crate::storage::SharedData;
 use crate::storage::StorageError;
 use crate::storage::Watermark;
+use crate::storage::geometry::Geometry;
 use crate::storage::snapshot;
 use crate::types::GroupId;
 use crate::types::LogIndex;
@@ -54,7 +58,7 @@ const IDLE_PURGE_ENTRIES: u64 = 1_000;
 const IDLE_PURGE_BYTES: u64 = 1 << 20;
 
 /// Rows of so many bytes are brought to disk together: payloads and traces stay in memory until then.
-const ON_DISK_AFTER_BYTES: usize = 32 << 20;
+const ON_DISK_AFTER_BYTES: u64 = 32 << 20;
 
 /// What the flusher is asked to do.
 pub enum FlushJob {
@@ -64,8 +68,19 @@ pub enum FlushJob {
     Checkpoint(CheckpointJob),
     /// Put a snapshot in the place of log and rows, and give the state that it holds.
     Install { job: InstallJob, reply: mpsc::SyncSender<Box<State>> },
+    /// Let go of as much of the log as can be, and say how far that is.
+    GiveBack { done: mpsc::SyncSender<GivenBack> },
     /// Flush everything and end.
     Stop,
+}
+
+/// How far log and rows were brought to disk.
+#[derive(Debug, Clone, Copy)]
+pub struct GivenBack {
+    /// The log begins after this index.
+    pub purged: LogIndex,
+    /// Rows up to here are on disk.
+    pub written: LogIndex,
 }
 
 /// What a copy of the rows will hold.
@@ -106,6 +121,14 @@ pub struct Flusher {
     pub written: LogIndex,
     /// Bytes of rows written since they were last brought to disk.
     pub unflushed_bytes: usize,
+    /// Bytes of log that purges left to followers, nearly.
+    pub kept_bytes: u64,
+    /// How the disk is divided up.
+    pub geometry: Geometry,
+    /// Failed background writes that were looked into.
+    pub failures_seen: u64,
+    /// Reads a snapshot before anybody is sent it.
+    pub verifying: Option<JoinHandle<()>>,
     /// Seconds since rows came.
     pub idle_seconds: u32,
     pub clock: Arc<dyn Clock>,
@@ -141,7 +164,17 @@ impl Flusher {
                                 Ok(())
                             });
                         }
+                        FlushJob::GiveBack { done } => self.check(|this| {
+                            this.purge(this.written)?;
+                            // The thread that asked may have ended.
+                            let _ = done.send(GivenBack { purged: this.purged, written: this.written });
+                            Ok(())
+                        }),
                         FlushJob::Stop => {
+                            if let Some(thread) = self.verifying.take() {
+                                // It has ended the process if it panicked.
+                                let _ = thread.join();
+                            }
                             self.check(Flusher::flush_all);
                             return;
                         }
@@ -153,17 +186,44 @@ impl Flusher {
 
     fn check(&mut self, work: impl FnOnce(&mut Flusher) -> Result<(), StorageError>) {
         if let Err(error) = work(self) {
-            stop_process("writing the state failed", &error);
+            restart::stop_on("writing the state failed", &error);
         }
     }
 
-    /// RocksDB tells of failed background work only when asked. In `everysec`, whatever was written is
-    /// synced within about a second. The watermark follows what is synced, by whomever.
-    fn every_second(&mut self) -> Result<(), StorageError> {
-        let failed = self.log.background_errors() + self.data.get()?.background_errors();
-        if failed > 0 {
-            return Err(StorageError::Rocks(format!("{failed} background writes failed; see the LOG files")));
+    /// Works on the rows as soon as there is room to.
+    fn with_room<T>(
+        &self,
+        mut work: impl FnMut(&DataStore) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        let data = self.data.get()?;
+        wait_for_room(&self.dir, &|| self.shared.is_stopping(), || work(&data))
+    }
+
+    /// RocksDB tells of failed background work only when asked, and why it failed only when it stopped the store for it.
+    /// Compaction that found no room is tried again by itself, and a flush of rows by who waits for it.
+    fn look_into_failures(&mut self) -> Result<(), StorageError> {
+        if let Some(damage) = self.data.take_damage() {
+            return Err(damage);
         }
+        let failed = self.log.background_errors() + self.data.get()?.background_errors();
+        if failed == self.failures_seen {
+            return Ok(());
+        }
+        self.failures_seen = failed;
+        self.log.probe()?;
+        match self.data.get()?.probe() {
+            Err(error) if !error.is_no_space() => Err(error),
+            _ => {
+                tracing::warn!("{failed} background writes of the stores found no room since the start");
+                Ok(())
+            }
+        }
+    }
+
+    /// In `everysec`, whatever was written is synced within about a second. The watermark follows what is synced, by
+    /// whomever.
+    fn every_second(&mut self) -> Result<(), StorageError> {
+        self.look_into_failures()?;
         if self.config.get().appendfsync == AppendFsync::EverySec && self.shared.counters.take_unsynced() {
             self.log.sync()?;
         }
@@ -178,14 +238,20 @@ impl Flusher {
         Ok(())
     }
 
-    /// Flushes the rows and lets go of the log that they came from, but for what followers may still need.
+    /// Flushes the rows and lets go of the log that they came from, but for what followers may still need. With little
+    /// room they get no more than a part of it: who needs more is sent a snapshot, which takes no room here.
     fn purge(&mut self, index: LogIndex) -> Result<(), StorageError> {
         self.flush_rows()?;
-        let index = index.min(LogIndex(self.shared.keep_from().saturating_sub(1)));
-        self.shared.reset_log_bytes();
+        let wanted = LogIndex(self.shared.keep_from().saturating_sub(1));
+        self.kept_bytes = self.kept_bytes.saturating_add(self.shared.take_log_bytes());
+        let is_too_much = self.shared.is_short_of_room() && self.kept_bytes > self.geometry.log_max;
+        let index = if is_too_much { index } else { index.min(wanted) };
+        let (entries, kept) = (self.written.0 - self.purged.0, self.written.0 - index.0.max(self.purged.0));
+        self.kept_bytes = self.kept_bytes / entries.max(1) * kept;
         if index > self.purged {
             self.shared.events.send(Event::Purged(index.0));
-            self.log.purge(self.group, index)?;
+            let is_over = || self.shared.is_stopping();
+            wait_for_room(&self.dir, &is_over, || self.log.purge(self.group, index))?;
             self.purged = index;
         }
         Ok(())
@@ -197,19 +263,32 @@ impl Flusher {
             std::fs::remove_dir_all(&path)
                 .map_err(|error| StorageError::Io { path: path.clone(), source: error })?;
         }
-        self.data.get()?.checkpoint(&path)?;
-        self.shared.events.send(Event::SnapshotMade { job, path });
+        self.with_room(|data| data.checkpoint(&path))?;
+        let shared = Arc::clone(&self.shared);
+        // No other node may be given damage, and a copy that is read whole is the surest way to find it.
+        let verify = move || match verify_copy(&path, &|| shared.is_stopping()) {
+            Ok(()) => shared.events.send(Event::SnapshotMade { job, path }),
+            Err(_) if shared.is_stopping() => {}
+            Err(error) => restart::stop_on("a snapshot cannot be made", &error),
+        };
+        let thread =
+            spawn("verify", verify).map_err(|source| StorageError::Io { path: self.dir.clone(), source })?;
+        self.verifying = Some(thread);
         Ok(())
     }
 
     /// DESIGN.md D3: the log first, with a marker; then the directories; then the marker goes.
     fn install(&mut self, job: &InstallJob) -> Result<State, StorageError> {
-        // Before anything is given up for it.
-        let rows = DataStore::open_at(&snapshot::incoming_path(&self.dir, &job.incoming), &self.caches)?;
-        let applied = State::applied_of(&rows)?;
-        // A block that is damaged shows when it is read.
-        rows.scan(&[], &mut |_, _| Ok(()))?;
-        drop(rows);
+        // Before anything is given up for it. The next start throws it away.
+        let look = || {
+            let rows = DataStore::open_at(&snapshot::incoming_path(&self.dir, &job.incoming), &self.caches)?;
+            rows.verify()?;
+            State::applied_of(&rows)
+        };
+        let applied = match look() {
+            Err(error) if error.is_damage() => stop_process("the snapshot that came is not whole", &error),
+            applied => applied?,
+        };
         if applied != job.index {
             let what = format!("a snapshot of index {} holds rows of {applied}", job.index);
             return Err(StorageError::Corrupt { what });
@@ -248,6 +327,7 @@ impl Flusher {
         let clock = rows.clock();
         let batch = rows.into_batch();
         self.unflushed_bytes += batch.bytes();
+        self.with_room(DataStore::probe)?;
         let data = self.data.get()?;
         data.write(batch)?;
         // The log tells this time again after a crash.
@@ -257,17 +337,26 @@ impl Flusher {
         self.shared.counters.set_flushed(index);
         (self.written, self.idle_seconds) = (index, 0);
         let entries = index.0 - self.purged.0;
-        if entries >= PURGE_ENTRIES || self.shared.log_bytes() >= self.config.get().log_max_bytes {
+        if entries >= PURGE_ENTRIES || self.shared.log_bytes() >= self.log_max() {
             self.purge(index)?;
-        } else if self.unflushed_bytes >= ON_DISK_AFTER_BYTES {
+        } else if self.unflushed_bytes as u64 >= ON_DISK_AFTER_BYTES.min(self.geometry.log_memtable) {
             self.flush_rows()?;
         }
         Ok(())
     }
 
+    /// How long the log may become before it is purged.
+    fn log_max(&self) -> u64 {
+        let geometry = &self.geometry;
+        if self.shared.is_short_of_room() {
+            return geometry.log_memtable;
+        }
+        geometry.log_max.min(self.config.get().log_max_bytes)
+    }
+
     /// Brings the rows to disk: what was only kept in memory because it was not there may go.
     fn flush_rows(&mut self) -> Result<(), StorageError> {
-        self.data.get()?.flush()?;
+        self.with_room(DataStore::flush)?;
         self.unflushed_bytes = 0;
         self.shared.counters.set_on_disk(self.written);
         Ok(())
@@ -275,7 +364,22 @@ impl Flusher {
 
     fn flush_all(&mut self) -> Result<(), StorageError> {
         self.log.sync()?;
-        self.data.get()?.flush()?;
+        match self.data.get()?.flush() {
+            Err(error) if error.is_no_space() => {
+                tracing::warn!("{error}: what is not in the data files is in the log, and is read from there");
+            }
+            flushed => flushed?,
+        }
         self.watermark.advance_change(self.log.synced_sequence())
     }
+}
+
+/// Reads all of a copy of the rows, or until `is_over`, which is an error.
+fn verify_copy(path: &Path, is_over: &dyn Fn() -> bool) -> Result<(), StorageError> {
+    const CACHE_BYTES: usize = 1 << 20;
+    let rows = DataStore::examine_at(path, &SharedCaches::new(CACHE_BYTES, CACHE_BYTES))?;
+    rows.scan(&[], &mut |_, _| match is_over() {
+        true => Err(StorageError::Rocks("the node stops".to_owned())),
+        false => Ok(()),
+    })
 }

@@ -29,11 +29,11 @@ use crate::consensus::raft::members::decode_joined;
 use crate::consensus::raft::message_codec;
 use crate::consensus::raft::message_codec::RaftBatch;
 use crate::consensus::raft::replica::Engine;
-use crate::consensus::raft::replica::stop_process;
 use crate::consensus::raft::requests::AdminCommand;
 use crate::consensus::raft::requests::ControlMessage;
 use crate::consensus::raft::requests::NodeStatus;
 use crate::consensus::raft::requests::Request;
+use crate::consensus::raft::restart;
 use crate::consensus::raft::snapshot_io::SnapshotEvent;
 use crate::consensus::raft::snapshot_io::SnapshotPort;
 use crate::machine::entry::Batch;
@@ -263,7 +263,7 @@ impl Hub {
                     let mut batch = LogBatch::new();
                     batch.group_meta(GROUP, META_FORMATION, &record.encode());
                     if let Err(error) = self.log.write(batch, true) {
-                        stop_process("writing the log failed", &error);
+                        restart::stop_on("writing the log failed", &error);
                     }
                 }
                 formation::Output::Send { to, announcement } => {

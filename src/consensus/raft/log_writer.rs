@@ -2,6 +2,7 @@
 //!
 //! While one sync runs, the driver goes on proposing; what it proposed meanwhile is the next write.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,11 +13,12 @@ use crate::clock::Clock;
 use crate::consensus::mailbox::Mailbox;
 use crate::consensus::raft::group_core::Persist;
 use crate::consensus::raft::log_cache::Fetch;
-use crate::consensus::raft::replica::Counters;
+use crate::consensus::raft::replica::Shared;
 use crate::consensus::raft::replica::kind_of;
 use crate::consensus::raft::replica::spawn;
-use crate::consensus::raft::replica::stop_process;
 use crate::consensus::raft::replica::to_entry;
+use crate::consensus::raft::restart;
+use crate::consensus::raft::room::wait_for_room;
 use crate::storage::HardStateRecord;
 use crate::storage::LogBatch;
 use crate::storage::LogStore;
@@ -79,32 +81,39 @@ pub fn start(
     log: Arc<LogStore>,
     mailbox: Arc<Mailbox<WriterJob>>,
     clock: Arc<dyn Clock>,
-    counters: Arc<Counters>,
+    shared: Arc<Shared>,
+    dir: PathBuf,
     persisted: impl Fn(u64) + Send + 'static,
 ) -> std::io::Result<JoinHandle<()>> {
     spawn("log-writer", move || {
         let mut jobs = Vec::new();
         loop {
             mailbox.receive(&mut jobs, Duration::from_secs(3600));
-            let mut batch = LogBatch::new();
             let (mut last, mut stop) = (None, false);
-            for job in jobs.drain(..) {
+            for job in &jobs {
                 match job {
-                    WriterJob::Persist(persist) => {
-                        add_to_batch(&mut batch, group, &persist);
-                        last = Some(persist.token);
-                    }
+                    WriterJob::Persist(persist) => last = Some(persist.token),
                     WriterJob::Stop => stop = true,
                 }
             }
             if let Some(token) = last {
                 let start = clock.monotonic();
-                if let Err(error) = log.write(batch, true) {
-                    stop_process("writing the log failed", &error);
+                let write = || {
+                    let mut batch = LogBatch::new();
+                    for job in &jobs {
+                        if let WriterJob::Persist(persist) = job {
+                            add_to_batch(&mut batch, group, persist);
+                        }
+                    }
+                    log.write(batch, true)
+                };
+                if let Err(error) = wait_for_room(&dir, &|| shared.is_stopping(), write) {
+                    restart::stop_on("writing the log failed", &error);
                 }
-                counters.log_written(clock.monotonic().micros_since(start), true);
+                shared.counters.log_written(clock.monotonic().micros_since(start), true);
                 persisted(token);
             }
+            jobs.clear();
             if stop {
                 return;
             }

@@ -18,12 +18,15 @@ pub mod log_writer;
 pub mod members;
 pub mod message_codec;
 pub mod proposer;
+pub mod reclaimer;
 pub mod replica;
 pub mod requests;
 pub mod restart;
+pub mod room;
 pub mod session;
 pub mod silence;
 pub mod snapshot_io;
+pub mod standstill;
 pub mod transfer;
 
 #[cfg(test)]

@@ -64,6 +64,7 @@ use crate::consensus::raft::log_writer::DriverLog;
 use crate::consensus::raft::members::AdminDone;
 use crate::consensus::raft::members::Members;
 use crate::consensus::raft::requests::AdminCommand;
+use crate::consensus::raft::reclaimer::Reclaimer;
 use crate::consensus::raft::requests::GroupStatus;
 use crate::consensus::raft::session::Session;
 use crate::consensus::raft::session::Submission;
@@ -89,6 +90,7 @@ use crate::storage::SharedData;
 use crate::storage::StorageError;
 use crate::storage::Watermark;
 use crate::storage::disk::DiskGauge;
+use crate::storage::geometry::Geometry;
 use crate::telemetry::metrics::RAFT_FSYNC_SECONDS;
 #[cfg(not(feature = "sim"))]
 use crate::telemetry::process;
@@ -212,6 +214,12 @@ impl Counters {
         self.flushed.store(index.0, Ordering::Release);
     }
 
+    /// How far rows are in `data/`.
+    #[must_use]
+    pub fn flushed(&self) -> LogIndex {
+        LogIndex(self.flushed.load(Ordering::Acquire))
+    }
+
     /// Rows up to here are on disk for good.
     pub fn set_on_disk(&self, index: LogIndex) {
         self.on_disk.store(index.0, Ordering::Release);
@@ -256,6 +264,7 @@ pub struct Shared {
     /// Until when reads need no barrier, in nanoseconds of CLOCK_BOOTTIME; `u64::MAX` for a lone voter.
     lease_until: AtomicU64,
     stopping: AtomicBool,
+    short_of_room: AtomicBool,
     waiting_bytes: Arc<AtomicU64>,
     apply_backlog: AtomicU64,
     /// The log on disk is needed from here on; `u64::MAX`: no further than it was flushed.
@@ -307,6 +316,7 @@ impl Shared {
             log_bytes: AtomicU64::new(0),
             lease_until: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            short_of_room: AtomicBool::new(false),
             waiting_bytes: Arc::default(),
             apply_backlog: AtomicU64::new(0),
             keep_from: AtomicU64::new(keep_from),
@@ -427,9 +437,31 @@ impl Shared {
         self.log_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes
     }
 
-    /// The log was purged.
-    pub fn reset_log_bytes(&self) {
-        self.log_bytes.store(0, Ordering::Release);
+    /// The log is purged now: gives the bytes since the last time.
+    pub fn take_log_bytes(&self) -> u64 {
+        self.log_bytes.swap(0, Ordering::AcqRel)
+    }
+
+    /// Says whether the disk has less room than `disk-free-soft`.
+    pub fn set_short_of_room(&self, is_short: bool) {
+        self.short_of_room.store(is_short, Ordering::Release);
+    }
+
+    /// What other nodes are told has changed: they hear of it soon.
+    pub fn set_status_due(&self) {
+        self.is_status_due.store(true, Ordering::Release);
+    }
+
+    /// True while the disk has less room than `disk-free-soft`.
+    #[must_use]
+    pub fn is_short_of_room(&self) -> bool {
+        self.short_of_room.load(Ordering::Acquire)
+    }
+
+    /// True once the replica was told to stop.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
     }
 
     /// Bytes of log since the last purge.
@@ -586,6 +618,7 @@ impl Shared {
             applied: LogIndex(self.applied()),
             log_bytes: self.log_bytes(),
             entries_in_flight: self.in_flight.load(Ordering::Acquire),
+            waiting_bytes: self.waiting_bytes.load(Ordering::Acquire),
             proposals: self.counters.proposals.load(Ordering::Relaxed),
             proposals_failed: self.counters.proposals_failed.load(Ordering::Relaxed),
             log_writes: self.counters.log_writes.load(Ordering::Relaxed),
@@ -771,6 +804,7 @@ impl Replicator for Engine {
                     port: status.port,
                     disk_free: status.disk_free,
                     disk: status.disk,
+                    disk_room: status.disk_room,
                     verified: group.verified,
                     link: link.map(|link| LinkFigures {
                         bytes_in: link.bytes_in,
@@ -903,11 +937,29 @@ impl Replica {
         let (writer, flusher) = (Arc::default(), Arc::default());
         let busy = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
+        let data = parts.data.into_writable()?;
+        threads.push(
+            Reclaimer {
+                group: parts.group,
+                dir: parts.dir.clone(),
+                log: Arc::clone(&parts.log),
+                data: data.clone(),
+                config: parts.config.clone(),
+                shared: Arc::clone(&shared),
+                flusher: Arc::clone(&flusher),
+                clock: Arc::clone(&parts.clock),
+            }
+            .start()?,
+        );
         threads.push(
             Flusher {
                 group: parts.group,
                 log: Arc::clone(&parts.log),
-                data: parts.data.into_writable()?,
+                data,
+                geometry: Geometry::at(&parts.dir),
+                kept_bytes: 0,
+                failures_seen: 0,
+                verifying: None,
                 dir: parts.dir.clone(),
                 caches: parts.caches,
                 watermark: parts.watermark,
@@ -984,7 +1036,8 @@ impl Replica {
             parts.log,
             writer,
             Arc::clone(&parts.clock),
-            counters,
+            Arc::clone(&shared),
+            parts.dir.clone(),
             move |token| {
                 persisted.post(Event::Persisted(token));
                 persisted.sweep_events();
@@ -1128,6 +1181,12 @@ impl Boot {
             last_clock,
             last_wall,
         })
+    }
+
+    /// What the log holds behind the state's applied index.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
     }
 
     /// Term and index of the last entry.

@@ -11,7 +11,7 @@
 //! command := 0 group (0 | 1 node) | 1 node host:text port nonce        TransferLeader Join
 //!
 //! control := version:u8 1 bytes                                        Formation
-//!          | version:u8 2 node version:text port http_port disk_free n group* disk:u8                 Status
+//!          | version:u8 2 node version:text port http_port disk_free n group* disk:u8 room                 Status
 //!          | version:u8 3 group replica                                Gone
 //! group   := group replica role:u8 term leader commit applied (0 | 1 index digest:u128)
 //! ```
@@ -175,6 +175,8 @@ pub struct NodeStatus {
     pub groups: Vec<GroupStatus>,
     /// What the free bytes mean for writes.
     pub disk: DiskState,
+    /// Bytes of data that the disk still takes, as of now; `u64::MAX` without a limit.
+    pub disk_room: u64,
 }
 
 /// Where a group stands on a node.
@@ -440,6 +442,7 @@ impl NodeStatus {
             group.put(out);
         }
         out.push(self.disk.code());
+        put_varint(out, self.disk_room);
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<NodeStatus, CodecError> {
@@ -455,6 +458,7 @@ impl NodeStatus {
             },
             // A node of an earlier version does not say.
             disk: if reader.is_empty() { DiskState::Ok } else { DiskState::of(reader.u8()?) },
+            disk_room: if reader.is_empty() { u64::MAX } else { reader.varint()? },
         })
     }
 }
@@ -649,6 +653,7 @@ mod tests {
                 http_port,
                 disk_free,
                 disk: DiskState::of((disk_free % 3) as u8),
+                disk_room: disk_free / 2,
                 groups,
             });
         prop_oneof![
@@ -794,6 +799,7 @@ mod tests {
                 http_port: 0,
                 disk_free: 0,
                 disk: DiskState::Ok,
+                disk_room: 0,
                 groups: vec![group; count],
             };
             Bytes::from(ControlMessage::Status(status).encode())

@@ -150,7 +150,7 @@ impl Cold {
     fn noted<T>(&self, read: Result<T, StorageError>) -> Result<T, StorageError> {
         read.inspect_err(|error| {
             if self.in_log {
-                *self.fault.lock() = Some(StorageError::Rocks(error.to_string()));
+                *self.fault.lock() = Some(error.again());
             }
         })
     }
