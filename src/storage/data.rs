@@ -30,6 +30,7 @@ use rocksdb::WriteBatch;
 use rocksdb::WriteBufferManager;
 use rocksdb::WriteOptions;
 use rocksdb::compaction_filter::Decision as CompactionDecision;
+use rocksdb::properties;
 
 use crate::storage::StorageError;
 use crate::storage::checkpoint;
@@ -346,6 +347,13 @@ impl DataStore {
         crate::storage::probe(&self.db)
     }
 
+    /// Tables that were flushed and wait for compaction.
+    #[must_use]
+    pub fn level_zero_tables(&self) -> u64 {
+        let name = properties::num_files_at_level(0);
+        self.db.property_int_value(&name).ok().flatten().unwrap_or(0)
+    }
+
     /// Reads every row, and with it every block of every table.
     ///
     /// # Errors
@@ -482,9 +490,7 @@ fn options(shared: &SharedCaches, now: &Arc<AtomicU64>, geometry: &Geometry) -> 
     // How much a flush writes at once when nobody asks earlier.
     options.set_write_buffer_size(crate::storage::size(geometry.data_memtable));
     options.set_max_bytes_for_level_base(geometry.level_base);
-    // On a small disk compaction must not fall behind: what waits for it takes room twice.
-    options.set_level_zero_slowdown_writes_trigger(geometry.level_zero_max / 2);
-    options.set_level_zero_stop_writes_trigger(geometry.level_zero_max);
+    options.set_level_zero_file_num_compaction_trigger(geometry.level_zero_trigger);
     options.set_max_write_buffer_number(3);
     // Rows are written in the background and read only after a flush: they need no order before it. Sorting
     // them once costs a third of inserting each in its place.

@@ -11,7 +11,7 @@
 //!          level 0 into the next, 4 memtables and H/8; or a table of H/40 into ten of a level     7/24 H
 //!                                                                             together less than 3/4 H
 //! a start: what the log's memtables held becomes tables, and there is a new file of the log            H/2
-//! while data is added: tables of level 0 that wait for compaction                                 (S-H)/2
+//! while data is added: tables of level 0 that wait for compaction, each at least 1 MiB            (S-H)/2
 //! ```
 //! On large disks the sizes are what is fast, and the same everywhere.
 
@@ -35,8 +35,10 @@ pub struct Geometry {
     pub level_base: u64,
     /// A table that compaction writes.
     pub table: u64,
-    /// Tables of level 0 at which writers of rows wait.
-    pub level_zero_max: i32,
+    /// Tables of level 0 at which compaction begins.
+    pub level_zero_trigger: i32,
+    /// Tables of level 0 at which whoever writes rows waits for compaction.
+    pub level_zero_max: u64,
     /// A manifest is begun anew when it is longer.
     pub manifest_max: u64,
     /// How much room a manifest takes at once.
@@ -56,19 +58,26 @@ impl Geometry {
         let DiskLimits { soft, hard } = DiskLimits::of(DiskSize::Auto, DiskSize::Auto, total);
         let log_memtable = (hard / 12).clamp(256 * KIB, 32 * MIB);
         let data_memtable = (hard / 24).clamp(128 * KIB, 32 * MIB);
-        let level_zero = soft.saturating_sub(hard) / 2 / data_memtable;
+        let level_zero_max = (soft.saturating_sub(hard) / 2 / data_memtable.max(MIB)).clamp(4, 128);
         Geometry {
             log_memtable,
             data_memtable,
             level_base: (hard / 8).clamp(512 * KIB, 256 * MIB),
             table: (hard / 40).clamp(64 * KIB, 64 * MIB),
-            level_zero_max: i32::try_from(level_zero.clamp(8, 128)).unwrap_or(8),
+            level_zero_trigger: if level_zero_max < 8 { 2 } else { 4 },
+            level_zero_max,
             manifest_max: (hard / 6).clamp(256 * KIB, 1024 * MIB),
             manifest_step: (hard / 96).clamp(16 * KIB, 4 * MIB),
             diary: (hard / 48).clamp(32 * KIB, MIB),
             log_max: (hard / 6).max(512 * KIB),
             start: hard / 2,
         }
+    }
+
+    /// True where room matters more than speed.
+    #[must_use]
+    pub fn is_small(&self) -> bool {
+        self.log_memtable < 32 * MIB
     }
 
     /// For the file system of a directory; that of a large one where the system does not say.
@@ -94,7 +103,7 @@ mod tests {
             let under_way = log + 2 * of.data_memtable + compaction;
             assert!(under_way <= hard, "{under_way} of {hard} on {total}");
             assert!(of.start <= hard && of.log_memtable * 2 <= of.start, "{total}");
-            let late = of.level_zero_max as u64 * of.data_memtable;
+            let late = of.level_zero_max * of.data_memtable;
             assert!(late <= soft - hard, "{late} of {soft} less {hard} on {total}");
         }
     }
@@ -104,6 +113,6 @@ mod tests {
         let of = Geometry::of(1_000 * GIB);
         assert_eq!((of.log_memtable, of.data_memtable), (32 * MIB, 32 * MIB));
         assert_eq!((of.level_base, of.table, of.level_zero_max), (256 * MIB, 64 * MIB, 128));
-        assert!(of.log_max > 256 * MIB);
+        assert!(of.log_max > 256 * MIB && !of.is_small() && Geometry::of(2 * GIB).is_small());
     }
 }

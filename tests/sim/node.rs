@@ -178,6 +178,7 @@ impl Node {
             flusher_busy: Arc::clone(&flusher_busy),
             clock: Arc::clone(&clock),
             flush_interval: config.flush_interval,
+            flush_bytes: usize::MAX,
             last_flush: clock.monotonic(),
             flushed: applied,
         };

@@ -5,8 +5,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Flips a bit in every 4 KiB of the first half of each table of the rows, which holds blocks of rows and no index. Gives
-/// the number of tables.
+/// Flips a bit in every 4 KiB of a part of each table of the rows: where payloads are, if there are many, and neither what
+/// a start reads nor an index. Gives the number of tables.
 pub fn harm_tables(data: &Path) -> usize {
     let mut tables = 0;
     for entry in fs::read_dir(data.join("data/0")).unwrap() {
@@ -17,7 +17,7 @@ pub fn harm_tables(data: &Path) -> usize {
         // In place, as it is open.
         let file = File::options().read(true).write(true).open(&path).unwrap();
         let length = file.metadata().unwrap().len();
-        for at in (64..length / 2).step_by(4096) {
+        for at in (length / 8..length / 2).step_by(4096) {
             let mut byte = [0];
             file.read_exact_at(&mut byte, at).unwrap();
             file.write_all_at(&[byte[0] ^ 0x04], at).unwrap();

@@ -69,10 +69,12 @@ use crate::types::NodeId;
 use crate::types::Term;
 
 /// What makes a flush begin without waiting for its interval. Rows that are only listed are few, because taking
-/// them keeps apply waiting; encoded ones cost nothing to take.
+/// them keeps apply waiting; encoded ones cost nothing to take. On a small disk fewer bytes than that do.
 const FLUSH_AT: Pending = Pending { encoded: 32_768, listed: 16_384, bytes: 32 << 20 };
-/// What makes apply wait for the flusher: memory is bounded.
+/// What makes apply wait for the flusher: memory is bounded, and so is what a small disk is given at once.
 const WAIT_AT: Pending = Pending { encoded: 262_144, listed: 131_072, bytes: 256 << 20 };
+/// So many times as much is waited at as is flushed at.
+const WAIT_FACTOR: usize = 8;
 /// Apply gives the state's lock to readers at least this often, between entries.
 const LOCK_MICROS: u64 = 2_000;
 /// How long the thread waits for work before it looks whether a flush is due.
@@ -111,6 +113,8 @@ pub struct Applier {
     pub flusher_busy: Arc<AtomicBool>,
     pub clock: Arc<dyn Clock>,
     pub flush_interval: Millis,
+    /// Bytes of rows that are brought to disk together: a memtable of them.
+    pub flush_bytes: usize,
     pub last_flush: Monotonic,
     /// The last index whose rows were handed to the flusher.
     pub flushed: LogIndex,
@@ -222,10 +226,11 @@ impl Applier {
             return;
         }
         let now = self.clock.monotonic();
-        if pending.reaches(&WAIT_AT) {
+        let at = |at: Pending, bytes: usize| Pending { bytes: at.bytes.min(bytes), ..at };
+        if pending.reaches(&at(WAIT_AT, self.flush_bytes.saturating_mul(WAIT_FACTOR))) {
             self.wait_for_flusher();
         }
-        let due = pending.reaches(&FLUSH_AT) || now.since(self.last_flush) >= self.flush_interval;
+        let due = pending.reaches(&at(FLUSH_AT, self.flush_bytes)) || now.since(self.last_flush) >= self.flush_interval;
         if due && !self.flusher_busy.load(Ordering::Acquire) {
             self.flush(now);
         }

@@ -60,6 +60,10 @@ const IDLE_PURGE_BYTES: u64 = 1 << 20;
 /// Rows of so many bytes are brought to disk together: payloads and traces stay in memory until then.
 const ON_DISK_AFTER_BYTES: u64 = 32 << 20;
 
+/// How long, and how often, it is waited for compaction before rows are written all the same.
+const COMPACTION_LOOK: Duration = Duration::from_millis(5);
+const COMPACTION_LOOKS: u32 = 2_000;
+
 /// What the flusher is asked to do.
 pub enum FlushJob {
     /// Rows as of an index.
@@ -199,6 +203,17 @@ impl Flusher {
         wait_for_room(&self.dir, &|| self.shared.is_stopping(), || work(&data))
     }
 
+    /// Rows that wait for compaction take room twice. RocksDB has such a brake of its own, but that one holds up flushes
+    /// too, without end where compaction finds no room.
+    fn wait_for_compaction(&self, data: &DataStore) {
+        for _ in 0..COMPACTION_LOOKS {
+            if data.level_zero_tables() < self.geometry.level_zero_max || self.shared.is_stopping() {
+                return;
+            }
+            std::thread::sleep(COMPACTION_LOOK);
+        }
+    }
+
     /// RocksDB tells of failed background work only when asked, and why it failed only when it stopped the store for it.
     /// Compaction that found no room is tried again by itself, and a flush of rows by who waits for it.
     fn look_into_failures(&mut self) -> Result<(), StorageError> {
@@ -253,6 +268,10 @@ impl Flusher {
             let is_over = || self.shared.is_stopping();
             wait_for_room(&self.dir, &is_over, || self.log.purge(self.group, index))?;
             self.purged = index;
+            if self.geometry.is_small() {
+                // Tables of what is purged wait for compaction, too.
+                wait_for_room(&self.dir, &is_over, || self.log.give_back(self.group, index))?;
+            }
         }
         Ok(())
     }
@@ -329,6 +348,7 @@ impl Flusher {
         self.unflushed_bytes += batch.bytes();
         self.with_room(DataStore::probe)?;
         let data = self.data.get()?;
+        self.wait_for_compaction(&data);
         data.write(batch)?;
         // The log tells this time again after a crash.
         data.forget(clock);

@@ -938,6 +938,7 @@ impl Replica {
         let busy = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         let data = parts.data.into_writable()?;
+        let geometry = Geometry::at(&parts.dir);
         threads.push(
             Reclaimer {
                 group: parts.group,
@@ -956,7 +957,7 @@ impl Replica {
                 group: parts.group,
                 log: Arc::clone(&parts.log),
                 data,
-                geometry: Geometry::at(&parts.dir),
+                geometry,
                 kept_bytes: 0,
                 failures_seen: 0,
                 verifying: None,
@@ -985,6 +986,7 @@ impl Replica {
             flusher_busy: busy,
             clock: Arc::clone(&parts.clock),
             flush_interval: config.flush_interval,
+            flush_bytes: usize::try_from(geometry.data_memtable).unwrap_or(usize::MAX),
             last_flush: parts.clock.monotonic(),
             flushed: applied,
         };
