@@ -3,7 +3,8 @@
 //! Why apart from the clients' runtime: a probe must be answered while a long command keeps every client worker
 //! busy, or a load balancer would take a node out that only has much to do.
 //!
-//! Connections are few and their silence is bounded, so that nobody who forgets one here can shut out the probes.
+//! Connections are few, and nobody can shut out the probes: one more takes the place of the oldest, a request's head
+//! has a deadline however its bytes trickle in, and a connection that asks for nothing is not kept for long.
 
 use std::io;
 use std::net::TcpListener;
@@ -24,22 +25,30 @@ use axum::response::IntoResponse;
 use axum::response::Response;
 use axum::routing::get;
 use axum::serve::Listener;
+use parking_lot::Mutex;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::Semaphore;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use crate::telemetry::metrics;
+use crate::types::waiting_room::WaitingRoom;
 
-/// How many HTTP connections are served at once; more wait to be accepted.
-const CONNECTIONS_MAX: usize = 128;
+/// What connections may take.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// How many are served at once; one more takes the place of the oldest.
+    connections: usize,
+    /// How long a request's head, and what follows it, may take to arrive.
+    head: Duration,
+    /// How long a connection is kept for its next request, and how long it may take nothing of an answer.
+    idle: Duration,
+}
 
-/// A connection that sends nothing for so long is closed.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+const BOUNDS: Bounds =
+    Bounds { connections: 128, head: Duration::from_secs(5), idle: Duration::from_secs(30) };
 
 /// How long a stop waits for requests that are being answered.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -91,11 +100,16 @@ impl Drop for AdminHandle {
 
 /// Serves HTTP on `listener`. Fails when the thread or its runtime cannot be made.
 pub fn start(listener: TcpListener, probes: Probes) -> io::Result<AdminHandle> {
+    start_within(BOUNDS, listener, probes)
+}
+
+fn start_within(bounds: Bounds, listener: TcpListener, probes: Probes) -> io::Result<AdminHandle> {
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listener = {
         let _inside = runtime.enter();
-        tokio::net::TcpListener::from_std(listener)?
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        BoundedListener { listener, bounds, room: Arc::new(Mutex::new(WaitingRoom::new(bounds.connections))) }
     };
     let (stop, stopped) = oneshot::channel();
     let thread = thread::Builder::new().name("admin".to_owned()).spawn(move || {
@@ -106,9 +120,8 @@ pub fn start(listener: TcpListener, probes: Probes) -> io::Result<AdminHandle> {
     Ok(AdminHandle { stop: Some(stop), thread: Some(thread) })
 }
 
-async fn serve(listener: tokio::net::TcpListener, router: Router, stopped: oneshot::Receiver<()>) {
+async fn serve(listener: BoundedListener, router: Router, stopped: oneshot::Receiver<()>) {
     let (told, telling) = oneshot::channel();
-    let listener = BoundedListener { listener, permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
     let serving = axum::serve(listener, router).with_graceful_shutdown(async {
         let _ = stopped.await;
         let _ = told.send(());
@@ -191,10 +204,14 @@ fn json_string(text: &str) -> String {
     quoted
 }
 
-/// Accepts while fewer than [`CONNECTIONS_MAX`] connections are open.
+/// The connections, by age. Dropping a sender ends its connection.
+type Room = Arc<Mutex<WaitingRoom<oneshot::Sender<()>>>>;
+
+/// Accepts always, and keeps to the bounds.
 struct BoundedListener {
     listener: tokio::net::TcpListener,
-    permits: Arc<Semaphore>,
+    bounds: Bounds,
+    room: Room,
 }
 
 impl Listener for BoundedListener {
@@ -203,13 +220,8 @@ impl Listener for BoundedListener {
 
     async fn accept(&mut self) -> (BoundedStream, std::net::SocketAddr) {
         loop {
-            let permit = Arc::clone(&self.permits).acquire_owned().await;
-            let permit = permit.expect("the semaphore is never closed");
             match self.listener.accept().await {
-                Ok((stream, from)) => {
-                    let silence = Box::pin(tokio::time::sleep(SILENCE_MAX));
-                    return (BoundedStream { stream, silence, _permit: permit }, from);
-                }
+                Ok((stream, from)) => return (BoundedStream::new(stream, self.bounds, &self.room), from),
                 // Out of file descriptors, most likely: trying again at once would only burn the processor.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
@@ -221,11 +233,57 @@ impl Listener for BoundedListener {
     }
 }
 
-/// A connection that holds its permit, and fails a read after [`SILENCE_MAX`] without a byte.
+/// A connection that fails its reads and writes once its time is over or its place was given to another.
+///
+/// ```text
+/// accepted ──► head: bounds.head, and no byte makes it longer ──first byte of an answer──► idle: bounds.idle
+///              ▲────────────────────────────first byte of the next request──────────────────┘
+/// ```
 struct BoundedStream {
     stream: TcpStream,
-    silence: Pin<Box<Sleep>>,
-    _permit: OwnedSemaphorePermit,
+    bounds: Bounds,
+    deadline: Pin<Box<Sleep>>,
+    is_idle: bool,
+    room: Room,
+    number: u64,
+    /// `None`: it was.
+    displaced: Option<oneshot::Receiver<()>>,
+}
+
+impl BoundedStream {
+    fn new(stream: TcpStream, bounds: Bounds, room: &Room) -> BoundedStream {
+        let (place, displaced) = oneshot::channel();
+        let (number, _displaces) = room.lock().enter(place);
+        let deadline = Box::pin(tokio::time::sleep(bounds.head));
+        let (room, displaced) = (Arc::clone(room), Some(displaced));
+        BoundedStream { stream, bounds, deadline, is_idle: false, room, number, displaced }
+    }
+
+    /// The error of a connection that has to go.
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        self.displaced = self.displaced.take().and_then(|mut displaced| {
+            Pin::new(&mut displaced).poll(cx).is_pending().then_some(displaced)
+        });
+        if self.displaced.is_none() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        if self.deadline.as_mut().poll(cx).is_ready() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
+
+    fn give_time(&mut self, is_idle: bool) {
+        self.is_idle = is_idle;
+        let time = if is_idle { self.bounds.idle } else { self.bounds.head };
+        self.deadline = Box::pin(tokio::time::sleep(time));
+    }
+}
+
+impl Drop for BoundedStream {
+    fn drop(&mut self) {
+        drop(self.room.lock().leave(self.number));
+    }
 }
 
 impl AsyncRead for BoundedStream {
@@ -234,17 +292,28 @@ impl AsyncRead for BoundedStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buf) {
-            self.silence = Box::pin(tokio::time::sleep(SILENCE_MAX));
-            return Poll::Ready(read);
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_ready() && self.is_idle {
+            self.give_time(false);
         }
-        self.silence.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        match self.check(cx) {
+            Ok(()) => read,
+            Err(error) => Poll::Ready(Err(error)),
+        }
     }
 }
 
 impl AsyncWrite for BoundedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if written.is_ready() {
+            self.give_time(true);
+            return written;
+        }
+        match self.check(cx) {
+            Ok(()) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -264,6 +333,14 @@ mod tests {
     use std::net::SocketAddr;
 
     fn serve(health: Result<(), String>, write_reasons: Vec<String>) -> (AdminHandle, SocketAddr) {
+        serve_within(BOUNDS, health, write_reasons)
+    }
+
+    fn serve_within(
+        bounds: Bounds,
+        health: Result<(), String>,
+        write_reasons: Vec<String>,
+    ) -> (AdminHandle, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
         let probes = Probes {
@@ -272,7 +349,7 @@ mod tests {
             leader: Box::new(|| Err("node 2 leads".to_owned())),
             metrics: Box::new(|| "holdfast_raft_term 3\n".to_owned()),
         };
-        (start(listener, probes).unwrap(), at)
+        (start_within(bounds, listener, probes).unwrap(), at)
     }
 
     fn fetch(at: SocketAddr, path: &str) -> String {
@@ -326,6 +403,71 @@ mod tests {
         half.write_all(b"GET /health HTT").unwrap();
         assert!(fetch(at, "/health").starts_with("HTTP/1.1 200 "));
         admin.stop();
+    }
+
+    /// Reads until the other side hangs up; fails the test after long.
+    fn read_to_end(mut stream: &std::net::TcpStream) -> String {
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut text = String::new();
+        match stream.read_to_string(&mut text) {
+            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => panic!("{error} after {text}"),
+            _ => text,
+        }
+    }
+
+    #[test]
+    fn a_head_that_trickles_in_has_its_time_and_no_more() {
+        let bounds = Bounds { head: Duration::from_millis(300), ..BOUNDS };
+        let (_admin, at) = serve_within(bounds, Ok(()), Vec::new());
+        let slow = std::net::TcpStream::connect(at).unwrap();
+        let mut sender = slow.try_clone().unwrap();
+        let trickle = thread::spawn(move || {
+            // Every byte comes long before a silence of the same length would be over.
+            (0..10_000).any(|_| {
+                thread::sleep(Duration::from_millis(20));
+                sender.write_all(b"G").is_err()
+            })
+        });
+        assert_eq!(read_to_end(&slow), "");
+        slow.shutdown(std::net::Shutdown::Both).unwrap_or_default();
+        assert!(trickle.join().unwrap());
+    }
+
+    #[test]
+    fn a_connection_is_kept_for_the_next_request_for_a_while() {
+        let bounds = Bounds { idle: Duration::from_millis(300), ..BOUNDS };
+        let (_admin, at) = serve_within(bounds, Ok(()), Vec::new());
+        let mut kept = std::net::TcpStream::connect(at).unwrap();
+        for _ in 0..3 {
+            kept.write_all(b"GET /health HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
+            let mut answer = [0; 15];
+            kept.read_exact(&mut answer).unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200 OK");
+            let mut rest = Vec::new();
+            while !rest.ends_with(b"\r\n\r\nok\n") {
+                let mut byte = [0];
+                kept.read_exact(&mut byte).unwrap();
+                rest.push(byte[0]);
+            }
+        }
+        assert_eq!(read_to_end(&kept), "");
+    }
+
+    #[test]
+    fn probes_get_their_turn_whoever_keeps_connections_open() {
+        let bounds = Bounds { connections: 4, ..BOUNDS };
+        let (_admin, at) = serve_within(bounds, Ok(()), Vec::new());
+        let begin = || {
+            let mut half = std::net::TcpStream::connect(at).unwrap();
+            half.write_all(b"GET /health HTT").unwrap();
+            half
+        };
+        let kept: Vec<std::net::TcpStream> = (0..20).map(|_| begin()).collect();
+        for _ in 0..10 {
+            assert!(fetch(at, "/health").starts_with("HTTP/1.1 200 "));
+        }
+        // The oldest had to go.
+        assert_eq!(read_to_end(&kept[0]), "");
     }
 
     #[test]

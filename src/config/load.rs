@@ -455,7 +455,11 @@ pub(super) mod tests {
             ),
             ("port 1 # one", "a comment needs a line of its own"),
             ("port 65536", "argument must be between 1 and 65535 inclusive"),
-            ("port 60000", ":1: port: peer-port would be 60000 + 10000, above 65535: set peer-port too"),
+            (
+                "port 60000\ncluster-node 1 a:1\ncluster-node 2 b:2",
+                ":1: port: peer-port would be 60000 + 10000, above 65535: set peer-port too",
+            ),
+            ("port 64000", ":1: port: http-port would be 64000 + 2000, above 65535: set http-port too"),
             ("port 7000\nhttp-port 7000", ":2: http-port: http-port and port are both 7000"),
             (
                 "heartbeat-interval 300",
@@ -481,6 +485,17 @@ pub(super) mod tests {
         }
         let not_text = scratch.file("bytes.conf", b"port 1\nlogfile \xff\n");
         assert!(load_line(&not_text).unwrap_err().contains(":2: this line is not UTF-8 text"));
+    }
+
+    #[test]
+    fn a_node_alone_needs_no_port_for_others() {
+        for line in
+            ["--port 63535", "--port 60000 --cluster-node 1 a:1", "--port 7000 --http-port 17000", "--port 65535 --http-port 1"]
+        {
+            assert!(!load_line(line).unwrap().config.has_peers(), "{line}");
+        }
+        let several = "--cluster-node 1 a:1 2 b:2 --port 7000 --http-port 17000";
+        assert!(load_line(several).unwrap_err().contains("peer-port and http-port are both 17000"));
     }
 
     #[test]

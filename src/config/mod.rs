@@ -54,6 +54,10 @@ pub struct Config {
     pub http_bind: Vec<BindAddress>,
     /// The password of the default user; `None` lets everybody in.
     pub requirepass: Option<String>,
+    /// How long a client may take to log in; zero is for ever.
+    pub login_timeout: Duration,
+    /// Wrong passwords a minute that are answered at once; 0 is all.
+    pub auth_failures_free: u32,
     /// Whether only clients of this machine are served while there is no password.
     pub protected_mode: bool,
     /// The directory of all data, as given.
@@ -74,10 +78,14 @@ pub struct Config {
     pub max_clients: usize,
     /// Bytes of memory above which commands that need more are refused; 0 is no bound.
     pub max_memory: u64,
+    /// What the buffers of all clients may take together.
+    pub max_memory_clients: MemoryShare,
     /// The longest argument of a command, in bytes.
     pub proto_max_bulk_len: usize,
     /// Bytes of requests that a client may pile up.
     pub query_buffer_limit: usize,
+    /// How long a client may send nothing more of a request it began; zero is for ever.
+    pub request_stall_timeout: Duration,
     /// Bytes of replies that a client may leave unread, by class.
     pub output_limits: OutputLimits,
     /// How many databases there are, at least 1.
@@ -97,7 +105,7 @@ pub struct Config {
     /// The first members of the cluster, this node among them, each id and each address once; empty is this node
     /// alone.
     pub cluster_nodes: Vec<ClusterNode>,
-    /// TCP port for other nodes, with the default (port + 10000) filled in.
+    /// TCP port for other nodes, with the default (port + 10000) filled in; 0 when there is none and no other node.
     pub peer_port: u16,
     /// Where to listen for other nodes; at least one.
     pub peer_bind: Vec<BindAddress>,
@@ -129,6 +137,8 @@ pub struct Config {
     pub lock_release_memory: u64,
     /// Named transactions that are remembered, at most.
     pub once_max_entries: u64,
+    /// Bytes of replies to them that are kept, at most.
+    pub once_max_bytes: u64,
     /// Acknowledged receipts that are remembered.
     pub queue_ack_memory: u64,
     /// Queues that metrics name, at most.
@@ -165,6 +175,27 @@ pub enum DiskSize {
     Off,
     /// So many bytes.
     Bytes(u64),
+}
+
+/// How much memory something may take (`maxmemory-clients`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryShare {
+    /// So many bytes; 0 is no bound.
+    Bytes(u64),
+    /// A share in percent, from 1 to 100.
+    Percent(u8),
+}
+
+impl MemoryShare {
+    /// In bytes, if it is a share of `whole` bytes; `None` is no bound. A share of what is not known is no bound.
+    #[must_use]
+    pub fn bytes(self, whole: u64) -> Option<u64> {
+        let bytes = match self {
+            MemoryShare::Bytes(bytes) => bytes,
+            MemoryShare::Percent(share) => whole / 100 * u64::from(share),
+        };
+        (bytes > 0).then_some(bytes)
+    }
 }
 
 /// The least important lines that are logged (`loglevel`), from most to fewest lines.
@@ -332,6 +363,23 @@ impl Values {
         port.checked_add(offset).ok_or_else(|| Conflict { names: &["port"], why: why() })
     }
 
+    /// As [`Values::port`]. A node that has no peers needs no such port, so 0 stays 0 where there is none.
+    fn peer_port(&self) -> Result<u16, Conflict> {
+        let own = self.of("node-id").text();
+        let names_others = |lines: &Vec<Vec<String>>| lines.iter().any(|line| line.first() != Some(&own));
+        match self.port("peer-port", 10_000) {
+            Err(_) if !matches!(self.of("cluster-node"), Value::Lines(lines) if names_others(lines)) => Ok(0),
+            port => port,
+        }
+    }
+
+    fn memory_share(&self, name: &str) -> MemoryShare {
+        match *self.of(name) {
+            Value::Percent(share) => MemoryShare::Percent(share),
+            _ => MemoryShare::Bytes(self.number(name)),
+        }
+    }
+
     fn cluster_nodes(&self) -> Result<Vec<ClusterNode>, Conflict> {
         let Value::Lines(lines) = self.of("cluster-node") else { return Ok(Vec::new()) };
         let parsed = lines.iter().map(|line| ClusterNode::parse(line)).collect::<Result<_, _>>();
@@ -402,6 +450,8 @@ impl Config {
             http_port: values.port("http-port", 2000)?,
             http_bind: values.addresses("http-bind"),
             requirepass: values.some_text("requirepass"),
+            login_timeout: values.seconds("login-timeout"),
+            auth_failures_free: values.number("auth-failures-free"),
             protected_mode: values.flag("protected-mode"),
             dir: PathBuf::from(values.of("dir").text()),
             appendfsync: values.appendfsync(),
@@ -412,8 +462,10 @@ impl Config {
             disk_ballast: values.disk_size("disk-ballast"),
             max_clients: values.number("maxclients"),
             max_memory: values.number("maxmemory"),
+            max_memory_clients: values.memory_share("maxmemory-clients"),
             proto_max_bulk_len: values.number("proto-max-bulk-len"),
             query_buffer_limit: values.number("client-query-buffer-limit"),
+            request_stall_timeout: values.seconds("request-stall-timeout"),
             output_limits: values.output_limits(),
             databases: values.number("databases"),
             log_level: values.log_level(),
@@ -423,7 +475,7 @@ impl Config {
             latency_threshold: values.millis("latency-monitor-threshold"),
             node_id: NodeId(values.number("node-id")),
             cluster_nodes: values.cluster_nodes()?,
-            peer_port: values.port("peer-port", 10000)?,
+            peer_port: values.peer_port()?,
             peer_bind: values.addresses("peer-bind"),
             peer_protected_mode: values.flag("peer-protected-mode"),
             shards: values.number("shards"),
@@ -439,6 +491,7 @@ impl Config {
             lock_graph_max: values.number("lock-graph-max"),
             lock_release_memory: values.number("lock-release-memory"),
             once_max_entries: values.number("once-max-entries"),
+            once_max_bytes: values.number("once-max-bytes"),
             queue_ack_memory: values.number("queue-ack-memory"),
             queue_memory: values.number("queue-memory"),
             metrics_max_queues: values.number("metrics-max-queues"),
@@ -451,14 +504,22 @@ impl Config {
         Ok(config)
     }
 
+    /// True when the configuration names other nodes.
+    #[must_use]
+    pub fn has_peers(&self) -> bool {
+        self.cluster_nodes.iter().any(|node| node.id != self.node_id)
+    }
+
     fn check(&self) -> Result<(), Conflict> {
+        // A node without peers opens no port for them.
+        let peers = self.has_peers();
         let ports = [
-            (self.port, self.http_port, &["http-port", "port"], "http-port and port"),
-            (self.port, self.peer_port, &["peer-port", "port"], "peer-port and port"),
-            (self.http_port, self.peer_port, &["peer-port", "http-port"], "peer-port and http-port"),
+            (true, self.port, self.http_port, &["http-port", "port"], "http-port and port"),
+            (peers, self.port, self.peer_port, &["peer-port", "port"], "peer-port and port"),
+            (peers, self.http_port, self.peer_port, &["peer-port", "http-port"], "peer-port and http-port"),
         ];
-        for (left, right, names, which) in ports {
-            if left == right {
+        for (are_opened, left, right, names, which) in ports {
+            if are_opened && left == right {
                 return Err(Conflict { names, why: format!("{which} are both {left}: each needs its own") });
             }
         }
@@ -691,7 +752,7 @@ mod tests {
         assert_eq!(get(&config, "client-output-buffer-limit"), limits);
         let names: Vec<String> =
             config.config_get(&["max*", "maxmemory", "MAXMEM*"]).into_iter().map(|pair| pair.0).collect();
-        assert_eq!(names, ["maxclients", "maxmemory", "maxmemory-policy"]);
+        assert_eq!(names, ["maxclients", "maxmemory", "maxmemory-clients", "maxmemory-policy"]);
         assert_eq!(config.config_get(&["*"]).len(), DIRECTIVES.len());
         assert!(config.config_get(&["nothing"]).is_empty());
     }
@@ -771,6 +832,24 @@ mod tests {
         assert!(!format!("{:?}", config.get()).contains("hunter2"));
         config.config_set(&[("requirepass", "")]).unwrap();
         assert_eq!(config.get().requirepass, None);
+    }
+
+    #[test]
+    fn a_share_of_memory_is_of_what_is_known() {
+        assert_eq!(Config::default().max_memory_clients, MemoryShare::Percent(25));
+        for (share, whole, bytes) in [
+            (MemoryShare::Percent(25), 4_000, Some(1_000)),
+            (MemoryShare::Percent(25), 0, None),
+            (MemoryShare::Bytes(0), 4_000, None),
+            (MemoryShare::Bytes(7), 4_000, Some(7)),
+        ] {
+            assert_eq!(share.bytes(whole), bytes, "{share:?} of {whole}");
+        }
+        let config = shared();
+        config.config_set(&[("maxmemory-clients", "100mb")]).unwrap();
+        assert_eq!(config.get().max_memory_clients, MemoryShare::Bytes(100 << 20));
+        config.config_set(&[("maxmemory-clients", "5%")]).unwrap();
+        assert_eq!(get(&config, "maxmemory-clients"), "5%");
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub enum Kind {
     Memory { min: i64, max: i64 },
     /// As `Memory`, or one of these words.
     MemoryOr(&'static [&'static str]),
+    /// As `Memory`, or a share such as `25%`, from 1 to 100.
+    MemoryOrPercent,
     /// A length of time in milliseconds.
     Millis { min: i64, max: i64 },
     /// A length of time in seconds.
@@ -147,6 +149,7 @@ impl Kind {
                 format!("a size such as 64mb, at least {}", super::parse::format_memory(min))
             }
             Kind::MemoryOr(words) => format!("a size such as 64mb, or one of {}", words.join(", ")),
+            Kind::MemoryOrPercent => "a size such as 64mb, or a share such as 25%".to_owned(),
             Kind::Enum(choices) => format!("one of {}", choices.join(", ")),
             Kind::Text => "a text".to_owned(),
             Kind::Words => "words separated by blanks".to_owned(),
@@ -165,7 +168,7 @@ impl Directive {
         doc: &'static str,
     ) -> Directive {
         let unit = match kind {
-            Kind::Memory { .. } | Kind::MemoryOr(_) => "bytes",
+            Kind::Memory { .. } | Kind::MemoryOr(_) | Kind::MemoryOrPercent => "bytes",
             Kind::Millis { .. } => "ms",
             Kind::Seconds { .. } => "s",
             _ => "",
@@ -381,6 +384,23 @@ pub static DIRECTIVES: &[Directive] = &[
     .settable()
     .secret(),
     Directive::new(
+        "login-timeout",
+        Group::Security,
+        Kind::Seconds { min: 0, max: COUNT_MAX },
+        "30",
+        "Closes clients that have to log in and have not this long after they connected; 0 is never.",
+    )
+    .settable(),
+    Directive::new(
+        "auth-failures-free",
+        Group::Security,
+        Kind::Integer { min: 0, max: 1_000_000 },
+        "20",
+        "Wrong passwords a minute, by address and user, that are answered at once. The answers to more of them wait, from \
+         0.1 to 5 seconds; the right password never waits. 0 never lets them wait.",
+    )
+    .settable(),
+    Directive::new(
         "protected-mode",
         Group::Security,
         Kind::Bool,
@@ -467,6 +487,16 @@ pub static DIRECTIVES: &[Directive] = &[
     )
     .settable(),
     Directive::new(
+        "maxmemory-clients",
+        Group::Limits,
+        Kind::MemoryOrPercent,
+        "25%",
+        "Memory that requests, replies and messages of all clients may take together: above it the clients that take most \
+         are closed, but for those with CLIENT NO-EVICT. A share is one of maxmemory, or of the memory of the machine or \
+         its cgroup while there is no maxmemory. 0 is no bound.",
+    )
+    .settable(),
+    Directive::new(
         "maxmemory-policy",
         Group::Limits,
         Kind::Enum(&[
@@ -503,12 +533,20 @@ pub static DIRECTIVES: &[Directive] = &[
     )
     .settable(),
     Directive::new(
+        "request-stall-timeout",
+        Group::Limits,
+        Kind::Seconds { min: 0, max: COUNT_MAX },
+        "60",
+        "Closes clients that began a request and have sent nothing more of it for this long; 0 is never.",
+    )
+    .settable(),
+    Directive::new(
         "client-output-buffer-limit",
         Group::Limits,
         Kind::OutputLimits,
         "normal 64mb 0 0 replica 256mb 64mb 60 pubsub 32mb 8mb 60",
-        "Bytes of replies that a client may leave unread: closed at once above hard, or after so many seconds \
-         above soft; 0 is no bound.",
+        "Bytes of replies and messages that a client may leave unread: closed at once above hard, or after so many \
+         seconds above soft; 0 is no bound.",
     )
     .settable(),
     Directive::new(
@@ -581,7 +619,8 @@ pub static DIRECTIVES: &[Directive] = &[
         Group::Cluster,
         Kind::Integer { min: 0, max: 65535 },
         "0",
-        "TCP port for other nodes; 0 is port + 10000. It is the port of this node's cluster-node line.",
+        "TCP port for other nodes; 0 is port + 10000. It is the port of this node's cluster-node line, and is not opened \
+         while there is no other node.",
     ),
     Directive::new(
         "peer-bind",
@@ -726,6 +765,15 @@ pub static DIRECTIVES: &[Directive] = &[
         Kind::Integer { min: 1, max: 100_000_000 },
         "1000000",
         "Transactions named by ONCE that are remembered; new names are refused beyond.",
+    )
+    .cluster(),
+    Directive::new(
+        "once-max-bytes",
+        Group::Locks,
+        Kind::Memory { min: MIB, max: 1 << 40 },
+        "256mb",
+        "Replies to transactions named by ONCE that are kept, together. Beyond it the oldest go: who repeats such a \
+         transaction is told that it was executed (REPLAYED), and no more.",
     )
     .cluster(),
     Directive::new(

@@ -14,8 +14,10 @@ use super::options::Kind;
 pub enum Value {
     /// Of `Kind::Bool`.
     Bool(bool),
-    /// Of `Kind::Integer`, `Memory` and `MemoryOr` (bytes), `Millis` and `Seconds`.
+    /// Of `Kind::Integer`, `Memory`, `MemoryOr` and `MemoryOrPercent` (bytes), `Millis` and `Seconds`.
     Integer(i64),
+    /// Of `Kind::MemoryOrPercent`, from 1 to 100.
+    Percent(u8),
     /// Of `Kind::Enum` and `MemoryOr`: the word as its row spells it.
     Choice(&'static str),
     /// Of `Kind::Text`.
@@ -35,6 +37,7 @@ impl Value {
         match self {
             Value::Bool(is_set) => if *is_set { "yes" } else { "no" }.to_owned(),
             Value::Integer(number) => number.to_string(),
+            Value::Percent(share) => format!("{share}%"),
             Value::Choice(word) => (*word).to_owned(),
             Value::Text(text) => text.clone(),
             Value::Words(words) => words.join(" "),
@@ -49,10 +52,12 @@ impl Value {
     pub fn file_lines(&self, kind: Kind) -> Vec<String> {
         let quoted = |words: &Vec<String>| words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ");
         match self {
-            Value::Integer(number) if matches!(kind, Kind::Memory { .. } | Kind::MemoryOr(_)) => {
+            Value::Integer(number)
+                if matches!(kind, Kind::Memory { .. } | Kind::MemoryOr(_) | Kind::MemoryOrPercent) =>
+            {
                 vec![format_memory(*number)]
             }
-            Value::Bool(_) | Value::Integer(_) | Value::Choice(_) => vec![self.text()],
+            Value::Bool(_) | Value::Integer(_) | Value::Percent(_) | Value::Choice(_) => vec![self.text()],
             Value::Text(text) => vec![quote(text)],
             Value::Words(words) if !words.is_empty() => vec![quoted(words)],
             Value::Lines(lines) if !lines.is_empty() => lines.iter().map(quoted).collect(),
@@ -90,6 +95,19 @@ impl Kind {
                 let size = || parse_memory(word).map(Value::Integer);
                 let why = || format!("argument must be a memory value or one of {}", choices.join(", "));
                 choice.map(|choice| Value::Choice(choice)).or_else(size).ok_or_else(why)
+            }
+            Kind::MemoryOrPercent => {
+                let word = one(words)?;
+                let share = word.strip_suffix('%').map(|number| {
+                    parse_integer(number).and_then(|share| u8::try_from(share).ok()).filter(|share| (1..=100).contains(share))
+                });
+                match share {
+                    Some(Some(share)) => Ok(Value::Percent(share)),
+                    Some(None) => Err("argument must be a share from 1% to 100%".to_owned()),
+                    None => parse_memory(word)
+                        .map(Value::Integer)
+                        .ok_or_else(|| "argument must be a memory or percent value".to_owned()),
+                }
             }
             Kind::Enum(choices) => {
                 let word = one(words)?;
@@ -439,6 +457,8 @@ mod tests {
             (Kind::Millis { min: 0, max: 5 }, &["6"], "argument must be between 0 and 5 inclusive"),
             (Kind::Seconds { min: 0, max: 5 }, &["1s"], "argument couldn't be parsed into an integer"),
             (Kind::Memory { min: 0, max: 5 }, &["1tb"], "argument must be a memory value"),
+            (Kind::MemoryOrPercent, &["101%"], "argument must be a share from 1% to 100%"),
+            (Kind::MemoryOrPercent, &["-5"], "argument must be a memory or percent value"),
             (Kind::Enum(&["a", "b"]), &["c"], "argument(s) must be one of the following: a, b"),
             (Kind::Words, &[], "wrong number of arguments: a value is missing"),
             (Kind::Lines { words: 2 }, &["1"], "wrong number of arguments: they come in groups of 2"),

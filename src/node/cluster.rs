@@ -36,11 +36,6 @@ use crate::types::NodeId;
 /// The group that carries what belongs to the node.
 const GROUP: GroupId = GroupId(0);
 
-/// True when the configuration names other nodes.
-pub fn has_peers(config: &Config) -> bool {
-    config.cluster_nodes.iter().any(|node| node.id != config.node_id)
-}
-
 /// Refuses a data directory whose cluster is not the one that the configuration speaks of.
 ///
 /// # Errors
@@ -49,13 +44,13 @@ pub fn check(config: &Config, log: &LogStore) -> anyhow::Result<()> {
     let meta = log.load(GROUP, LogIndex(u64::MAX))?.meta;
     let (is_member, is_used) = (meta.contains_key(META_FORMATION), meta.contains_key(META_REPLICA));
     let dir = config.dir.display();
-    if has_peers(config) && is_used && !is_member {
+    if config.has_peers() && is_used && !is_member {
         anyhow::bail!(
             "data directory {dir} holds a cluster of one, and this configuration names several nodes: remove the \
              cluster-node lines, or choose an empty dir"
         );
     }
-    if !has_peers(config) && is_member {
+    if !config.has_peers() && is_member {
         anyhow::bail!(
             "data directory {dir} belongs to a cluster of several nodes: give the cluster-node lines of all of them, or \
              choose another dir"

@@ -83,7 +83,7 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let clients = listen_on(&config.bind, config.port, config.tcp_backlog, "port")?;
     let http = listen_on(&config.http_bind, config.http_port, config.tcp_backlog, "http-port")?;
-    let peers = if cluster::has_peers(&config) {
+    let peers = if config.has_peers() {
         listen_on(&config.peer_bind, config.peer_port, config.tcp_backlog, "peer-port")?
     } else {
         Vec::new()
@@ -125,7 +125,7 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     write_pid_file(&config)?;
     runtime.block_on(async {
         tokio::select! {
-            () = wait_until_serving(&services.group, cluster::has_peers(&config)) => {
+            () = wait_until_serving(&services.group, config.has_peers()) => {
                 adopt_cluster_settings(&shared, &services.group);
                 services.set_loaded();
                 // Whatever this node gave up before: it has its data again.
@@ -168,7 +168,7 @@ fn start_replica(
     disk: &Arc<DiskGauge>,
 ) -> anyhow::Result<Replica> {
     match open_replica(dir, config, clock, peers, disk) {
-        Err(error) if recovery::is_damage(&error) && cluster::has_peers(&config.get()) => {
+        Err(error) if recovery::is_damage(&error) && config.get().has_peers() => {
             restart::rejoin(dir.path(), &format!("{error:#}"))
         }
         started => started,
@@ -195,7 +195,7 @@ fn open_replica(
         tracing::info!("finished installing a snapshot of group {}", group.0);
     }
     cluster::check(&config.get(), &log)?;
-    let peers = match cluster::has_peers(&config.get()) {
+    let peers = match config.get().has_peers() {
         true => Some(cluster::join(config, &log, clock, peers, disk)?),
         false => None,
     };

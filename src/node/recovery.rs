@@ -69,7 +69,7 @@ pub fn is_damage(error: &anyhow::Error) -> bool {
 /// One line that says what is wrong with the data. Nothing was changed then, but for the ballast.
 pub fn prepare(dir: &Path, config: &Config) -> anyhow::Result<()> {
     make_room(dir, config);
-    let has_peers = cluster::has_peers(config);
+    let has_peers = config.has_peers();
     if !has_peers && rejoin::read(dir)?.is_some() {
         anyhow::bail!(
             "data directory {} was given up by a node of a cluster of several nodes: give the cluster-node lines of all \

@@ -7,6 +7,7 @@ pub mod codec;
 pub mod glob;
 pub mod planted;
 pub mod slot;
+pub mod waiting_room;
 
 use std::fmt;
 
