@@ -31,7 +31,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
@@ -56,12 +56,13 @@ use crate::types::GroupId;
 use crate::types::Millis;
 use crate::types::Monotonic;
 use crate::types::NodeId;
+use crate::types::waiting_room::WaitingRoom;
 
 /// For resolving a name, for connecting to one address, and for a handshake.
 const STEP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Addresses of one host name that are tried.
 const ADDRESSES_MAX: usize = 4;
-/// Accepted connections whose handshake is not done.
+/// Accepted connections whose handshake is not done; one more takes the place of the oldest silent one.
 const PENDING_MAX: usize = 64;
 /// What a refused connection may still send before it is cut off.
 const LINGER_BYTES: u64 = 64 << 10;
@@ -93,7 +94,8 @@ struct Inner {
     handler: Mutex<Option<Arc<dyn Handler>>>,
     /// Until there is a handler.
     listeners: Mutex<Vec<TcpListener>>,
-    pending: Arc<Semaphore>,
+    /// Accepted connections whose handshake is not done. Dropping a sender ends its connection.
+    pending: Mutex<WaitingRoom<oneshot::Sender<()>>>,
     is_protected: AtomicBool,
     is_stopped: AtomicBool,
     said: Mutex<BTreeMap<String, Monotonic>>,
@@ -177,7 +179,7 @@ impl Network {
                 peers: RwLock::default(),
                 handler: Mutex::new(None),
                 listeners: Mutex::new(listeners),
-                pending: Arc::new(Semaphore::new(PENDING_MAX)),
+                pending: Mutex::new(WaitingRoom::new(PENDING_MAX)),
                 is_protected: AtomicBool::new(options.protected),
                 is_stopped: AtomicBool::new(false),
                 said: Mutex::default(),
@@ -470,11 +472,18 @@ impl Inner {
         Ok(judged?)
     }
 
-    async fn greet_dialer(&self, stream: &mut TcpStream, remote: IpAddr) -> Result<Hello, ConnectError> {
+    async fn greet_dialer(
+        &self,
+        stream: &mut TcpStream,
+        remote: IpAddr,
+        number: u64,
+    ) -> Result<Hello, ConnectError> {
         if let Some(refusal) = self.refuses(remote) {
             return Err(refusal.into());
         }
-        let theirs = match read_record(stream).await? {
+        let first = read_record(stream).await?;
+        self.pending.lock().speak(number);
+        let theirs = match first {
             Record::Greeting(theirs) => theirs,
             Record::Refusal { text, .. } => return Err(ConnectError::RefusedThere(text)),
             Record::Confirmation => return Err(Refusal::Damaged.into()),
@@ -489,9 +498,9 @@ impl Inner {
         }
     }
 
-    /// Shakes hands with whoever connected; `None` when it may not come in, which it was told.
-    async fn admit(&self, stream: &mut TcpStream, remote: IpAddr) -> Option<Hello> {
-        match self.greet_dialer(stream, remote).await {
+    /// Shakes hands with whoever connected, and waits under this number; `None` when it may not come in, which it was told.
+    async fn admit(&self, stream: &mut TcpStream, remote: IpAddr, number: u64) -> Option<Hello> {
+        match self.greet_dialer(stream, remote, number).await {
             Ok(hello) => return Some(hello),
             Err(ConnectError::Refused(refusal)) => {
                 self.warn(format!("a connection from {remote} was refused: {refusal}"));
@@ -632,18 +641,21 @@ async fn accept_loop(inner: Arc<Inner>, listener: TcpListener) {
     loop {
         match listener.accept().await {
             Ok((stream, remote)) => {
-                // Beyond the bound a connection is dropped. A peer dials again.
-                if let Ok(permit) = Arc::clone(&inner.pending).try_acquire_owned() {
-                    let inner = Arc::clone(&inner);
-                    tokio::spawn(async move {
-                        let mut stream = stream;
-                        let admitted = timeout(STEP_TIMEOUT, inner.admit(&mut stream, remote.ip())).await;
-                        drop(permit);
-                        if let Ok(Some(hello)) = admitted {
-                            inner.serve(stream, hello).await;
-                        }
-                    });
-                }
+                let (place, displaced) = oneshot::channel();
+                // A peer that has to go dials again.
+                let (number, _displaces) = inner.pending.lock().enter(place);
+                let inner = Arc::clone(&inner);
+                tokio::spawn(async move {
+                    let mut stream = stream;
+                    let admitted = tokio::select! {
+                        admitted = timeout(STEP_TIMEOUT, inner.admit(&mut stream, remote.ip(), number)) => admitted,
+                        _ = displaced => Ok(None),
+                    };
+                    drop(inner.pending.lock().leave(number));
+                    if let Ok(Some(hello)) = admitted {
+                        inner.serve(stream, hello).await;
+                    }
+                });
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
