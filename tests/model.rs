@@ -973,6 +973,7 @@ impl Maker {
             lock_deadlock_victim: self.victim,
             lock_release_memory: 6,
             once_max_entries: 8,
+            once_max_bytes: 48,
             queue_ack_memory: 12,
             ..Settings::default()
         };

@@ -203,7 +203,7 @@ impl Named {
         let index = known.index;
         replies.and_then(|mut replies| replies.pop()).ok_or_else(|| {
             CommandError::other(format!(
-                "REPLAYED {index} The transaction was executed; its reply was too large to be kept."
+                "REPLAYED {index} The transaction was executed; its reply was too large to be kept, or gone for newer ones."
             ))
         })
     }

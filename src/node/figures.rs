@@ -202,6 +202,16 @@ fn sample_clients(services: &Services) {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     counter!(names::SERVER_CONNECTIONS_TOTAL).absolute(read(&services.stats.connections));
     counter!(names::SERVER_REJECTED_CONNECTIONS_TOTAL).absolute(read(&services.stats.rejected_connections));
+    for (reason, count) in [
+        ("maxmemory-clients", &services.stats.evicted_clients),
+        ("client-output-buffer-limit", &services.stats.output_limit_disconnections),
+        ("login-timeout", &services.stats.login_timeouts),
+        ("request-stall-timeout", &services.stats.stalled_requests),
+    ] {
+        counter!(names::SERVER_CLOSED_CLIENTS_TOTAL, "reason" => reason).absolute(read(count));
+    }
+    gauge!(names::SERVER_CLIENT_MEMORY_BYTES).set(read(&services.client_memory) as f64);
+    counter!(names::AUTH_FAILURES_TOTAL).absolute(read(&services.stats.auth_failures));
     for (row, numbers) in stats::rows().iter().zip(services.stats.commands_by_row.iter()) {
         let calls = read(&numbers.calls);
         if calls > 0 {
@@ -244,6 +254,7 @@ fn sample_state(services: &Services) {
     gauge!(names::BLOCKED_CLIENTS, "kind" => "lock").set(for_locks as f64);
     gauge!(names::BLOCKED_CLIENTS, "kind" => "queue").set(for_messages as f64);
     gauge!(names::ONCE_ENTRIES).set(state.once_len() as f64);
+    gauge!(names::ONCE_REPLY_BYTES).set(state.once_reply_bytes() as f64);
     sample_queues(&state, services);
 }
 

@@ -80,6 +80,7 @@ const CONFIG_LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// configuration, the ports, or a data directory that is not this node's.
 pub fn run(loaded: Loaded) -> anyhow::Result<()> {
     let Loaded { config, file, warnings } = loaded;
+    limits::check_address_space(worker_threads(&config))?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let clients = listen_on(&config.bind, config.port, config.tcp_backlog, "port")?;
     let http = listen_on(&config.http_bind, config.http_port, config.tcp_backlog, "http-port")?;
@@ -239,6 +240,7 @@ fn adopt_cluster_settings(config: &SharedConfig, group: &Group) {
         ("lock-graph-max", settings.lock_graph_max),
         ("lock-release-memory", settings.lock_release_memory),
         ("once-max-entries", settings.once_max_entries),
+        ("once-max-bytes", settings.once_max_bytes),
         ("queue-ack-memory", settings.queue_ack_memory),
     ]
     .map(|(name, value)| (name, value.to_string()));

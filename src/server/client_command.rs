@@ -144,10 +144,12 @@ fn set_replies(session: &mut Session, request: &Request) -> Answer {
     Answer::Nothing
 }
 
+/// The longest name of a connection or of its library, in bytes.
+const NAME_BYTES_MAX: usize = 256;
+
 /// Gives the connection a name; an empty one takes it away. The error is the reply.
 pub fn set_name(session: &Session, name: &[u8]) -> Result<(), Reply> {
-    const WHY: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
-    session.client.names.lock().name = printable(name).ok_or(Reply::error(WHY))?;
+    session.client.names.lock().name = checked_name("Client names", name)?;
     Ok(())
 }
 
@@ -158,10 +160,7 @@ fn set_info(session: &Session, request: &Request) -> Result<Reply, Reply> {
         let attribute = errors::quoted(attribute, 128);
         return Err(Reply::error(format!("ERR Unrecognized option '{attribute}'")));
     }
-    let what = if is_name { "lib-name" } else { "lib-ver" };
-    let value = printable(value).ok_or_else(|| {
-        Reply::error(format!("ERR {what} cannot contain spaces, newlines or special characters."))
-    })?;
+    let value = checked_name(if is_name { "lib-name" } else { "lib-ver" }, value)?;
     let mut names = session.client.names.lock();
     if is_name {
         names.library = value;
@@ -169,6 +168,15 @@ fn set_info(session: &Session, request: &Request) -> Result<Reply, Reply> {
         names.library_version = value;
     }
     Ok(Reply::Ok)
+}
+
+/// A name that fits a line of CLIENT LIST; the error is the reply.
+fn checked_name(what: &str, name: &[u8]) -> Result<String, Reply> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err(Reply::error(format!("ERR {what} cannot be longer than {NAME_BYTES_MAX} bytes.")));
+    }
+    let why = || Reply::error(format!("ERR {what} cannot contain spaces, newlines or special characters."));
+    printable(name).ok_or_else(why)
 }
 
 /// Text without blanks and control characters, which would break the lines of CLIENT LIST.

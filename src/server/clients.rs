@@ -19,6 +19,7 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::config::OutputLimits;
 use crate::resp::Reply;
 use crate::server::gates::Found;
 use crate::server::stats;
@@ -26,9 +27,8 @@ use crate::types::ClientId;
 use crate::types::Millis;
 use crate::types::Monotonic;
 
-/// Messages that may wait for one client, and their bytes.
-const INBOX_MAX: usize = 10_000;
-const INBOX_BYTES_MAX: usize = 32 << 20;
+/// What a message takes in memory besides its text.
+const MESSAGE_BYTES: usize = 160;
 /// An idle client keeps its buffers this long.
 pub const BUFFERS_KEPT: Millis = Millis(2_000);
 
@@ -75,23 +75,33 @@ pub struct ClientHandle {
     /// Holds read and write buffers, which an idle client gives back.
     pub holds_buffers: AtomicBool,
     is_doomed: AtomicBool,
+    /// Since when it has had to log in and has not, in nanoseconds of the monotonic clock; 0: it need not.
+    stranger_since: AtomicU64,
+    /// Since when it has left more unread than the soft limit allows, as the caretaker saw it; 0: it has not.
+    above_soft_since: AtomicU64,
+    /// It was closed for what it left unread.
+    is_overrun: AtomicBool,
     /// How its wait is to end that another client ends: 0 is not at all, 1 as in time, 2 with an error.
     unblock: AtomicU8,
-    /// What it is sent besides replies.
-    inbox: Mutex<Inbox>,
+    /// What it is sent besides replies, and about how much memory that takes.
+    inbox: Mutex<Vec<Reply>>,
+    inbox_bytes: AtomicUsize,
+    hard_limits: Arc<HardLimits>,
     /// Subscriptions to channels and to patterns.
     pub channels: AtomicUsize,
     pub patterns: AtomicUsize,
+    /// Memory that they take.
+    pub subscription_bytes: AtomicUsize,
     /// Wakes the connection when it was doomed or the node shuts down.
     pub wake: Notify,
 }
 
-/// What waits to be sent to a client besides replies.
+/// How much a client may leave unread, in bytes, by class; the limits of the configuration as the caretaker saw them
+/// last. 0 is no bound.
 #[derive(Debug, Default)]
-struct Inbox {
-    messages: Vec<Reply>,
-    /// About how much they take.
-    bytes: usize,
+struct HardLimits {
+    normal: AtomicUsize,
+    pubsub: AtomicUsize,
 }
 
 /// The names a client goes by.
@@ -133,16 +143,71 @@ impl ClientHandle {
 
     /// Sends it something besides replies. One that takes nothing is closed in the end.
     pub fn push(&self, message: Reply) {
-        let mut inbox = self.inbox.lock();
-        inbox.bytes += message.size_hint();
-        inbox.messages.push(message);
-        let is_full = inbox.messages.len() > INBOX_MAX || inbox.bytes > INBOX_BYTES_MAX;
-        drop(inbox);
-        if is_full {
-            self.kill();
+        if self.is_doomed() {
+            return;
+        }
+        let bytes = message.size_hint() + MESSAGE_BYTES;
+        let unread = {
+            let mut inbox = self.inbox.lock();
+            inbox.push(message);
+            self.inbox_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes
+        };
+        let hard = if self.is_subscribed() { &self.hard_limits.pubsub } else { &self.hard_limits.normal };
+        let hard = hard.load(Ordering::Relaxed);
+        if hard > 0 && unread + self.output_bytes.load(Ordering::Relaxed) > hard {
+            self.overrun();
         } else {
             self.wake.notify_one();
         }
+    }
+
+    /// Closes it for what it left unread, which nobody needs any more.
+    fn overrun(&self) {
+        self.is_overrun.store(true, Ordering::Relaxed);
+        self.kill();
+        drop(self.take_inbox());
+    }
+
+    /// True when it was closed for what it left unread.
+    pub fn is_overrun(&self) -> bool {
+        self.is_overrun.load(Ordering::Relaxed)
+    }
+
+    /// It has to log in, since then, or `None`: it need not.
+    pub fn note_stranger(&self, since: Option<Monotonic>) {
+        self.stranger_since.store(since.map_or(0, |since| since.0.max(1)), Ordering::Relaxed);
+    }
+
+    /// How long it has had to log in; `None` when it need not.
+    fn stranger_for(&self, now: Monotonic) -> Option<Millis> {
+        let since = self.stranger_since.load(Ordering::Relaxed);
+        (since > 0).then(|| now.since(Monotonic(since)))
+    }
+
+    /// Replies and messages that it has not taken, in bytes.
+    pub fn unread_bytes(&self) -> usize {
+        self.output_bytes.load(Ordering::Relaxed) + self.inbox_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Memory that it takes, nearly, in bytes: what it sent, what it is sent, its transaction, its subscriptions.
+    pub fn memory_bytes(&self) -> usize {
+        let load = |bytes: &AtomicUsize| bytes.load(Ordering::Relaxed);
+        let input = load(&self.input_bytes) + load(&self.input_free);
+        let kept = load(&self.transaction_bytes) + load(&self.subscription_bytes);
+        input + kept + self.unread_bytes() + size_of::<ClientHandle>()
+    }
+
+    /// True when it has left more than `soft` bytes unread for `soft_for`. Called every time the caretaker looks.
+    fn is_above_soft(&self, soft: usize, soft_for: Millis, now: Monotonic) -> bool {
+        if soft == 0 || self.unread_bytes() <= soft {
+            self.above_soft_since.store(0, Ordering::Relaxed);
+            return false;
+        }
+        match self.above_soft_since.load(Ordering::Relaxed) {
+            0 => self.above_soft_since.store(now.0.max(1), Ordering::Relaxed),
+            since => return now.since(Monotonic(since)) >= soft_for,
+        }
+        false
     }
 
     /// True while it is subscribed to a channel or a pattern.
@@ -152,7 +217,9 @@ impl ClientHandle {
 
     /// What it was sent since the last call.
     pub fn take_inbox(&self) -> Vec<Reply> {
-        std::mem::take(&mut *self.inbox.lock()).messages
+        let mut inbox = self.inbox.lock();
+        self.inbox_bytes.store(0, Ordering::Relaxed);
+        std::mem::take(&mut *inbox)
     }
 
     /// Ends its wait, if it waits for a lock. False when it does not.
@@ -244,11 +311,12 @@ impl ClientHandle {
         let free = self.input_free.load(Ordering::Relaxed);
         let output = self.output_bytes.load(Ordering::Relaxed);
         let transaction = self.transaction_bytes.load(Ordering::Relaxed);
+        let inbox = self.inbox_bytes.load(Ordering::Relaxed);
         let mut line = String::with_capacity(320);
         let _infallible = write!(
             line,
             "id={} addr={} laddr={} fd={} name={} age={} idle={idle} flags={} db={} sub={} psub={} ssub=0 multi={} \
-             watch={} qbuf={input} qbuf-free={free} argv-mem=0 multi-mem={transaction} rbs=0 rbp=0 obl={output} oll=0 omem=0 \
+             watch={} qbuf={input} qbuf-free={free} argv-mem=0 multi-mem={transaction} rbs=0 rbp=0 obl={output} oll=0 omem={inbox} \
              tot-mem={} events=r cmd={} user={} redir=-1 resp={} lib-name={} lib-ver={}",
             self.id.0,
             self.addr,
@@ -262,7 +330,7 @@ impl ClientHandle {
             self.patterns.load(Ordering::Relaxed),
             self.queued.load(Ordering::Relaxed),
             self.watched.load(Ordering::Relaxed),
-            input + free + output + transaction + size_of::<ClientHandle>(),
+            self.memory_bytes(),
             self.last_command_name(),
             names.user,
             self.protocol.load(Ordering::Relaxed),
@@ -276,6 +344,53 @@ impl ClientHandle {
 fn pack_command(found: Found) -> u32 {
     let number = |index: usize| u32::try_from(index + 1).unwrap_or(0) & 0xffff;
     (stats::row_index(found.row).map_or(0, number) << 16) | found.sub.map_or(0, |(at, _)| number(at))
+}
+
+/// How long clients may take; zero is for ever.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Patience {
+    /// To send or take anything.
+    pub idle: Millis,
+    /// To log in.
+    pub login: Millis,
+    /// To send more of a request that has begun.
+    pub request: Millis,
+}
+
+/// How many clients were closed because their time was over.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Impatient {
+    /// Those that did not log in.
+    pub strangers: u64,
+    /// Those that did not go on with a request.
+    pub stalled: u64,
+}
+
+/// What the buffers of all clients may take, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Together {
+    pub max: u64,
+    /// What each of them may take in any case; as many as may connect take no more than `max` so.
+    pub share: u64,
+}
+
+impl Together {
+    /// `max` for so many clients; `None` is no bound.
+    #[must_use]
+    pub fn new(max: Option<u64>, clients: usize) -> Together {
+        let max = max.unwrap_or(u64::MAX);
+        Together { max, share: max / (clients as u64).max(1) }
+    }
+}
+
+/// What the buffers of all clients take together.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes, without those of clients that are being closed.
+    pub bytes: u64,
+    /// Clients that were closed because they took most, and what they took.
+    pub evicted: u64,
+    pub evicted_bytes: u64,
 }
 
 /// Which commands CLIENT PAUSE holds back.
@@ -297,6 +412,7 @@ struct Registry {
     paused_until: Mutex<Monotonic>,
     /// Wakes all who wait for the end of a pause.
     unpaused: Notify,
+    hard_limits: Arc<HardLimits>,
 }
 
 /// All connected clients; a cheap handle.
@@ -322,6 +438,7 @@ impl Clients {
             paused: AtomicU8::new(Paused::Nothing as u8),
             paused_until: Mutex::new(Monotonic(0)),
             unpaused: Notify::new(),
+            hard_limits: Arc::default(),
         };
         Clients { registry: Arc::new(registry) }
     }
@@ -355,10 +472,16 @@ impl Clients {
             is_executing: AtomicBool::new(false),
             holds_buffers: AtomicBool::new(true),
             is_doomed: AtomicBool::new(false),
+            stranger_since: AtomicU64::new(0),
+            above_soft_since: AtomicU64::new(0),
+            is_overrun: AtomicBool::new(false),
             unblock: AtomicU8::new(0),
             inbox: Mutex::default(),
+            inbox_bytes: AtomicUsize::new(0),
+            hard_limits: Arc::clone(&self.registry.hard_limits),
             channels: AtomicUsize::new(0),
             patterns: AtomicUsize::new(0),
+            subscription_bytes: AtomicUsize::new(0),
             wake: Notify::new(),
         });
         self.registry.clients.insert(id, Arc::clone(&handle));
@@ -405,23 +528,74 @@ impl Clients {
         self.registry.clients.iter().filter(|entry| entry.is_blocked.load(Ordering::Relaxed)).count()
     }
 
-    /// Once a second: closes clients that were idle for `timeout` (zero is never), and lets those that pause give
-    /// their buffers back.
-    pub fn look_after_idle(&self, now: Monotonic, timeout: Millis) {
+    /// Once a second: closes clients whose time is over, and lets those that pause give their buffers back.
+    pub fn look_after_idle(&self, now: Monotonic, patience: &Patience) -> Impatient {
+        let mut closed = Impatient::default();
+        let is_over = |time: Millis, bound: Millis| bound.0 > 0 && time > bound;
         for client in &self.registry.clients {
+            if client.is_doomed() {
+                continue;
+            }
+            if client.stranger_for(now).is_some_and(|time| is_over(time, patience.login)) {
+                client.kill();
+                closed.strangers += 1;
+                continue;
+            }
             let idle = client.idle(now);
             if !client.is_its_turn() {
                 continue;
             }
-            // Who subscribed has nothing to say.
-            let is_subscriber =
-                client.channels.load(Ordering::Relaxed) + client.patterns.load(Ordering::Relaxed) > 0;
-            if timeout.0 > 0 && idle > timeout && !is_subscriber {
+            let has_begun = client.input_bytes.load(Ordering::Relaxed) > 0;
+            if has_begun && !client.is_executing.load(Ordering::Relaxed) && is_over(idle, patience.request) {
+                client.kill();
+                closed.stalled += 1;
+            } else if is_over(idle, patience.idle) && !client.is_subscribed() {
+                // Who subscribed has nothing to say.
                 client.kill();
             } else if idle >= BUFFERS_KEPT && client.holds_buffers.load(Ordering::Relaxed) {
                 client.wake.notify_one();
             }
         }
+        closed
+    }
+
+    /// Ten times a second: closes those that leave too much unread, and those that take most while all together take
+    /// more than `together` allows. Who takes no more than `together.share` stays: one that may not be closed must
+    /// not cost all others their connections.
+    pub fn look_after_memory(&self, now: Monotonic, limits: &OutputLimits, together: &Together) -> Memory {
+        let hard_limits = &self.registry.hard_limits;
+        hard_limits.normal.store(limits.normal.hard, Ordering::Relaxed);
+        hard_limits.pubsub.store(limits.pubsub.hard, Ordering::Relaxed);
+        let (mut found, mut sizes) = (Memory::default(), Vec::new());
+        for client in &self.registry.clients {
+            if client.is_doomed() {
+                continue;
+            }
+            let limit = if client.is_subscribed() { &limits.pubsub } else { &limits.normal };
+            let soft_for = Millis(u64::try_from(limit.soft_for.as_millis()).unwrap_or(u64::MAX));
+            if client.is_above_soft(limit.soft, soft_for, now) {
+                client.overrun();
+                continue;
+            }
+            let bytes = client.memory_bytes() as u64;
+            found.bytes += bytes;
+            if bytes > together.share && !client.is_unevictable.load(Ordering::Relaxed) {
+                sizes.push((bytes, client.id));
+            }
+        }
+        if found.bytes > together.max {
+            sizes.sort_unstable();
+        }
+        while found.bytes > together.max {
+            let Some((bytes, id)) = sizes.pop() else { break };
+            if let Some(client) = self.get(id) {
+                client.kill();
+                found.evicted += 1;
+                found.evicted_bytes += bytes;
+            }
+            found.bytes -= bytes;
+        }
+        found
     }
 
     /// Wakes every connection, so that it sees that the node shuts down.
@@ -478,7 +652,10 @@ impl Clients {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::config::OutputLimit;
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], port))
@@ -507,19 +684,128 @@ mod tests {
         assert!(line.ends_with(" cmd=NULL user=default redir=-1 resp=2 lib-name= lib-ver="));
     }
 
+    fn at(seconds: u64) -> Monotonic {
+        Monotonic(seconds * 1_000_000_000)
+    }
+
+    fn add(clients: &Clients, port: u16) -> Arc<ClientHandle> {
+        clients.add(address(port), address(6379), 7, at(0))
+    }
+
+    fn doomed<const N: usize>(clients: [&ClientHandle; N]) -> [bool; N] {
+        clients.map(ClientHandle::is_doomed)
+    }
+
     #[test]
     fn only_a_client_that_is_waited_for_is_closed_as_idle() {
         let clients = Clients::new();
-        let at = |seconds: u64| Monotonic(seconds * 1_000_000_000);
-        let add = |port| clients.add(address(port), address(6379), 7, at(0));
-        let [idle, moving, executing, unread] = [1, 2, 3, 4].map(add);
+        let [idle, moving, executing, unread] = [1, 2, 3, 4].map(|port| add(&clients, port));
         moving.note_transfer(at(9));
         executing.is_executing.store(true, Ordering::Relaxed);
         unread.is_executing.store(true, Ordering::Relaxed);
         unread.output_bytes.store(1, Ordering::Relaxed);
-        clients.look_after_idle(at(10), Millis(5_000));
-        let doomed = [&idle, &moving, &executing, &unread].map(|client| client.is_doomed());
-        assert_eq!(doomed, [true, false, false, true]);
+        clients.look_after_idle(at(10), &Patience { idle: Millis(5_000), ..Patience::default() });
+        assert_eq!(doomed([&idle, &moving, &executing, &unread]), [true, false, false, true]);
+    }
+
+    #[test]
+    fn a_request_that_does_not_get_on_is_given_up() {
+        let clients = Clients::new();
+        let [stalled, moving, complete, executing] = [1, 2, 3, 4].map(|port| add(&clients, port));
+        for client in [&stalled, &moving, &executing] {
+            client.input_bytes.store(60 << 20, Ordering::Relaxed);
+        }
+        moving.note_transfer(at(9));
+        executing.is_executing.store(true, Ordering::Relaxed);
+        let patience = Patience { request: Millis(5_000), ..Patience::default() };
+        let closed = clients.look_after_idle(at(10), &patience);
+        assert_eq!(closed, Impatient { stalled: 1, strangers: 0 });
+        assert_eq!(doomed([&stalled, &moving, &complete, &executing]), [true, false, false, false]);
+    }
+
+    #[test]
+    fn who_does_not_log_in_is_closed_however_busy() {
+        let clients = Clients::new();
+        let [late, early, member] = [1, 2, 3].map(|port| add(&clients, port));
+        late.note_stranger(Some(at(0)));
+        early.note_stranger(Some(at(8)));
+        member.note_stranger(Some(at(0)));
+        member.note_stranger(None);
+        for client in [&late, &early, &member] {
+            client.note_transfer(at(10));
+        }
+        let patience = Patience { login: Millis(5_000), ..Patience::default() };
+        let closed = clients.look_after_idle(at(10), &patience);
+        assert_eq!(closed, Impatient { strangers: 1, stalled: 0 });
+        assert_eq!(doomed([&late, &early, &member]), [true, false, false]);
+    }
+
+    /// One look at the memory of all clients, at this second.
+    fn look(clients: &Clients, seconds: u64, together_max: Option<u64>) -> Memory {
+        let limits = OutputLimits {
+            normal: OutputLimit { hard: 1_000_000, ..OutputLimit::default() },
+            pubsub: OutputLimit { hard: 50_000, soft: 10_000, soft_for: Duration::from_secs(60) },
+            ..OutputLimits::default()
+        };
+        clients.look_after_memory(at(seconds), &limits, &Together::new(together_max, 100))
+    }
+
+    #[test]
+    fn the_fattest_clients_go_while_all_take_too_much() {
+        let clients = Clients::new();
+        let [small, middle, fat, protected, fattest] = [1, 2, 3, 4, 5].map(|port| add(&clients, port));
+        small.input_bytes.store(10_000, Ordering::Relaxed);
+        middle.input_free.store(20_000, Ordering::Relaxed);
+        fat.transaction_bytes.store(30_000, Ordering::Relaxed);
+        protected.output_bytes.store(90_000, Ordering::Relaxed);
+        protected.is_unevictable.store(true, Ordering::Relaxed);
+        fattest.subscription_bytes.store(40_000, Ordering::Relaxed);
+        assert_eq!((look(&clients, 0, None).evicted, look(&clients, 0, Some(1 << 20)).evicted), (0, 0));
+        let found = look(&clients, 0, Some(130_000));
+        let all = [&small, &middle, &fat, &protected, &fattest];
+        assert_eq!(all.map(|client| client.is_doomed()), [false, false, true, false, true]);
+        assert_eq!((found.evicted, found.evicted_bytes > 70_000, found.bytes <= 130_000), (2, true, true));
+        // Those that are going count no more, and who may stay stays.
+        assert_eq!(look(&clients, 0, Some(130_000)).evicted, 0);
+        // However little is allowed, who takes no more than its share stays.
+        look(&clients, 0, Some(100 * 15_000));
+        protected.output_bytes.store(9_000_000, Ordering::Relaxed);
+        look(&clients, 0, Some(100 * 15_000));
+        assert_eq!(all.map(|client| client.is_doomed()), [false, true, true, false, true]);
+    }
+
+    #[test]
+    fn a_subscriber_that_takes_nothing_is_closed_at_the_hard_limit() {
+        let clients = Clients::new();
+        let [subscriber, other] = [1, 2].map(|port| add(&clients, port));
+        subscriber.channels.store(1, Ordering::Relaxed);
+        look(&clients, 0, None);
+        for client in [&subscriber, &other] {
+            (0..5).for_each(|_| client.push(Reply::bulk([b'm'; 9_000])));
+            assert!(!client.is_doomed() && client.unread_bytes() > 45_000);
+            client.push(Reply::bulk([b'm'; 9_000]));
+        }
+        assert_eq!(doomed([&subscriber, &other]), [true, false]);
+        assert!(subscriber.is_overrun() && subscriber.unread_bytes() == 0);
+        assert_eq!((other.take_inbox().len(), other.unread_bytes()), (6, 0));
+    }
+
+    #[test]
+    fn the_soft_limit_is_one_that_is_passed_for_long() {
+        let clients = Clients::new();
+        let [lasting, passing] = [1, 2].map(|port| add(&clients, port));
+        for client in [&lasting, &passing] {
+            client.patterns.store(1, Ordering::Relaxed);
+            client.push(Reply::bulk([b'm'; 11_000]));
+        }
+        look(&clients, 10, None);
+        passing.take_inbox();
+        look(&clients, 40, None);
+        passing.push(Reply::bulk([b'm'; 11_000]));
+        for (seconds, expected) in [(69, [false, false]), (70, [true, false])] {
+            look(&clients, seconds, None);
+            assert_eq!(doomed([&lasting, &passing]), expected, "{seconds}");
+        }
     }
 
     #[test]

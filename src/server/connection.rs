@@ -43,6 +43,9 @@ use crate::state::notices::ClaimEnd;
 
 /// The least free space that a read is given, in bytes.
 const READ_BYTES: usize = 16 << 10;
+/// The same for a client that has to log in, and how much of one request of his is held: two words of the longest kind.
+const STRANGER_READ_BYTES: usize = 1 << 10;
+const STRANGER_BYTES_MAX: usize = 32 << 10;
 /// Requests taken from the buffer at a time.
 const REQUESTS_MAX: usize = 1024;
 /// What a client sends while it waits for a lock is read up to so many bytes.
@@ -123,6 +126,9 @@ impl Connection {
     pub async fn run(mut self) {
         let served = self.serve().await;
         self.session.end_subscriptions(&self.services);
+        if self.session.client.is_overrun() {
+            self.note_overrun();
+        }
         for lost in self.pipeline.unheard(&self.session) {
             self.services.group.claims().give_back(lost);
         }
@@ -192,6 +198,9 @@ impl Connection {
                 return Ok(Decoded::More);
             }
         }
+        if must_log_in && self.input.len() > STRANGER_BYTES_MAX {
+            return Err(ProtocolError::UnauthenticatedBulkLength);
+        }
         Ok(Decoded::All)
     }
 
@@ -205,7 +214,9 @@ impl Connection {
             }
             self.session.client.holds_buffers.store(true, Ordering::Relaxed);
         }
-        self.input.reserve(self.reader.wanted().max(READ_BYTES));
+        let least = if self.session.must_log_in() { STRANGER_READ_BYTES } else { READ_BYTES };
+        self.input.reserve(self.reader.wanted().max(least));
+        self.show_input();
         tokio::select! {
             biased;
             count = self.stream.read_buf(&mut self.input) => match count? {
@@ -219,10 +230,16 @@ impl Connection {
         }
     }
 
-    fn count_input(&self) -> io::Result<()> {
+    /// Shows others how much was received and is not answered. While requests are executed their bytes stay in it.
+    fn show_input(&self) {
         let client = &self.session.client;
         client.input_bytes.store(self.input.len(), Ordering::Relaxed);
         client.input_free.store(self.input.capacity() - self.input.len(), Ordering::Relaxed);
+    }
+
+    fn count_input(&self) -> io::Result<()> {
+        let client = &self.session.client;
+        self.show_input();
         if self.input.len() <= self.session.config.query_buffer_limit {
             return Ok(());
         }
@@ -424,6 +441,7 @@ impl Connection {
             Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
             Ok(count) => {
                 self.has_read_ahead = true;
+                self.show_input();
                 self.services.stats.input_bytes.fetch_add(count as u64, Ordering::Relaxed);
                 Ok(())
             }
@@ -455,7 +473,11 @@ impl Connection {
         };
         let micros = self.services.clock.monotonic().micros_since(from);
         self.pipeline.on_executed(&mut self.session, &self.services, plan, outcome, micros, &mut self.output);
-        self.check_given()
+        self.check_given()?;
+        match std::mem::take(&mut self.session.held_back) {
+            Duration::ZERO => Ok(()),
+            wait => self.block(tokio::time::sleep(wait), Self::is_stopped).await,
+        }
     }
 
     async fn wait(&mut self, length: Duration, reply: &Reply) -> io::Result<()> {
@@ -529,11 +551,7 @@ impl Connection {
         }
         let hard = self.session.config.output_limits.normal.hard;
         if hard > 0 && self.output.len() > hard {
-            self.services.stats.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(
-                client = self.session.client.id.0,
-                "closed: more replies than client-output-buffer-limit"
-            );
+            self.note_overrun();
             return Err(io::Error::other("output buffer limit"));
         }
         self.services.stats.output_bytes.fetch_add(self.output.len() as u64, Ordering::Relaxed);
@@ -566,6 +584,16 @@ impl Connection {
             self.output.clear();
         }
         Ok(())
+    }
+
+    /// The client is closed for what it left unread.
+    fn note_overrun(&self) {
+        self.services.stats.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            client = self.session.client.id.0,
+            addr = %self.session.client.addr,
+            "closed: more replies and messages than client-output-buffer-limit"
+        );
     }
 
     async fn until_writable(&self) -> io::Result<()> {

@@ -131,6 +131,7 @@ fn memory(services: &Services, text: &mut String) {
     line(text, format_args!("maxmemory:{}", config.max_memory));
     line(text, format_args!("maxmemory_human:{}", human(config.max_memory)));
     line(text, format_args!("maxmemory_policy:{policy}"));
+    line(text, format_args!("mem_clients_normal:{}", load(&services.client_memory)));
     line(text, format_args!("mem_fragmentation_ratio:1.00"));
     line(text, format_args!("mem_allocator:mimalloc"));
 }
@@ -182,6 +183,7 @@ fn statistics(services: &Services, text: &mut String) {
     line(text, format_args!("sync_full:0"));
     line(text, format_args!("expired_keys:{}", load(&stats.expired)));
     line(text, format_args!("evicted_keys:0"));
+    line(text, format_args!("evicted_clients:{}", load(&stats.evicted_clients)));
     line(text, format_args!("keyspace_hits:{}", load(&stats.keyspace_hits)));
     line(text, format_args!("keyspace_misses:{}", load(&stats.keyspace_misses)));
     line(text, format_args!("pubsub_channels:0"));
@@ -190,6 +192,9 @@ fn statistics(services: &Services, text: &mut String) {
     line(text, format_args!("total_error_replies:{}", load(&stats.errors)));
     let cut = load(&stats.output_limit_disconnections);
     line(text, format_args!("client_output_buffer_limit_disconnections:{cut}"));
+    line(text, format_args!("client_login_timeout_disconnections:{}", load(&stats.login_timeouts)));
+    line(text, format_args!("client_request_stall_disconnections:{}", load(&stats.stalled_requests)));
+    line(text, format_args!("acl_access_denied_auth:{}", load(&stats.auth_failures)));
     line(text, format_args!("client_panics:{}", load(&stats.panics)));
 }
 

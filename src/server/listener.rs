@@ -20,9 +20,13 @@ use crate::config::Config;
 use crate::server::Services;
 use crate::server::clients::ClientHandle;
 use crate::server::clients::Clients;
+use crate::server::clients::Patience;
+use crate::server::clients::Together;
 use crate::server::connection::Connection;
 use crate::server::info;
 use crate::server::verify;
+use crate::telemetry::process;
+use crate::types::Millis;
 
 /// How long connections have to finish when the node shuts down.
 const GRACE: Duration = Duration::from_secs(10);
@@ -33,6 +37,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often the memory of the process is looked at, and after how many looks the clients.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const LOOKS_PER_SECOND: u32 = 10;
+/// How often it is logged that clients were closed for memory.
+const EVICTION_TOLD_EVERY: Millis = Millis(1_000);
 
 const TOO_MANY_CLIENTS: &str = "-ERR max number of clients reached\r\n";
 const PROTECTED: &str = "-DENIED Holdfast is running in protected mode because protected mode is enabled and no password \
@@ -161,34 +167,86 @@ fn prepare(stream: &TcpStream, config: &Config) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
 }
 
-/// Ten times a second: the memory of the process. Once a second: idle clients, the rate of commands, and whether this
-/// node's state is that of the others.
+/// Ten times a second: the memory of the process and of its clients. Once a second: clients whose time is over, the rate
+/// of commands, and whether this node's state is that of the others.
 pub async fn look_after_node(services: Arc<Services>) {
     let mut before = services.stats.commands.load(Ordering::Relaxed);
     let mut stopped = services.shutdown.subscribe();
     let mut looks = 0;
+    let mut freed = Freed::default();
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
             () = stopped.requested() => pending::<()>().await,
         }
-        services.used_memory.store(info::resident_bytes(), Ordering::Relaxed);
+        look_at_memory(&services);
         looks += 1;
         if looks == LOOKS_PER_SECOND {
             looks = 0;
+            freed.look(&services);
             before = look_after_clients(&services, before);
             verify::look(&services);
         }
     }
 }
 
+/// What was freed stays with the allocator until somebody asks for memory, and counts for `maxmemory`. So it is given
+/// back, once a second, while that matters: near `maxmemory`, and for a while after clients gave up much.
+#[derive(Default)]
+struct Freed {
+    /// The most that clients took since the last fall.
+    peak: u64,
+    /// How often it is still to be done: the allocator keeps what was freed less than a second ago.
+    times: u32,
+}
+
+impl Freed {
+    fn look(&mut self, services: &Services) {
+        const MUCH_BYTES: u64 = 16 << 20;
+        const TIMES: u32 = 3;
+        let taken = services.client_memory.load(Ordering::Relaxed);
+        self.peak = self.peak.max(taken);
+        self.times = self.times.saturating_sub(1);
+        if self.peak - taken > MUCH_BYTES {
+            (self.peak, self.times) = (taken, TIMES);
+        }
+        if self.times > 0 || services.is_memory_full(services.config.get().max_memory / 2) {
+            process::give_memory_back();
+        }
+    }
+}
+
+fn look_at_memory(services: &Services) {
+    services.used_memory.store(info::resident_bytes(), Ordering::Relaxed);
+    let (config, now) = (services.config.get(), services.clock.monotonic());
+    let together = Together::new(services.client_memory_max(&config), config.max_clients);
+    let found = services.clients.look_after_memory(now, &config.output_limits, &together);
+    services.client_memory.store(found.bytes, Ordering::Relaxed);
+    services.stats.evicted_clients.fetch_add(found.evicted, Ordering::Relaxed);
+    if found.evicted > 0 && services.told_of_eviction.is_due(now, EVICTION_TOLD_EVERY) {
+        tracing::warn!(
+            "closed {} clients that took {} bytes: all together took more than maxmemory-clients, {} bytes",
+            found.evicted,
+            found.evicted_bytes,
+            together.max
+        );
+    }
+}
+
 /// Gives the number of commands so far; `before` is what it was a second ago.
 fn look_after_clients(services: &Services, before: u64) -> u64 {
-    let commands = services.stats.commands.load(Ordering::Relaxed);
-    services.stats.commands_per_second.store(commands.saturating_sub(before), Ordering::Relaxed);
-    let timeout = services.config.get().timeout;
-    let timeout = crate::types::Millis(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-    services.clients.look_after_idle(services.clock.monotonic(), timeout);
+    let (stats, config) = (&services.stats, services.config.get());
+    let commands = stats.commands.load(Ordering::Relaxed);
+    stats.commands_per_second.store(commands.saturating_sub(before), Ordering::Relaxed);
+    let millis = |time: Duration| Millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let patience = Patience {
+        idle: millis(config.timeout),
+        login: millis(if config.requirepass.is_some() { config.login_timeout } else { Duration::ZERO }),
+        request: millis(config.request_stall_timeout),
+    };
+    let closed = services.clients.look_after_idle(services.clock.monotonic(), &patience);
+    stats.login_timeouts.fetch_add(closed.strangers, Ordering::Relaxed);
+    stats.stalled_requests.fetch_add(closed.stalled, Ordering::Relaxed);
     commands
 }
 

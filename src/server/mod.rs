@@ -21,6 +21,7 @@ mod group_slot;
 mod info;
 mod listener;
 pub mod lock_waits;
+mod login_failures;
 pub mod members;
 pub mod pubsub;
 mod raft_command;
@@ -33,33 +34,41 @@ mod verify;
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::clock::Clock;
+use crate::config::Config;
 use crate::config::SharedConfig;
 use crate::server::clients::ClientHandle;
 use crate::server::clients::Clients;
 use crate::server::disk::Allowance;
 use crate::server::disk::DiskGate;
 use crate::server::group_slot::GroupSlot;
+use crate::server::login_failures::LoginFailures;
+use crate::server::login_failures::Verdict;
 use crate::server::pubsub::PubSub;
 use crate::server::slowlog::Slowlog;
 use crate::server::stats::Stats;
 use crate::storage::disk::DiskGauge;
+use crate::telemetry::process;
 use crate::types::ClientId;
 use crate::types::Millis;
 use crate::types::Monotonic;
 
 /// How often an attack is logged.
 const WARNED_EVERY: Millis = Millis(60_000);
+/// How much of a stranger's user name is logged.
+const SHOWN_USER_BYTES: usize = 64;
 
 /// What all connections share.
 pub struct Services {
@@ -78,6 +87,10 @@ pub struct Services {
     pub allowance: Allowance,
     /// Bytes of memory that the process takes, as of the last look, ten times a second.
     pub used_memory: AtomicU64,
+    /// Bytes of memory that the buffers of all clients take, as of the same look.
+    pub client_memory: AtomicU64,
+    /// Memory that the machine, or this process's cgroup, has, in bytes; 0 is not known.
+    machine_memory: u64,
     /// When the server started.
     pub started: Monotonic,
     /// 40 hexadecimal digits, new with every start.
@@ -88,8 +101,12 @@ pub struct Services {
     is_loading: AtomicBool,
     /// The index at which this node's state was found to be wrong; 0: it was not.
     diverged_at: AtomicU64,
-    /// When cross-protocol scripting was last logged, in nanoseconds of the monotonic clock; 0 is never.
-    warned: AtomicU64,
+    /// Cross-protocol scripting, and clients that were closed for memory.
+    told_of_attack: Seldom,
+    told_of_eviction: Seldom,
+    login_failures: Mutex<LoginFailures>,
+    /// For names that strangers choose.
+    hasher: RandomState,
     /// What the disks of the cluster allow, as a number.
     disk_gate: AtomicU8,
 }
@@ -116,13 +133,18 @@ impl Services {
             disk: Arc::default(),
             allowance: Allowance::default(),
             used_memory: AtomicU64::new(info::resident_bytes()),
+            client_memory: AtomicU64::new(0),
+            machine_memory: process::memory_limit_bytes(),
             run_id,
             seed: AtomicU64::new(word(4)),
             client_nonce: word(5) as u32,
             is_loading: AtomicBool::new(true),
             diverged_at: AtomicU64::new(0),
-            warned: AtomicU64::new(0),
+            told_of_attack: Seldom::default(),
+            told_of_eviction: Seldom::default(),
+            login_failures: Mutex::default(),
             disk_gate: AtomicU8::new(DiskGate::Open.code()),
+            hasher: random,
         }
     }
 
@@ -185,12 +207,9 @@ impl Services {
 
     /// Says in the log that a browser was made to talk to this port; once a minute, since a page can do so often.
     fn warn_of_cross_protocol(&self, client: &ClientHandle) {
-        let now = self.clock.monotonic();
-        let before = self.warned.load(Ordering::Relaxed);
-        if before != 0 && now.since(Monotonic(before)) < WARNED_EVERY {
+        if !self.told_of_attack.is_due(self.clock.monotonic(), WARNED_EVERY) {
             return;
         }
-        self.warned.store(now.0, Ordering::Relaxed);
         tracing::warn!(
             addr = %client.addr,
             "Possible SECURITY ATTACK detected: somebody sends POST or Host: to this port. Most likely a web page makes \
@@ -199,9 +218,46 @@ impl Services {
         );
     }
 
+    /// Counts a wrong password, and says what becomes of its answer. `free` is `auth-failures-free`.
+    fn note_login_failure(&self, from: SocketAddr, user: &[u8], free: u32) -> Verdict {
+        self.stats.auth_failures.fetch_add(1, Ordering::Relaxed);
+        let (now, hash) = (self.clock.monotonic(), self.hasher.hash_one(user));
+        let failure = self.login_failures.lock().note(from.ip(), hash, free, now);
+        if failure.told > 0 {
+            let user = user[..user.len().min(SHOWN_USER_BYTES)].escape_ascii();
+            tracing::warn!(
+                "wrong password: {} failed logins of user '{user}' from {from} since this was last told",
+                failure.told
+            );
+        }
+        failure.verdict
+    }
+
+    /// What the buffers of all clients may take, in bytes; `None` is no bound.
+    fn client_memory_max(&self, config: &Config) -> Option<u64> {
+        let whole = if config.max_memory > 0 { config.max_memory } else { self.machine_memory };
+        config.max_memory_clients.bytes(whole)
+    }
+
     /// A number for a connection's dice; no two connections get the same.
     fn next_seed(&self) -> u64 {
         self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
+    }
+}
+
+/// When something was last logged that may come often: nanoseconds of the monotonic clock; 0 is never.
+#[derive(Debug, Default)]
+struct Seldom(AtomicU64);
+
+impl Seldom {
+    /// True when it was not logged for so long; then it is now.
+    fn is_due(&self, now: Monotonic, every: Millis) -> bool {
+        let before = self.0.load(Ordering::Relaxed);
+        let is_due = before == 0 || now.since(Monotonic(before)) >= every;
+        if is_due {
+            self.0.store(now.0.max(1), Ordering::Relaxed);
+        }
+        is_due
     }
 }
 

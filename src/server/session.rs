@@ -33,6 +33,7 @@ use crate::server::errors;
 use crate::server::gates;
 use crate::server::gates::Found;
 use crate::server::info;
+use crate::server::login_failures::Verdict;
 use crate::server::pubsub::Subscriptions;
 use crate::server::raft_command;
 use crate::server::raft_command::Later;
@@ -121,6 +122,8 @@ pub struct Session {
     pub stale_reads: Option<StaleReads>,
     /// Nothing more is executed; the connection closes once its replies are sent.
     pub is_closing: bool,
+    /// The reply to EXEC waits so long: a password among its commands was wrong.
+    pub held_back: Duration,
     /// The configuration as of this batch of input.
     pub config: Arc<Config>,
     config_generation: u64,
@@ -131,6 +134,7 @@ impl Session {
     pub fn new(client: Arc<ClientHandle>, services: &Services) -> Session {
         let config_generation = services.config.generation();
         let config = services.config.get();
+        client.note_stranger(config.requirepass.is_some().then(|| services.clock.monotonic()));
         Session {
             client,
             db: 0,
@@ -143,6 +147,7 @@ impl Session {
             replies: Replies::On,
             stale_reads: None,
             is_closing: false,
+            held_back: Duration::ZERO,
             config,
             config_generation,
         }
@@ -194,8 +199,8 @@ impl Session {
             SessionCommand::Ping if self.is_subscriber() => subscriber_ping(request).into(),
             SessionCommand::Ping => ping(request).into(),
             SessionCommand::Echo => Reply::bulk(request.arg(1)).into(),
-            SessionCommand::Hello => self.hello(request).into(),
-            SessionCommand::Auth => self.auth(request).into(),
+            SessionCommand::Hello => self.hello(services, request),
+            SessionCommand::Auth => self.auth(services, request),
             SessionCommand::Select => self.select(request).into(),
             SessionCommand::Quit => Answer::Last(Reply::Ok),
             SessionCommand::Reset => self.reset(services).into(),
@@ -238,7 +243,11 @@ impl Session {
             Err(refusal) => return refusal,
         };
         match self.run(services, found, request) {
-            Answer::Reply(reply) | Answer::After(_, reply) => reply,
+            Answer::Reply(reply) => reply,
+            Answer::After(wait, reply) => {
+                self.held_back = self.held_back.max(wait);
+                reply
+            }
             Answer::Nothing => Reply::Ok,
             // The gates let nothing of the kind into a transaction.
             Answer::Later(_) | Answer::Many(_) => {
@@ -297,6 +306,7 @@ impl Session {
         self.protocol = Protocol::Resp2;
         self.replies = Replies::On;
         self.is_logged_in = self.config.requirepass.is_none();
+        self.client.note_stranger((!self.is_logged_in).then(|| services.clock.monotonic()));
         self.client.is_unevictable.store(false, Ordering::Relaxed);
         self.client.leaves_keys_untouched.store(false, Ordering::Relaxed);
         self.client.names.lock().name.clear();
@@ -316,7 +326,10 @@ impl Session {
                 services.group.tell_lock_changes(|| !services.pubsub.is_empty());
             }
             let known = &mut self.subscriptions;
-            if is_pattern { &mut known.patterns } else { &mut known.channels }.insert(name.clone());
+            let names = if is_pattern { &mut known.patterns } else { &mut known.channels };
+            if names.insert(name.clone()) {
+                self.client.subscription_bytes.fetch_add(bytes_of_subscription(&name), Ordering::Relaxed);
+            }
             let count = Reply::Integer(known.len() as i64);
             Reply::Push(vec![Reply::bulk(kind), Reply::Bulk(name), count])
         });
@@ -350,7 +363,11 @@ impl Session {
     fn end_subscription(&mut self, services: &Services, name: &Bytes, is_pattern: bool) {
         let known = &mut self.subscriptions;
         let was_there = if is_pattern { &mut known.patterns } else { &mut known.channels }.remove(name);
-        if was_there && services.pubsub.remove(self.client.id, name, is_pattern) {
+        if !was_there {
+            return;
+        }
+        self.client.subscription_bytes.fetch_sub(bytes_of_subscription(name), Ordering::Relaxed);
+        if services.pubsub.remove(self.client.id, name, is_pattern) {
             services.group.tell_lock_changes(|| !services.pubsub.is_empty());
         }
     }
@@ -371,45 +388,50 @@ impl Session {
         self.client.patterns.store(self.subscriptions.patterns.len(), Ordering::Relaxed);
     }
 
-    fn auth(&mut self, request: &Request) -> Reply {
+    fn auth(&mut self, services: &Services, request: &Request) -> Answer {
         if request.len() > 3 {
-            return CommandError::Syntax.into();
+            return Reply::from(CommandError::Syntax).into();
         }
         if request.len() == 2 && self.config.requirepass.is_none() {
-            return Reply::error(NO_PASSWORD_SET);
+            return Reply::error(NO_PASSWORD_SET).into();
         }
         let (user, given) = match request.len() {
             2 => (b"default".as_slice(), request.arg(1)),
             _ => (request.arg(1), request.arg(2)),
         };
-        self.log_in(user, given)
+        self.log_in(services, user, given).err().unwrap_or_else(|| Reply::Ok.into())
     }
 
-    fn log_in(&mut self, user: &[u8], given: &[u8]) -> Reply {
+    /// The error is what becomes of the answer to a wrong password, which may have to wait.
+    fn log_in(&mut self, services: &Services, user: &[u8], given: &[u8]) -> Result<(), Answer> {
         let is_right = is_password(self.config.requirepass.as_deref(), given);
-        if user != b"default" || !is_right {
-            return Reply::error(WRONG_PASSWORD);
+        if user == b"default" && is_right {
+            self.is_logged_in = true;
+            self.client.note_stranger(None);
+            return Ok(());
         }
-        self.is_logged_in = true;
-        Reply::Ok
+        let reply = Reply::error(WRONG_PASSWORD);
+        Err(match services.note_login_failure(self.client.addr, user, self.config.auth_failures_free) {
+            Verdict::After(Millis(0)) => reply.into(),
+            Verdict::After(wait) => Answer::After(Duration::from_millis(wait.0), reply),
+            Verdict::Close => Answer::Last(reply),
+        })
     }
 
-    fn hello(&mut self, request: &Request) -> Reply {
-        match self.try_hello(request) {
-            Ok(reply) | Err(reply) => reply,
+    fn hello(&mut self, services: &Services, request: &Request) -> Answer {
+        match self.try_hello(services, request) {
+            Ok(reply) => reply.into(),
+            Err(refusal) => refusal,
         }
     }
 
-    fn try_hello(&mut self, request: &Request) -> Result<Reply, Reply> {
+    fn try_hello(&mut self, services: &Services, request: &Request) -> Result<Reply, Answer> {
         let wanted = Hello::parse(request)?;
         if let Some((user, given)) = wanted.login {
-            let reply = self.log_in(user, given);
-            if reply.is_error() {
-                return Err(reply);
-            }
+            self.log_in(services, user, given)?;
         }
         if self.must_log_in() {
-            return Err(Reply::error(HELLO_NEEDS_AUTH));
+            return Err(Reply::error(HELLO_NEEDS_AUTH).into());
         }
         if let Some(name) = wanted.name {
             client_command::set_name(self, name)?;
@@ -434,6 +456,12 @@ impl Session {
         ];
         Reply::Map(pairs.into_iter().map(|(name, value)| (Reply::bulk(name), value)).collect())
     }
+}
+
+/// Memory that a subscription takes: its name, here and among everybody's, and the trees that hold it.
+fn bytes_of_subscription(name: &Bytes) -> usize {
+    const TREES_BYTES: usize = 256;
+    name.len() + TREES_BYTES
 }
 
 /// A session command and its subcommand, in lower case.

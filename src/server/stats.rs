@@ -65,6 +65,13 @@ pub struct Stats {
     pub expired: AtomicU64,
     /// Clients closed because their replies passed `client-output-buffer-limit`.
     pub output_limit_disconnections: AtomicU64,
+    /// Clients closed because all together took more than `maxmemory-clients`.
+    pub evicted_clients: AtomicU64,
+    /// Clients closed because they did not log in, or did not go on with a request.
+    pub login_timeouts: AtomicU64,
+    pub stalled_requests: AtomicU64,
+    /// Wrong passwords.
+    pub auth_failures: AtomicU64,
     /// Clients closed because of a panic while they were served: each is a bug.
     pub panics: AtomicU64,
     /// In the order of [`rows`].
@@ -86,6 +93,10 @@ impl Default for Stats {
             keyspace_misses: AtomicU64::new(0),
             expired: AtomicU64::new(0),
             output_limit_disconnections: AtomicU64::new(0),
+            evicted_clients: AtomicU64::new(0),
+            login_timeouts: AtomicU64::new(0),
+            stalled_requests: AtomicU64::new(0),
+            auth_failures: AtomicU64::new(0),
             panics: AtomicU64::new(0),
             commands_by_row: rows().iter().map(|_| CommandStats::default()).collect(),
             errors_by_code: Mutex::new(BTreeMap::new()),
@@ -131,6 +142,10 @@ impl Stats {
             &self.keyspace_misses,
             &self.expired,
             &self.output_limit_disconnections,
+            &self.evicted_clients,
+            &self.login_timeouts,
+            &self.stalled_requests,
+            &self.auth_failures,
         ];
         let by_row =
             self.commands_by_row.iter().flat_map(|row| [&row.calls, &row.micros, &row.rejected, &row.failed]);

@@ -111,6 +111,8 @@ pub struct Settings {
     pub lock_release_memory: u64,
     /// Named transactions that are remembered, at most.
     pub once_max_entries: u64,
+    /// Bytes of their replies that are kept, at most.
+    pub once_max_bytes: u64,
     /// Acknowledged receipts that are remembered, at most.
     pub queue_ack_memory: u64,
 }
@@ -125,6 +127,7 @@ impl Default for Settings {
             lock_graph_max: 100_000,
             lock_release_memory: 1_000_000,
             once_max_entries: 1_000_000,
+            once_max_bytes: 256 << 20,
             queue_ack_memory: 1_000_000,
         }
     }
@@ -141,6 +144,7 @@ impl Settings {
             self.lock_graph_max,
             self.lock_release_memory,
             self.once_max_entries,
+            self.once_max_bytes,
             self.queue_ack_memory,
         ] {
             put_varint(out, number);
@@ -160,6 +164,7 @@ impl Settings {
             lock_graph_max: reader.varint()?,
             lock_release_memory: reader.varint()?,
             once_max_entries: reader.varint()?,
+            once_max_bytes: reader.varint()?,
             queue_ack_memory: reader.varint()?,
         })
     }
@@ -291,7 +296,7 @@ impl State {
             waits: Waits::default(),
             handed: HandOvers::default(),
             releases: Releases::default(),
-            once: OnceRecords::new(),
+            once: OnceRecords::default(),
             deadlocks: VecDeque::new(),
             notices: Vec::new(),
             timings: Vec::new(),
@@ -443,6 +448,12 @@ impl State {
         self.once.len()
     }
 
+    /// Bytes of the replies to named transactions that are kept.
+    #[must_use]
+    pub fn once_reply_bytes(&self) -> u64 {
+        self.once.reply_bytes()
+    }
+
     /// The queues there are, with their names.
     pub fn queues(&self) -> impl Iterator<Item = (&KeyName, &queues::Queue)> {
         self.queue_names.values().filter_map(|name| match self.row(name.0, &name.1).map(Row::object) {
@@ -517,13 +528,16 @@ impl State {
         self.tells_lock_changes
     }
 
-    /// Keeps a named transaction.
+    /// Keeps a named transaction. Older ones lose their replies for it when there are too many bytes of them.
     pub(crate) fn remember_once(&mut self, name: OnceName, record: OnceRecord) {
         self.forget_once(&name);
         self.leases.insert(record.until, LeaseName::Once(name.clone()));
         self.changes.once.push(name.clone());
         self.changes.bytes += record.reply.as_ref().map_or(0, |reply| reply.len());
         self.once.insert(name, record);
+        while let Some(name) = self.once.drop_oldest_reply(self.meta.settings.once_max_bytes) {
+            self.changes.once.push(name);
+        }
     }
 
     fn forget_once(&mut self, name: &OnceName) {
@@ -1288,7 +1302,7 @@ impl State {
         for (token, release) in self.releases.iter() {
             add(&rows::release_key(token), &encoded(|out| rows::encode_release(release, out)));
         }
-        for (name, record) in &self.once {
+        for (name, record) in self.once.iter() {
             add(&rows::once_key(name), &encoded(|out| record.encode(out)));
         }
         add(rows::DEADLOCKS, &encoded(|out| rows::encode_deadlocks(&self.deadlocks, out)));

@@ -96,6 +96,9 @@ pub const DATA_FLUSHED_INDEX: &str = "holdfast_data_flushed_index";
 pub const SERVER_CONNECTIONS: &str = "holdfast_server_connections";
 pub const SERVER_CONNECTIONS_TOTAL: &str = "holdfast_server_connections_total";
 pub const SERVER_REJECTED_CONNECTIONS_TOTAL: &str = "holdfast_server_rejected_connections_total";
+pub const SERVER_CLOSED_CLIENTS_TOTAL: &str = "holdfast_server_closed_clients_total";
+pub const SERVER_CLIENT_MEMORY_BYTES: &str = "holdfast_server_client_memory_bytes";
+pub const AUTH_FAILURES_TOTAL: &str = "holdfast_auth_failures_total";
 pub const COMMANDS_TOTAL: &str = "holdfast_commands_total";
 pub const ERRORS_TOTAL: &str = "holdfast_errors_total";
 pub const INDOUBT_TOTAL: &str = "holdfast_indoubt_total";
@@ -114,6 +117,7 @@ pub const FENCE_REJECTED_TOTAL: &str = "holdfast_fence_rejected_total";
 pub const LEASE_GRACE_APPLIED_TOTAL: &str = "holdfast_lease_grace_applied_total";
 pub const BLOCKED_CLIENTS: &str = "holdfast_blocked_clients";
 pub const ONCE_ENTRIES: &str = "holdfast_once_entries";
+pub const ONCE_REPLY_BYTES: &str = "holdfast_once_reply_bytes";
 pub const QUEUE_WAIT_SECONDS: &str = "holdfast_queue_wait_seconds";
 pub const QUEUES: &str = "holdfast_queues";
 pub const QUEUE_MESSAGES: &str = "holdfast_queue_messages";
@@ -188,6 +192,10 @@ pub const METRICS: &[MetricSpec] = &[
         "connections",
         "Clients that were refused because of maxclients.",
     ),
+    counter(SERVER_CLOSED_CLIENTS_TOTAL, "connections", "Clients that were closed for a bound they passed, by bound.")
+        .by(&["reason"]),
+    gauge(SERVER_CLIENT_MEMORY_BYTES, "bytes", "Memory that requests, replies and messages of clients take."),
+    counter(AUTH_FAILURES_TOTAL, "logins", "Wrong passwords."),
     counter(COMMANDS_TOTAL, "commands", "Commands that ran, by name.").by(&["cmd"]),
     counter(ERRORS_TOTAL, "errors", "Error replies, by code.").by(&["code"]),
     counter(INDOUBT_TOTAL, "replies", "Replies that had to leave open whether the command executed."),
@@ -206,6 +214,7 @@ pub const METRICS: &[MetricSpec] = &[
     counter(LEASE_GRACE_APPLIED_TOTAL, "leases", "Leases of locks that a change of leader made longer."),
     gauge(BLOCKED_CLIENTS, "clients", "Clients that wait, by what they wait for.").by(&["kind"]),
     gauge(ONCE_ENTRIES, "names", "Transactions whose names are kept."),
+    gauge(ONCE_REPLY_BYTES, "bytes", "Replies to named transactions that are kept."),
     histogram(QUEUE_WAIT_SECONDS, "seconds", "How long QPOPs waited for messages."),
     gauge(QUEUES, "queues", "Queues that exist."),
     gauge(QUEUE_MESSAGES, "messages", "Messages, by queue and state.").by(&["queue", "state"]),

@@ -56,6 +56,48 @@ pub fn machine_memory_bytes() -> u64 {
     kilobytes(&read("/proc/meminfo"), "MemTotal:")
 }
 
+/// Bytes of memory that this process may take: what the machine has, or what its cgroup or one above is given, if
+/// that is less. 0 when nothing says.
+#[must_use]
+pub fn memory_limit_bytes() -> u64 {
+    let within = cgroup_files(&read("/proc/self/cgroup")).into_iter().filter_map(|file| read(&file).trim().parse().ok());
+    let machine = Some(machine_memory_bytes()).filter(|bytes| *bytes > 0);
+    within.chain(machine).filter(|bytes| *bytes > 0).min().unwrap_or(0)
+}
+
+/// The files that say how much memory the cgroups of `/proc/self/cgroup` are given. In a container its own group is
+/// where the root is.
+fn cgroup_files(groups: &str) -> Vec<String> {
+    const ROOT: &str = "/sys/fs/cgroup";
+    let mut files = vec![format!("{ROOT}/memory.max"), format!("{ROOT}/memory/memory.limit_in_bytes")];
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let (root, name) = match controllers {
+            "" => (ROOT.to_owned(), "memory.max"),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                (format!("{ROOT}/memory"), "memory.limit_in_bytes")
+            }
+            _ => continue,
+        };
+        let mut path = path.trim_end_matches('/');
+        while !path.is_empty() {
+            files.push(format!("{root}{path}/{name}"));
+            path = path.rsplit_once('/').map_or("", |(above, _)| above);
+        }
+    }
+    files
+}
+
+/// Lets the allocator give back to the system what was freed more than a second ago. It does so when a thread ends,
+/// and otherwise only when somebody asks it for memory often enough, which an idle node does not.
+pub fn give_memory_back() {
+    // A process that cannot have another thread has other worries.
+    let _ = std::thread::Builder::new().name("give-back".to_owned()).spawn(|| {
+        drop(std::hint::black_box(Box::new(0_u64)));
+    });
+}
+
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
@@ -118,6 +160,25 @@ mod tests {
         read_stat(stat, "cpu 1 2\nbtime 1000\n", &mut usage);
         assert_eq!((usage.cpu_user_seconds, usage.cpu_system_seconds), (1.5, 0.5));
         assert_eq!(usage.start_time_seconds, 1042.0);
+    }
+
+    #[test]
+    fn a_cgroup_is_looked_for_up_to_the_root() {
+        let files = cgroup_files("0::/a.slice/b.service\n");
+        assert_eq!(
+            files[2..],
+            ["/sys/fs/cgroup/a.slice/b.service/memory.max", "/sys/fs/cgroup/a.slice/memory.max"]
+        );
+        let files = cgroup_files("4:cpu,cpuacct:/x\n3:memory:/docker/7\n0::/\n");
+        assert_eq!(
+            files[2..],
+            [
+                "/sys/fs/cgroup/memory/docker/7/memory.limit_in_bytes",
+                "/sys/fs/cgroup/memory/docker/memory.limit_in_bytes"
+            ]
+        );
+        let limit = memory_limit_bytes();
+        assert!(limit > 0 && limit <= machine_memory_bytes());
     }
 
     #[test]

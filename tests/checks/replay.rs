@@ -35,6 +35,7 @@ const SETTINGS: Settings = Settings {
     lock_graph_max: 1_000,
     lock_release_memory: 1_000,
     once_max_entries: 1_000,
+    once_max_bytes: 1 << 20,
     queue_ack_memory: 1_000,
 };
 

@@ -448,3 +448,31 @@ fn once_is_refused_when_its_table_is_full() {
     assert_eq!(exec(&mut client, &["ONCE a", "INCR n"]), array(&[ok(), int(1)]), "what is known is answered");
     assert_eq!(client.cmd(&["GET", "n"]), bulk("2"));
 }
+
+#[test]
+fn old_replies_of_once_go_for_new_ones_and_nothing_is_executed_again() {
+    let mut node = Node::start(&["--once-max-bytes", "1mb"]);
+    let mut client = node.client();
+    client.cmd(&["SET", "v", &"v".repeat(60_000)]);
+    let transaction = |id: usize| [format!("ONCE id-{id}"), format!("INCR n{id}"), "GET v".to_owned()];
+    let run = |client: &mut Client, id: usize| {
+        let lines = transaction(id);
+        exec(client, &[&lines[0], &lines[1], &lines[2]])
+    };
+    let firsts: Vec<Value> = (0..20).map(|id| run(&mut client, id)).collect();
+    // 17 of them fit.
+    for _ in 0..2 {
+        let mut client = node.client();
+        for (id, first) in firsts.iter().enumerate() {
+            let again = run(&mut client, id);
+            if id < 3 {
+                assert_eq!(again.error_code(), Some("REPLAYED"), "{id}");
+            } else {
+                assert_eq!(again, *first, "{id}");
+            }
+            assert_eq!(client.cmd(&["GET", &format!("n{id}")]), bulk("1"));
+        }
+        node.stop();
+        node.restart();
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::process::Command;
 use std::process::Output;
 
 use crate::support::client::Value;
@@ -73,6 +74,32 @@ fn acknowledged_writes_survive_kill_nine() {
     }
     let mut client = node.client();
     assert_eq!(client.cmd(&["EXISTS", "round:1", "round:2", "round:3"]), int(3));
+}
+
+#[test]
+fn a_node_alone_may_have_any_port_that_leaves_room_for_http() {
+    let output = run_to_end(&["--port", "63535", "--check-config"]);
+    assert!(output.status.success(), "{output:?}");
+    let output = run_to_end(&["--port", "63536", "--check-config"]);
+    assert_refused(&output, &["http-port would be 63536 + 2000", "set http-port too"]);
+    let cluster = ["--cluster-node", "1 127.0.0.1:1 2 127.0.0.1:2"];
+    let output = run_to_end(&[&["--port", "55536", "--check-config"][..], &cluster].concat());
+    assert_refused(&output, &["peer-port would be 55536 + 10000", "set peer-port too"]);
+}
+
+#[test]
+fn too_little_address_space_is_one_clear_line() {
+    let directory = Directory::new();
+    let dir = directory.path().join("data");
+    let [port, http] = [free_port(), free_port()].map(|port| port.to_string());
+    let command = "ulimit -v 1000000; exec \"$@\"";
+    let output = Command::new("sh")
+        .args(["-c", command, "sh", env!("CARGO_BIN_EXE_holdfast"), "--port", &port, "--http-port", &http, "--dir"])
+        .arg(&dir)
+        .output()
+        .unwrap();
+    assert_refused(&output, &["address space", "ulimit -v"]);
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 0, "nothing was changed on disk");
 }
 
 #[test]

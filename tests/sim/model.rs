@@ -200,8 +200,15 @@ struct Named {
     commands: Vec<(u8, Vec<Vec<u8>>)>,
     index: u64,
     until: u64,
-    /// `None`: too large to be kept.
+    /// `None`: too large to be kept, or gone for newer ones.
     reply: Option<Reply>,
+}
+
+impl Named {
+    /// Bytes of the reply as it is kept: a list of one.
+    fn bytes(&self) -> u64 {
+        self.reply.as_ref().map_or(0, |reply| 1 + reply_bytes(reply) as u64)
+    }
 }
 
 /// A command, in its database.
@@ -488,7 +495,7 @@ impl Model {
                 }
                 let index = known.index;
                 let replayed = || {
-                    let text = "The transaction was executed; its reply was too large to be kept.";
+                    let text = "The transaction was executed; its reply was too large to be kept, or gone for newer ones.";
                     Cow::from(format!("REPLAYED {index} {text}"))
                 };
                 let reply = known.reply.clone().ok_or_else(replayed);
@@ -541,8 +548,18 @@ impl Model {
             let reply = is_small.then(|| reply.clone());
             let until = now.saturating_add(kept);
             self.once.insert(name, Named { commands, index: self.index, until, reply });
+            self.drop_old_once_replies();
         }
         Ok(Ok(reply))
+    }
+
+    /// The oldest replies go while all together are too large.
+    fn drop_old_once_replies(&mut self) {
+        while self.once.values().map(Named::bytes).sum::<u64>() > self.settings.once_max_bytes {
+            let kept = self.once.iter_mut().filter(|(_, known)| known.reply.is_some());
+            let oldest = kept.min_by_key(|(name, known)| (known.index, (*name).clone()));
+            oldest.expect("what takes bytes is a reply").1.reply = None;
+        }
     }
 
     /// Tokens are looked at before anything is done.

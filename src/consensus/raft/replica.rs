@@ -931,6 +931,7 @@ impl Replica {
             lock_graph_max: config.lock_graph_max,
             lock_release_memory: config.lock_release_memory,
             once_max_entries: config.once_max_entries,
+            once_max_bytes: config.once_max_bytes,
             queue_ack_memory: config.queue_ack_memory,
         };
         let state = Arc::new(RwLock::new(state));
