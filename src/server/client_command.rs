@@ -126,6 +126,16 @@ fn run_plain(
     }
 }
 
+/// Why a CLIENT command may not stand in a transaction, if it may not: without a reply of its own it would take EXEC's
+/// along.
+pub fn why_not_queued(request: &Request) -> Option<Reply> {
+    let is = |at: usize, word: &str| request.get(at).is_some_and(|given| eq_ignore_case(given, word));
+    let is_silent = is(1, "reply") && (is(2, "off") || is(2, "skip"));
+    is_silent.then(|| {
+        Reply::error("ERR CLIENT REPLY OFF and SKIP are not allowed inside a transaction: send them before MULTI")
+    })
+}
+
 fn set_replies(session: &mut Session, request: &Request) -> Answer {
     let mode = request.arg(2);
     if eq_ignore_case(mode, "on") {

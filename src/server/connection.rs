@@ -6,6 +6,7 @@
 use std::io;
 use std::io::ErrorKind;
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -58,6 +59,10 @@ const KEPT_BYTES: usize = 256 << 10;
 /// and the client might never see its last replies.
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 1 << 20;
+/// How long a client that closed its side has to acknowledge the messages that it was sent.
+const HEARD_WAIT: Duration = Duration::from_secs(2);
+/// How often it is looked whether it has, after a while.
+const HEARD_LOOK_MAX: Duration = Duration::from_millis(50);
 
 /// One client's connection.
 pub struct Connection {
@@ -128,6 +133,9 @@ impl Connection {
         self.session.end_subscriptions(&self.services);
         if self.session.client.is_overrun() {
             self.note_overrun();
+        }
+        if served.is_ok() && self.pipeline.has_doubted() && self.was_heard().await {
+            self.pipeline.forget_doubted();
         }
         for lost in self.pipeline.unheard(&self.session) {
             self.services.group.claims().give_back(lost);
@@ -330,16 +338,16 @@ impl Connection {
             grant.delivered();
             return Ok(());
         }
-        self.check_given()
+        self.check_given();
+        Ok(())
     }
 
-    /// Nothing is written to a client that is gone when it was given something: the first write would seem to succeed. What
-    /// was handed out goes back as the connection ends.
-    fn check_given(&self) -> io::Result<()> {
+    /// Whether what was given reaches a client that closed its side is known at the connection's end: the first write
+    /// would seem to succeed, also to a socket that is closed whole.
+    fn check_given(&mut self) {
         if self.pipeline.has_given() && self.has_left() {
-            return Err(ErrorKind::ConnectionAborted.into());
+            self.pipeline.doubt_given();
         }
-        Ok(())
     }
 
     /// Waits for a lock, and tells how it ended. The client may leave meanwhile, or another one may end its wait.
@@ -425,6 +433,23 @@ impl Connection {
         }
     }
 
+    /// Whether a client that closed its side got everything that was written. It may have closed its socket whole, or
+    /// only be done with asking: the one answers our last word with a reset, the other acknowledges it, and only then
+    /// has the connection no peer any more.
+    async fn was_heard(&self) -> bool {
+        if SockRef::from(&self.stream).shutdown(Shutdown::Write).is_err() {
+            return false;
+        }
+        let ended = async {
+            let mut nap = Duration::from_millis(1);
+            while self.stream.peer_addr().is_ok() {
+                tokio::time::sleep(nap).await;
+                nap = (2 * nap).min(HEARD_LOOK_MAX);
+            }
+        };
+        tokio::time::timeout(HEARD_WAIT, ended).await.is_ok() && matches!(self.stream.take_error(), Ok(None))
+    }
+
     /// Whether the client closed its side, behind whatever of its input is not read yet.
     async fn is_hung_up(&self) -> io::Result<bool> {
         tokio::select! {
@@ -473,7 +498,7 @@ impl Connection {
         };
         let micros = self.services.clock.monotonic().micros_since(from);
         self.pipeline.on_executed(&mut self.session, &self.services, plan, outcome, micros, &mut self.output);
-        self.check_given()?;
+        self.check_given();
         match std::mem::take(&mut self.session.held_back) {
             Duration::ZERO => Ok(()),
             wait => self.block(tokio::time::sleep(wait), Self::is_stopped).await,

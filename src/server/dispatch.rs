@@ -36,6 +36,7 @@ use crate::resp::Reply;
 use crate::resp::Request;
 use crate::resp::arguments::eq_ignore_case;
 use crate::server::Services;
+use crate::server::client_command;
 use crate::server::clients::Paused;
 use crate::server::disk::DiskGate;
 use crate::server::disk::DiskNeed;
@@ -110,6 +111,8 @@ pub struct Pipeline {
     replies: std::vec::IntoIter<Reply>,
     /// What replies hand out that were rendered and not yet written, in order.
     given: Vec<Given>,
+    /// Those in replies to a client that had closed its side, which may be all of it or what it asks only.
+    doubted: Vec<Given>,
     /// A barrier was passed and nothing was awaited since.
     is_after_barrier: bool,
     /// The last EXPIRE entry ended nothing: the read goes on whatever is due.
@@ -192,6 +195,7 @@ impl Pipeline {
             answered: 0,
             replies: Vec::new().into_iter(),
             given: Vec::new(),
+            doubted: Vec::new(),
             is_after_barrier: false,
             is_expired_out: false,
             tally: Tally::default(),
@@ -428,15 +432,30 @@ impl Pipeline {
         self.given.iter_mut().for_each(|given| given.end -= count);
     }
 
+    /// Whether what the output gives reaches anybody is known when the connection ends, and not as it is written.
+    pub fn doubt_given(&mut self) {
+        self.doubted.append(&mut self.given);
+    }
+
+    /// True when there is something of that.
+    pub fn has_doubted(&self) -> bool {
+        !self.doubted.is_empty()
+    }
+
+    /// It reached the client.
+    pub fn forget_doubted(&mut self) {
+        self.doubted.clear();
+    }
+
     /// Somebody else answers for what the output gives.
     pub fn forget_given(&mut self) {
         self.given.clear();
     }
 
-    /// What all replies hand out that were not written whole, when no more will be.
+    /// What all replies hand out that were not written whole, or to nobody, when no more will be.
     pub fn unheard(&mut self, session: &Session) -> Vec<Lost> {
         let (mut lost, user) = (Collected::default(), &session.user);
-        for Given { db, what, .. } in self.given.drain(..) {
+        for Given { db, what, .. } in self.doubted.drain(..).chain(self.given.drain(..)) {
             match what {
                 What::Message { queue, receipt } => lost.add_message(db, queue, receipt),
                 What::Locks { request, reply } => lost.add_reply(db, user, &request, &reply),
@@ -659,7 +678,17 @@ impl Pipeline {
         if found.leaf().flags.has(Flags::ADMIN) && found.leaf().is_write() {
             note_admin(session, request);
         }
-        let reply = session.transaction.queue(found.leaf(), request);
+        let refusal = match found.row.execute {
+            Execute::Session(SessionCommand::Client) => client_command::why_not_queued(request),
+            _ => None,
+        };
+        let reply = match refusal {
+            Some(refusal) => {
+                session.transaction.break_up();
+                refusal
+            }
+            None => session.transaction.queue(found.leaf(), request),
+        };
         if let Execute::Session(SessionCommand::Select) = found.row.execute
             && let Ok(db) = session.parse_db(request.arg(1))
         {
@@ -776,7 +805,7 @@ impl Pipeline {
             Answer::Later(later) => return Some(Step::Later(later)),
             Answer::Many(replies) => {
                 self.tally.add(found.row, false);
-                replies.iter().for_each(|reply| session.emit(reply, out));
+                session.emit_pushes(&replies, out);
             }
             Answer::Nothing => self.tally.add(found.row, false),
             Answer::Last(reply) => {

@@ -179,6 +179,14 @@ impl Session {
         }
     }
 
+    /// Renders what stands for a reply and is none: pushes, which come whatever replies the client wants, as in Redis.
+    pub fn emit_pushes(&mut self, pushes: &[Reply], out: &mut BytesMut) {
+        pushes.iter().for_each(|push| render(push, self.protocol, out));
+        if self.replies == Replies::SkipNext {
+            self.replies = Replies::On;
+        }
+    }
+
     /// Shows others where this session stands; once per batch of input.
     pub fn publish(&self) {
         let client = &self.client;
@@ -304,7 +312,10 @@ impl Session {
         self.transaction.reset();
         self.db = 0;
         self.protocol = Protocol::Resp2;
-        self.replies = Replies::On;
+        // A reply that was to be skipped is that of RESET.
+        if self.replies == Replies::Off {
+            self.replies = Replies::On;
+        }
         self.is_logged_in = self.config.requirepass.is_none();
         self.client.note_stranger((!self.is_logged_in).then(|| services.clock.monotonic()));
         self.client.is_unevictable.store(false, Ordering::Relaxed);

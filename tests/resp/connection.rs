@@ -1,5 +1,6 @@
 //! HELLO, SELECT, CLIENT and their like: what a connection is and what clients do first.
 
+use std::net::Shutdown;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
@@ -281,6 +282,146 @@ fn one_client_too_many_is_refused() {
         client.send(&["PING"]);
         matches!(client.try_read(), Ok(Value::Simple(_))).then_some(())
     });
+}
+
+/// Everything that a fresh connection is answered that sends these lines and is done with asking then.
+fn all_answers(client: &mut Client, lines: &[&str]) -> String {
+    client.send_raw((lines.join("\r\n") + "\r\n").as_bytes());
+    client.writer().shutdown(Shutdown::Write).unwrap();
+    client.read_to_close()
+}
+
+#[test]
+fn replies_are_left_out_as_redis_leaves_them_out() {
+    // Byte for byte what redis-server 7.0.15 answers.
+    let subscribed = |kind: &str, name: &str, count: u64| {
+        format!("*3\r\n${}\r\n{kind}\r\n${}\r\n{name}\r\n:{count}\r\n", kind.len(), name.len())
+    };
+    let (a, b) = (subscribed("subscribe", "a", 1), subscribed("subscribe", "b", 2));
+    for (lines, answers) in [
+        (&["CLIENT REPLY SKIP", "RESET", "PING"][..], "+PONG\r\n".to_owned()),
+        (&["CLIENT REPLY OFF", "RESET", "PING"], "+RESET\r\n+PONG\r\n".to_owned()),
+        (
+            &["CLIENT REPLY SKIP", "SUBSCRIBE a b", "UNSUBSCRIBE a", "PING"],
+            format!("{a}{b}{}*2\r\n$4\r\npong\r\n$0\r\n\r\n", subscribed("unsubscribe", "a", 1)),
+        ),
+        (
+            &["CLIENT REPLY OFF", "SUBSCRIBE a b", "PING", "PSUBSCRIBE p*", "UNSUBSCRIBE a", "RESET"],
+            format!(
+                "{a}{b}{}{}+RESET\r\n",
+                subscribed("psubscribe", "p*", 3),
+                subscribed("unsubscribe", "a", 2)
+            ),
+        ),
+        (
+            &["CLIENT REPLY OFF", "PSUBSCRIBE p*", "PUNSUBSCRIBE", "PING", "CLIENT REPLY ON"],
+            format!("{}{}+OK\r\n", subscribed("psubscribe", "p*", 1), subscribed("punsubscribe", "p*", 0)),
+        ),
+        (
+            &["CLIENT REPLY SKIP", "UNSUBSCRIBE", "PING x"],
+            "*3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n$1\r\nx\r\n".to_owned(),
+        ),
+        (&["CLIENT REPLY SKIP", "CLIENT REPLY ON", "PING"], "+OK\r\n+PONG\r\n".to_owned()),
+        (&["CLIENT REPLY SKIP", "CLIENT REPLY SKIP", "PING 1", "PING 2"], "$1\r\n2\r\n".to_owned()),
+        (&["CLIENT REPLY OFF", "CLIENT REPLY SKIP", "PING 1", "CLIENT REPLY ON"], "+OK\r\n".to_owned()),
+        (&["CLIENT REPLY SKIP", "CLIENT REPLY foo", "PING"], "+PONG\r\n".to_owned()),
+        (&["CLIENT REPLY SKIP", "nosuch", "PING"], "+PONG\r\n".to_owned()),
+        (&["CLIENT REPLY SKIP", "EXEC", "PING"], "+PONG\r\n".to_owned()),
+        (
+            &["CLIENT REPLY SKIP", "MULTI", "SET connection:skip 1", "EXEC", "PING"],
+            "+QUEUED\r\n*1\r\n+OK\r\n+PONG\r\n".to_owned(),
+        ),
+        (
+            &["CLIENT REPLY OFF", "MULTI", "SET connection:skip 1", "EXEC", "CLIENT REPLY ON"],
+            "+OK\r\n".to_owned(),
+        ),
+    ] {
+        assert_eq!(all_answers(&mut client(), lines), answers, "{lines:?}");
+    }
+    let mut client = client();
+    client.cmd(&["HELLO", "3"]);
+    let lines = ["CLIENT REPLY SKIP", "SUBSCRIBE a", "CLIENT REPLY OFF", "SUBSCRIBE b", "PING", "CLIENT REPLY ON"];
+    assert_eq!(all_answers(&mut client, &lines), format!("{a}{b}+OK\r\n").replace("*3", ">3"));
+}
+
+#[test]
+fn a_transaction_is_not_left_without_its_reply() {
+    for mode in ["OFF", "SKIP"] {
+        let mut client = client();
+        client.cmd(&["DEL", "connection:silent"]);
+        assert_eq!(client.cmd(&["MULTI"]), ok());
+        assert_eq!(client.cmd(&["SET", "connection:silent", "1"]), simple("QUEUED"));
+        let why = "ERR CLIENT REPLY OFF and SKIP are not allowed inside a transaction: send them before MULTI";
+        assert_eq!(client.cmd(&["CLIENT", "REPLY", mode]), error(why));
+        let aborted = "EXECABORT Transaction discarded because of previous errors.";
+        assert_eq!(client.cmd(&["EXEC"]), error(aborted));
+        assert_eq!(client.cmd(&["EXISTS", "connection:silent"]), int(0));
+    }
+    let mut client = client();
+    client.send(&["CLIENT", "REPLY", "OFF"]);
+    client.pipeline_only(&[vec!["MULTI"], vec!["CLIENT", "REPLY", "ON"], vec!["PING"], vec!["EXEC"]]);
+    assert_eq!(client.read(), Value::Array(vec![ok(), simple("PONG")]), "ON stands in a transaction, too");
+}
+
+/// Stops the node, so that it sees what is done meanwhile at one moment.
+fn at_one_moment(node: &Node, does: impl FnOnce()) {
+    node.signal("STOP");
+    wait_for("the node to stand still", Millis(10_000), || node.stands_still().then_some(()));
+    does();
+    node.signal("CONT");
+}
+
+#[test]
+fn who_is_done_with_asking_gets_all_replies_and_keeps_what_was_handed_out() {
+    let node = Node::start(&[]);
+    let mut other = node.client();
+    other.cmd(&["QPUSH", "half", "work"]);
+    other.cmd(&["QPUSH", "half", "more"]);
+    let mut client = node.client();
+    let asked = [
+        vec!["SET", "a", "1"],
+        vec!["QPOP", "LEASE", "3600000", "FROM", "half"],
+        vec!["LOCK", "l", "me", "PX", "3600000", "BLOCK", "1000"],
+        vec!["QPOP", "BLOCK", "0", "LEASE", "3600000", "FROM", "half"],
+        vec!["GET", "a"],
+    ];
+    at_one_moment(&node, || {
+        client.pipeline_only(&asked);
+        client.writer().shutdown(Shutdown::Write).unwrap();
+    });
+    assert_eq!(client.read(), ok());
+    let receipt = |reply: Value| reply.items()[0].items()[1].text();
+    let first = receipt(client.read());
+    assert!(client.read().integer() > 0);
+    let second = receipt(client.read());
+    assert_eq!(client.read(), bulk("1"));
+    assert_eq!(client.read_to_close(), "");
+    // Nobody took them back: both are still this hand-out's.
+    assert_eq!(other.cmd(&["QINFO", "half"]).field("nacked"), &int(0));
+    assert_eq!(other.cmd(&["QACK", "half", &first, &second]), int(2));
+    assert_eq!(other.cmd(&["LOCK", "l", "you"]), Value::Null);
+}
+
+#[test]
+fn who_closed_the_socket_whole_keeps_nothing_that_was_handed_out() {
+    let node = Node::start(&[]);
+    let mut other = node.client();
+    for round in 0..5 {
+        other.cmd(&["QPUSH", "half", "work"]);
+        let mut client = node.client();
+        let asked = [vec!["INCR", "asked"], vec!["QPOP", "LEASE", "3600000", "FROM", "half"]];
+        at_one_moment(&node, || {
+            client.pipeline_only(&asked);
+            drop(client);
+        });
+        wait_for("what it asked for to be done", Millis(10_000), || {
+            (other.cmd(&["GET", "asked"]) == bulk(&(round + 1).to_string())).then_some(())
+        });
+        let again = other.cmd(&["QPOP", "BLOCK", "9000", "LEASE", "3600000", "FROM", "half"]);
+        let [_, receipt, payload, attempt] = again.items()[0].items() else { panic!("{again:?}") };
+        assert_eq!((payload, attempt), (&bulk("work"), &int(1)), "round {round}");
+        assert_eq!(other.cmd(&["QACK", "half", &receipt.text()]), int(1));
+    }
 }
 
 #[test]
