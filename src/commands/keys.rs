@@ -26,6 +26,7 @@ use crate::resp::Reply;
 use crate::resp::arguments::eq_ignore_case;
 use crate::resp::arguments::parse_i64;
 use crate::state::DbIndex;
+use crate::state::Form;
 use crate::state::Keyspace;
 use crate::state::Object;
 use crate::state::PARTS;
@@ -541,7 +542,7 @@ fn object(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
 /// Redis keeps one object for each of the small integers, and says of it that it has the most references there can be.
 fn references(row: &Row) -> i64 {
     const SHARED_INTEGERS: std::ops::Range<i64> = 0..10_000;
-    let number = row.as_string().and_then(parse_i64);
+    let number = row.as_string().filter(|_| row.form() == Form::Value).and_then(parse_i64);
     if number.is_some_and(|number| SHARED_INTEGERS.contains(&number)) { i64::from(i32::MAX) } else { 1 }
 }
 
@@ -549,7 +550,8 @@ fn references(row: &Row) -> i64 {
 fn encoding(row: &Row) -> &'static str {
     match (row.object(), row.as_string()) {
         (Object::Lock(_) | Object::Queue(_), _) => row.object().type_name(),
-        (Object::String, Some(value)) if parse_i64(value).is_some() => "int",
+        (Object::String, _) if row.form() == Form::Changed => "raw",
+        (Object::String, Some(value)) if row.form() == Form::Value && parse_i64(value).is_some() => "int",
         (Object::String, Some(value)) if value.len() <= EMBEDDED_BYTES => "embstr",
         (Object::String, _) => "raw",
     }
@@ -1376,6 +1378,28 @@ mod tests {
             ("OBJECT REFCOUNT text", ":1"),
             ("OBJECT REFCOUNT none", "null"),
             ("OBJECT IDLETIME raw", ":0"),
+            ("SET n 10", "OK"),
+            ("INCRBYFLOAT n 1", "11"),
+            ("OBJECT ENCODING n", "embstr"),
+            ("OBJECT REFCOUNT n", ":1"),
+            ("COPY n copy", ":1"),
+            ("RENAME copy m", "OK"),
+            ("OBJECT ENCODING m", "embstr"),
+            ("INCR n", ":12"),
+            ("OBJECT ENCODING n", "int"),
+            ("APPEND n 3", ":3"),
+            ("OBJECT ENCODING n", "raw"),
+            ("OBJECT REFCOUNT n", ":1"),
+            ("SET n 12 KEEPTTL", "OK"),
+            ("OBJECT ENCODING n", "int"),
+            ("SETRANGE n 0 3", ":2"),
+            ("OBJECT ENCODING n", "raw"),
+            ("GETSET n 3", "32"),
+            ("OBJECT ENCODING n", "int"),
+            ("APPEND new 12", ":2"),
+            ("OBJECT ENCODING new", "int"),
+            ("SETRANGE gap 0 12", ":2"),
+            ("OBJECT ENCODING gap", "raw"),
             ("OBJECT foo raw", "-ERR unknown subcommand 'foo'. Try OBJECT HELP."),
             ("OBJECT ENCODING", "-ERR wrong number of arguments for 'object|encoding' command"),
             ("OBJECT HELP x", "-ERR wrong number of arguments for 'object|help' command"),

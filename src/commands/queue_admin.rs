@@ -66,6 +66,11 @@ fn queue_of<'a>(context: &ReadContext<'a>, key: &[u8]) -> Result<Option<&'a Queu
     queues::queue_at(context.state, context.db, key).ok_or(CommandError::WrongType)
 }
 
+/// The same, with what is remembered of a queue that is gone.
+fn known_queue_of<'a>(context: &ReadContext<'a>, key: &[u8]) -> Result<Option<&'a Queue>, CommandError> {
+    queues::known_at(context.state, context.db, key).ok_or(CommandError::WrongType)
+}
+
 fn field(name: &str, value: Reply) -> (Reply, Reply) {
     (Reply::bulk(name), value)
 }
@@ -76,8 +81,8 @@ fn qinfo(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
         [word] if eq_ignore_case(word, "FULL") => true,
         _ => return Err(syntax("QINFO takes a queue and FULL".to_owned())),
     };
-    let none = Queue::new(0, context.now);
-    let queue = queue_of(context, args[1])?.unwrap_or(&none);
+    let none = Queue::new(0);
+    let queue = known_queue_of(context, args[1])?.unwrap_or(&none);
     let age = |since: Option<ClusterTime>| millis(since.map_or(Millis(0), |since| since.until(context.now)));
     let counters = queue.counters();
     let count = |state| number(queue.count(state) as u64);
@@ -204,7 +209,7 @@ fn peeked(context: &ReadContext<'_>, queue: &Queue, id: MessageId, payload: Byte
 
 fn qtrace(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
     let id = read_id(args[2])?;
-    let Some(queue) = queue_of(context, args[1])? else { return Ok(Reply::Array(Vec::new())) };
+    let Some(queue) = known_queue_of(context, args[1])? else { return Ok(Reply::Array(Vec::new())) };
     let events = context.state.trace(queue, id, context.now).map_err(|error| unreadable(&error))?;
     let event = |event: queues::trace::TraceEvent| {
         // The cluster's clock counts from its start; the wall clock of then is an estimate.
@@ -351,7 +356,7 @@ fn config_set(context: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
             _ => attributes.ttl = millis_within(value, name, 0, YEAR_MS)?,
         }
     }
-    queues::configure(context.state, context.db, args[2], |_| attributes, context.now)?;
+    queues::configure(context.state, context.db, args[2], |_| attributes)?;
     Ok(Reply::Ok)
 }
 
@@ -416,7 +421,7 @@ pub static ROWS: &[CommandSpec] = &[
     admin(
         "qdel",
         "QDEL queue IDS count id [id ...] | STATE state | ALL",
-        "Deletes messages, in flight or not, and returns how many.",
+        "Deletes messages, in flight or not, and returns how many; ALL removes the queue with its configuration, too.",
         -3,
         Flags::WRITE,
         Execute::Write(qdel),
@@ -426,7 +431,8 @@ pub static ROWS: &[CommandSpec] = &[
         ..admin(
             "qredrive",
             "QREDRIVE queue [IDS count id [id ...] | COUNT count] [TO queue]",
-            "Gives dead messages new attempts, here or in another queue, and returns how many.",
+            "Gives dead messages new attempts, here or in another queue, and returns how many; one whose ID another message \
+             has there stays.",
             -2,
             Flags::WRITE.and(Flags::MOVABLE_KEYS),
             Execute::Write(qredrive),

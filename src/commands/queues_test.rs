@@ -53,7 +53,7 @@ impl Bench {
             Execute::Session(_) => panic!("queue verbs need the state"),
         };
         queues::serve_waits(&mut self.state, now);
-        for (_, queue) in self.state.queues() {
+        for (_, queue) in self.state.known_queues() {
             queue.check();
         }
         show(&result.unwrap_or_else(Reply::from))
@@ -151,12 +151,13 @@ fn a_first_session_with_a_queue() {
         (1_000, "QPOP NOACK FROM jobs", "[[jobs 5-0:1 three :1]]"),
         (1_000, "QACK jobs 5-0:1", ":0"),
         (1_000, "QLEN jobs ALL", ":0"),
-        // Its counters stay for an hour.
+        // It is gone; its counters stay for an hour.
+        (1_000, "EXISTS jobs", ":0"),
         (3_600_999, "QLEN jobs", ":0"),
     ]);
     assert_eq!(bench.info(3_600_999, "jobs", "acked"), "3");
     bench.expire(3_601_000);
-    assert!(bench.state.row(0, b"jobs").is_none());
+    assert_eq!(bench.info(3_601_000, "jobs", "acked"), "0");
     assert_eq!(bench.state.earliest_deadline(), ClusterTime::NEVER);
 }
 
@@ -337,7 +338,7 @@ fn a_message_dies_of_its_last_attempt_and_goes_to_the_dead_letter_queue() {
         (200, "QLEN q ALL", ":0"),
         // The same id; its ID and its lifetime stayed behind.
         (200, "QPEEK dead", "[0 [[2-0 m :0 :5 :0 maxdeliver]]]"),
-        (200, "QPUSH q n ID x", "7-0"),
+        (200, "QPUSH q n ID x", "2-0"),
         (200, "QPUSH dead n ID x", "8-0"),
         (90_000, "QPOP COUNT 2 FROM dead", "[[dead 2-0:3 m :1] [dead 8-0:1 n :1]]"),
         // A receipt of before is stale for ever, in either queue.
@@ -474,6 +475,188 @@ fn an_id_is_taken_once_while_its_message_is_there_and_a_while_after() {
         (1_050, "QPUSH q c ID x", "19-0"),
     ]);
     assert_eq!(bench.info(1_050, "q", "duplicates"), "4");
+}
+
+#[test]
+fn the_id_of_a_dead_letter_is_known_where_it_died_and_a_redrive_finds_it() {
+    Bench::new().check(&[
+        (0, "QCONFIG SET q MAXDELIVER 1 DEADLETTER d DEDUP 1000", "OK"),
+        (0, "QPUSH q x ID i", "2-0"),
+        (0, "QPOP FROM q", "[[q 2-0:1 x :1]]"),
+        (0, "QNACK q IDS 1 2-0:1", ":1"),
+        (0, "QLEN q ALL", ":0"),
+        (999, "QPUSH q y ID i", "2-0"),
+        (999, "QPUSH q y ID i XX", "null"),
+        // The dead letter queue's IDs are its own.
+        (999, "QPUSH d z ID i", "8-0"),
+        (999, "QPOP FROM d", "[[d 2-0:2 x :1]]"),
+        (999, "QNACK d FATAL IDS 1 2-0:2", ":1"),
+        (999, "QREDRIVE d TO q", ":1"),
+        // It is back, and its ID is that of a message which is there.
+        (9_000, "QPUSH q y ID i", "2-0"),
+        (9_000, "QPOP NOACK FROM q", "[[q 2-0:3 x :1]]"),
+        (9_999, "QPUSH q y ID i", "2-0"),
+        (10_000, "QPUSH q y ID i", "15-0"),
+        (10_000, "QLEN d ALL", ":1"),
+    ]);
+}
+
+#[test]
+fn a_redrive_leaves_a_message_where_it_is_while_another_one_has_its_id() {
+    Bench::new().check(&[
+        (0, "QCONFIG SET q MAXDELIVER 1 DEADLETTER d DEDUP 1000", "OK"),
+        (0, "QPUSH q x ID i", "2-0"),
+        (0, "QPUSH q other ID j", "3-0"),
+        (0, "QPOP COUNT 2 FROM q", "[[q 2-0:1 x :1] [q 3-0:1 other :1]]"),
+        (0, "QNACK q IDS 2 2-0:1 3-0:1", ":2"),
+        (0, "QPOP COUNT 2 FROM d", "[[d 2-0:2 x :1] [d 3-0:2 other :1]]"),
+        (0, "QNACK d FATAL IDS 2 2-0:2 3-0:2", ":2"),
+        // It was away for longer than its ID is remembered.
+        (1_000, "QPUSH q y ID i", "8-0"),
+        (1_000, "QREDRIVE d TO q", ":1"),
+        (1_000, "QLEN d DEAD", ":1"),
+        (1_000, "QPOP COUNT 9 NOACK FROM q", "[[q 3-0:3 other :1] [q 8-0:1 y :1]]"),
+        (1_999, "QREDRIVE d TO q", ":0"),
+        (2_000, "QREDRIVE d IDS 1 2-0 TO q", ":1"),
+        (2_000, "QPUSH q z ID i", "2-0"),
+        // Under another queue's name it is known as well, and not any more where it died.
+        (2_000, "QPOP FROM q", "[[q 2-0:3 x :1]]"),
+        (2_000, "QCONFIG SET q DEADLETTER ''", "OK"),
+        (2_000, "QNACK q FATAL IDS 1 2-0:3", ":1"),
+        (2_000, "QREDRIVE q TO r", ":1"),
+        (2_000, "QPUSH r z ID i", "2-0"),
+        (2_999, "QPUSH q z ID i", "2-0"),
+        (3_000, "QPUSH q z ID i", "21-0"),
+        (9_000, "QPUSH r z ID i", "2-0"),
+    ]);
+}
+
+#[test]
+fn an_id_goes_along_a_chain_of_dead_letter_queues_and_round_a_circle() {
+    Bench::new().check(&[
+        (0, "QCONFIG SET a MAXDELIVER 1 DEADLETTER b DEDUP 500", "OK"),
+        (0, "QCONFIG SET b MAXDELIVER 1 DEADLETTER c", "OK"),
+        (0, "QCONFIG SET c MAXDELIVER 1 DEADLETTER a", "OK"),
+        (0, "QPUSH a m ID i PX 100", "4-0"),
+        // It dies of its lifetime, and then of attempts.
+        (100, "QLEN a ALL", ":0"),
+        (100, "QPUSH a n ID i", "4-0"),
+        (100, "QPOP FROM b", "[[b 4-0:1 m :1]]"),
+        (100, "QNACK b IDS 1 4-0:1", ":1"),
+        (100, "QPOP FROM c", "[[c 4-0:2 m :1]]"),
+        (100, "QNACK c FATAL IDS 1 4-0:2", ":1"),
+        // Back where it began it has its ID again, for as long as it is there.
+        (100, "QLEN a", ":1"),
+        (9_000, "QPUSH a n ID i", "4-0"),
+        (9_000, "QPOP FROM a", "[[a 4-0:3 m :1]]"),
+        (9_000, "QNACK a IDS 1 4-0:3", ":1"),
+        // It comes round again, and this time another one has taken its ID.
+        (9_500, "QPUSH a n ID i", "15-0"),
+        (9_500, "QPOP FROM b", "[[b 4-0:4 m :1]]"),
+        (9_500, "QNACK b IDS 1 4-0:4", ":1"),
+        (9_500, "QPOP FROM c", "[[c 4-0:5 m :1]]"),
+        (9_500, "QNACK c IDS 1 4-0:5", ":1"),
+        (9_500, "QPOP NOACK FROM a", "[[a 4-0:6 m :1]]"),
+        (9_500, "QPUSH a o ID i", "15-0"),
+    ]);
+}
+
+#[test]
+fn a_queue_with_nothing_in_it_is_gone_and_found_again() {
+    let mut bench = Bench::new();
+    bench.check(&[
+        (0, "QPUSH q m ID i", "1-0"),
+        (0, "QPOP LEASE 100000 FROM q", "[[q 1-0:1 m :1]]"),
+        (100, "QACK q 1-0:1", ":1"),
+        (100, "EXISTS q", ":0"),
+        (100, "TYPE q", "+none"),
+        (100, "DBSIZE", ":0"),
+        // What clients may still ask of it is known.
+        (100, "QACK q 1-0:1", ":1"),
+        (100, "QNACK q IDS 1 1-0:1", ":0"),
+        (100, "QPUSH q again ID i", "1-0"),
+        (100, "QPUSH q never ID i XX", "null"),
+        (100, "QPOP FROM q", "null-array"),
+        (100, "QREDRIVE q", ":0"),
+        (100, "QDEL q ALL", ":0"),
+        (100, "EXISTS q", ":0"),
+        // Its name is free, and what takes it is no queue.
+        (100, "SET q text", "OK"),
+        (100, "QACK q 1-0:1", "-WRONGTYPE Operation against a key holding the wrong kind of value"),
+        (100, "GET q", "text"),
+        (100, "DEL q", ":1"),
+        (100, "LOCK q me PX 100", ":1"),
+        (200, "QPUSH q n ID i", "1-0"),
+        (200, "UNLOCK q me", ":0"),
+        (200, "QPUSH q n", "22-0"),
+        (200, "EXISTS q", ":1"),
+        (200, "QACK q 1-0:1", ":1"),
+        (200, "QPUSH q o ID i", "1-0"),
+        (300_099, "QPUSH q o ID i", "1-0"),
+        (300_100, "QPUSH q o ID i", "27-0"),
+    ]);
+    assert_eq!(bench.trace(300_100, "q", "1-0"), "PUSHED/0/0 DELIVERED/1/1 ACKED/1/1");
+    assert_eq!((bench.info(300_100, "q", "pushed"), bench.info(300_100, "q", "acked")), ("3".into(), "1".into()));
+    assert_eq!(bench.info(300_100, "q", "duplicates"), "4");
+}
+
+#[test]
+fn what_is_remembered_of_a_queue_that_is_gone_is_forgotten_in_time() {
+    let mut bench = Bench::new();
+    bench.check(&[
+        (0, "QCONFIG SET q RETAIN 1000 DEDUP 700000", "OK"),
+        (0, "QPUSH q m ID i", "2-0"),
+        (0, "QPOP FROM q", "[[q 2-0:1 m :1]]"),
+        (0, "QACK q 2-0:1", ":1"),
+        (0, "EXISTS q", ":1"),
+        (0, "QDEL q ALL", ":0"),
+        (0, "EXISTS q", ":0"),
+        (0, "QPUSH configured m RETAIN 5", "-ERR syntax error: QPUSH has no option 'RETAIN'"),
+    ]);
+    // The trace goes first, then the receipt, then the ID, and with it the queue.
+    assert_ne!(bench.run(999, "QTRACE q 2-0"), "[]");
+    bench.check(&[
+        (1_000, "QTRACE q 2-0", "[]"),
+        (599_999, "QACK q 2-0:1", ":1"),
+        (600_000, "QACK q 2-0:1", ":0"),
+        (699_999, "QPUSH q n ID i", "2-0"),
+    ]);
+    assert_eq!(bench.info(699_999, "q", "pushed"), "1");
+    bench.expire(700_000);
+    assert_eq!(bench.info(700_000, "q", "pushed"), "0");
+    assert_eq!(bench.state.earliest_deadline(), ClusterTime::NEVER);
+    // One of which nothing need be remembered goes at once.
+    bench.check(&[
+        (700_000, "QCONFIG SET r LEASE 1000", "OK"),
+        (700_000, "EXISTS r", ":1"),
+        (700_000, "QCONFIG SET r LEASE 30000", "OK"),
+        (700_000, "EXISTS r", ":0"),
+    ]);
+    bench.expire(700_000);
+    assert_eq!(bench.state.earliest_deadline(), ClusterTime::NEVER);
+    assert_eq!(bench.state.known_queues().count(), 0);
+}
+
+#[test]
+fn qdel_all_removes_a_queue_with_its_configuration() {
+    let mut bench = Bench::new();
+    let defaults = bench.run(0, "QCONFIG GET q");
+    bench.check(&[
+        (0, "QCONFIG SET q PAUSE out MAXLEN 3 DEADLETTER d", "OK"),
+        (0, "QPUSH q m", "3-0"),
+        (0, "QPUSH q n DELAY 100", "4-0"),
+        (0, "QDEL q IDS 2 3-0 4-0", ":2"),
+        (0, "EXISTS q", ":1"),
+        (0, "QPUSH q o", "7-0"),
+        (0, "QPOP BLOCK 0 FROM q", "waiting 1"),
+        (0, "QDEL q ALL", ":1"),
+        (0, "EXISTS q", ":0"),
+        (0, "QCONFIG GET q", &defaults),
+        // Who waits for it still does.
+        (0, "QPUSH q p", "12-0"),
+    ]);
+    assert_eq!(bench.ends(), ["1: [[q 12-0:1 p :1]]"]);
+    assert_eq!(bench.info(0, "q", "deleted"), "3");
 }
 
 #[test]
@@ -665,8 +848,61 @@ fn aging_lets_old_messages_pass_younger_ones_of_higher_priority() {
         (150, "QPUSH q young PRIORITY 1", "3-0"),
         // Both count one: the older id goes first.
         (150, "QPOP LEASE 100 FROM q", "[[q 2-0:1 old :1]]"),
+        // It comes back, and has not waited since; the other has for 100 milliseconds.
         (250, "QPUSH q high PRIORITY 9", "5-0"),
-        (250, "QPOP COUNT 3 FROM q", "[[q 5-0:1 high :1] [q 2-0:2 old :2] [q 3-0:1 young :1]]"),
+        (250, "QPOP COUNT 3 FROM q", "[[q 5-0:1 high :1] [q 3-0:1 young :1] [q 2-0:2 old :2]]"),
+    ]);
+}
+
+#[test]
+fn aging_counts_from_when_a_message_could_be_handed_out() {
+    for (before, low) in [
+        // A delay, a wait for the next attempt, a lease that ended, one that was given back.
+        (&["QPUSH q low DELAY 1500"][..], "low"),
+        (&["QPUSH q low", "QPOP FROM q", "QNACK q DELAY 1500 IDS 1 2-0:1"], "low"),
+        (&["QPUSH q low", "QPOP LEASE 1500 FROM q"], "low"),
+        (&["QPUSH q low", "QPOP LEASE 9000 FROM q", "@1500 QNACK q SILENT IDS 1 2-0:1"], "low"),
+        // It was dead, here or elsewhere.
+        (&["QPUSH q low", "QPOP FROM q", "QNACK q FATAL IDS 1 2-0:1", "@1500 QREDRIVE q"], "low"),
+        (&["QPUSH d low", "QPOP FROM d", "QNACK d FATAL IDS 1 2-0:1", "@1500 QREDRIVE d TO q"], "low"),
+        // An earlier message of its group held it up.
+        (&["QPUSH q a GROUP g", "QPUSH q low GROUP g", "QPOP FROM q", "@1500 QACK q 2-0:1"], "low"),
+        (&["QPUSH q a GROUP g", "QPUSH q low GROUP g", "QPOP FROM q", "@1500 QDEL q IDS 1 2-0"], "low"),
+        (&["QPUSH q a GROUP g", "QPUSH q low GROUP g", "QPOP FROM q", "@1500 QNACK q FATAL IDS 1 2-0:1"], "low"),
+        (&["QPUSH q a GROUP g DELAY 9000 PX 1500", "QPUSH q low GROUP g"], "low"),
+    ] {
+        let mut bench = Bench::new();
+        bench.run(0, "QCONFIG SET q AGING 100");
+        for line in before {
+            let (now, line) = match line.strip_prefix("@1500 ") {
+                Some(line) => (1_500, line),
+                None => (0, *line),
+            };
+            let reply = bench.run(now, line);
+            assert!(!reply.starts_with('-') && reply != ":0", "{line}: {reply}");
+        }
+        bench.expire(1_500);
+        // Nothing of it is forgotten with the process.
+        crate::state::test_support::TestStore::new().reopen(&mut bench.state);
+        let mut goes_first = |now: u64, priority: u8| {
+            let id = bench.run(now, &format!("QPUSH q urgent PRIORITY {priority}"));
+            let popped = bench.run(now, "QPOP LEASE 100000 FROM q");
+            bench.run(now, &format!("QDEL q IDS 1 {id}"));
+            if popped.contains("urgent") { "urgent" } else { "low" }
+        };
+        assert_eq!(goes_first(1_699, 2), "urgent", "{before:?}");
+        assert_eq!(goes_first(1_700, 2), low, "{before:?}");
+    }
+}
+
+#[test]
+fn who_stays_ready_goes_on_waiting() {
+    Bench::new().check(&[
+        (0, "QCONFIG SET q AGING 100", "OK"),
+        (0, "QPUSH q low ID i", "2-0"),
+        (150, "QPUSH q - ID i XX DELAY 0 PRIORITY 1", "2-0"),
+        (300, "QPUSH q urgent PRIORITY 3", "4-0"),
+        (300, "QPOP FROM q", "[[q 2-0:1 low :1]]"),
     ]);
 }
 

@@ -489,6 +489,7 @@ fn incrbyfloat(ctx: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
     let text = number.plus(by).and_then(LongDouble::format);
     let text = text.ok_or(CommandError::other("ERR increment would produce NaN or Infinity"))?;
     store_number(ctx, args[1], text.as_bytes(), present);
+    ctx.state.set_text(ctx.db, args[1]);
     Ok(Reply::text(text))
 }
 

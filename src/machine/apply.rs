@@ -337,25 +337,30 @@ mod tests {
         batch.push_command(0, words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>().into_iter());
     }
 
+    /// The replies to a transaction of these lines at this time, all or nothing.
+    fn transaction(state: &mut State, index: u64, clock: u64, lines: &[&str]) -> Vec<Reply> {
+        let words =
+            |line: &str| line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect();
+        let commands: Vec<Queued> = lines.iter().map(|line| Queued { db: 0, args: words(line) }).collect();
+        apply(state, index, clock, |batch| batch.push_transaction(&[], &commands, true))
+    }
+
     #[test]
-    fn a_queue_that_gave_its_name_to_a_string_comes_back_with_its_deadline() {
+    fn a_queue_at_rest_that_was_forgotten_for_a_string_comes_back_with_its_deadline() {
         let store = TestStore::new();
         let mut state = State::new(16);
         apply(&mut state, 1, 0, |batch| push(batch, &["QPUSH", "q", "m"]));
         apply(&mut state, 2, 0, |batch| push(batch, &["QPOP", "NOACK", "FROM", "q"]));
         let hour = ClusterTime(3_600_000);
         assert_eq!(state.earliest_deadline(), hour, "an empty queue is forgotten after an hour");
-        let words =
-            |line: &str| line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect();
         let lines = ["SET q x", "QPUSH new m", "QPUSH new m", "INCRBY zz x"];
-        let commands: Vec<Queued> = lines.iter().map(|line| Queued { db: 0, args: words(line) }).collect();
-        let replies = apply(&mut state, 3, hour.0, |batch| batch.push_transaction(&[], &commands, true));
+        let replies = transaction(&mut state, 3, hour.0, &lines);
         assert!(
             matches!(&replies[..], [Reply::Error(text)] if text.starts_with("EXECABORT cmd=4 ")),
             "{replies:?}"
         );
         let counters =
-            crate::state::queues::queue_at(&state, 0, b"q").unwrap().map(|queue| *queue.counters());
+            crate::state::queues::known_at(&state, 0, b"q").unwrap().map(|queue| *queue.counters());
         assert_eq!(counters.map(|counters| (counters.pushed, counters.acked)), Some((1, 1)));
         assert_eq!(state.earliest_deadline(), hour);
         store.reopen(&mut state);
@@ -365,6 +370,47 @@ mod tests {
             push(batch, &["EXISTS", "q", "new"]);
         });
         assert_eq!(replies, [Reply::Integer(1), Reply::Integer(0)]);
+    }
+
+    #[test]
+    fn a_queue_and_who_took_its_name_are_as_they_were_when_a_transaction_fails() {
+        // What is there before, and what the transaction does until it fails.
+        for (before, lines) in [
+            ("QPUSH q m ID i|QCONFIG SET q MAXLEN 9", "QDEL q ALL|SET q x"),
+            ("QPUSH q m ID i|QCONFIG SET q MAXLEN 9", "QDEL q ALL|LOCK q me|UNLOCK q me|QPUSH q n ID i"),
+            ("QPUSH q m ID i|QPOP NOACK FROM q", "QPUSH q n|QPUSH q o ID i|QCONFIG SET q MAXLEN 1"),
+            ("QPUSH q m ID i|QPOP NOACK FROM q", "QPUSH q n|QPOP NOACK FROM q|SET q x"),
+            ("QPUSH q m ID i|QPOP NOACK FROM q|SET q x", "DEL q|QPUSH q n|QPOP FROM q"),
+            ("QPUSH q m ID i|QPOP NOACK FROM q|SET q x", "DEL q|QPUSH q n|QDEL q ALL|LOCK q me"),
+            ("SET q x", "DEL q|QPUSH q m|QPOP NOACK FROM q"),
+            ("QPUSH q m", "QPOP NOACK FROM q|QPUSH q n"),
+            ("QPUSH q m ID i|QPOP FROM q|QNACK q FATAL IDS 1 1-0:1", "QREDRIVE q TO r|SET q x|QDEL r ALL"),
+        ] {
+            let store = TestStore::new();
+            let mut state = State::new(16);
+            let mut index = 0;
+            for line in before.split('|') {
+                index += 1;
+                let words: Vec<&str> = line.split(' ').collect();
+                let replies = apply(&mut state, index, 0, |batch| push(batch, &words));
+                assert!(!replies[0].is_error(), "{line}: {replies:?}");
+            }
+            let told = |state: &State| {
+                let queue = crate::state::queues::known_at(state, 0, b"q").flatten();
+                (state.row(0, b"q").map(|row| (row.changed(), row.object().type_name())), queue.map(|it| it.len()))
+            };
+            let seen = told(&state);
+            let lines: Vec<&str> = lines.split('|').chain(["INCRBY zz x"]).collect();
+            let replies = transaction(&mut state, index + 1, 0, &lines);
+            let failed = format!("EXECABORT cmd={} ", lines.len());
+            assert!(
+                matches!(&replies[..], [Reply::Error(text)] if text.starts_with(&failed)),
+                "{lines:?}: {replies:?}"
+            );
+            assert_eq!(told(&state), seen, "{before} {lines:?}");
+            store.reopen(&mut state);
+            assert_eq!(told(&state), seen, "{before} {lines:?}");
+        }
     }
 
     #[test]

@@ -303,12 +303,13 @@ impl QueueFigures {
     }
 }
 
-/// The first queues that were created by their names, all others together.
+/// The first queues that were created by their names, all others together. One that is at rest shows that it is empty,
+/// and its counters go on when it comes back.
 fn sample_queues(state: &State, services: &Services) {
     let named = services.config.get().metrics_max_queues;
     let now = state.meta().clock;
     let (mut others, mut count) = (None, 0);
-    for ((db, key), queue) in state.queues() {
+    for ((db, key), queue) in state.known_queues() {
         count += 1;
         if count <= named {
             let mut figures = QueueFigures::default();
@@ -319,7 +320,7 @@ fn sample_queues(state: &State, services: &Services) {
             others.get_or_insert_with(QueueFigures::default).add(queue);
         }
     }
-    gauge!(names::QUEUES).set(count as f64);
+    gauge!(names::QUEUES).set(state.queues().count() as f64);
     if let Some(others) = others {
         others.show("_other", now);
     }

@@ -20,6 +20,7 @@ use crate::state::locks::ClaimId;
 use crate::state::locks::WaitId;
 use crate::state::once::OnceName;
 use crate::state::queues::MessageId;
+use crate::state::queues::Queue;
 use crate::state::queues::trace::TraceBatch;
 use crate::state::rows;
 use crate::storage::DataBatch;
@@ -58,6 +59,8 @@ pub struct Changes {
     pub(super) cleared: Vec<u64>,
     /// IDs of finished messages.
     pub(super) dedups: Vec<(u64, Box<[u8]>)>,
+    /// Queues that are at rest, or were: by number, each once.
+    pub(super) resting: Vec<u64>,
     /// QPOPs that wait or waited.
     pub(super) pops: Vec<ClaimId>,
     /// Nodes whose sessions changed: as few as there are members, so looking through them costs less than a tree.
@@ -141,7 +144,8 @@ impl Changes {
             + usize::from(self.membership)
             + usize::from(self.deadlocks);
         let beside = self.waits.len() + self.handed.len() + self.releases.len() + self.once.len();
-        let queues = self.messages.len() + self.gone.len() + self.dedups.len() + self.pops.len();
+        let messages = self.messages.len() + self.gone.len() + self.dedups.len();
+        let queues = messages + self.resting.len() + self.pops.len();
         let listed = self.keys.len() + queues + beside + few;
         Pending { encoded: self.slots.len(), listed, bytes: self.bytes }
     }
@@ -186,6 +190,14 @@ impl Changes {
                 self.slots.push(Slot { start: short(start), key_len, what: What::Delete });
             }
         }
+    }
+
+    /// A queue that is at rest has changed, or came to rest or back.
+    pub(super) fn note_rest(&mut self, queue: &mut Queue, applied: LogIndex) {
+        if queue.rest_noted <= self.since {
+            self.resting.push(queue.number());
+        }
+        queue.rest_noted = applied;
     }
 
     /// A node's session has changed.

@@ -42,12 +42,53 @@ impl Object {
     }
 }
 
+/// How a string came to be, as far as OBJECT ENCODING tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Form {
+    /// Set as a whole: a number is told as a number.
+    #[default]
+    Value,
+    /// Computed as text: a number is told as text.
+    Text,
+    /// Changed in its place.
+    Changed,
+}
+
+impl Form {
+    const ALL: [Form; 3] = [Form::Value, Form::Text, Form::Changed];
+}
+
+/// The length of a key, and beside it the form of a string: keys are bounded far below 1 GiB.
+#[derive(Debug, Clone, Copy)]
+struct KeyLen(u32);
+
+impl KeyLen {
+    const FORM_AT: u32 = 30;
+
+    fn new(len: usize) -> KeyLen {
+        let len = u32::try_from(len).ok().filter(|len| len >> KeyLen::FORM_AT == 0);
+        KeyLen(len.expect("keys are bounded far below 1 GiB"))
+    }
+
+    fn len(self) -> usize {
+        (self.0 & ((1 << KeyLen::FORM_AT) - 1)) as usize
+    }
+
+    fn form(self) -> Form {
+        Form::ALL[(self.0 >> KeyLen::FORM_AT) as usize]
+    }
+
+    fn set_form(&mut self, form: Form) {
+        self.0 = self.len() as u32 | (form as u32) << KeyLen::FORM_AT;
+    }
+}
+
 /// A key and what it holds.
 #[derive(Debug)]
 pub struct Row {
     /// The key, then (for strings) the value.
     buffer: Vec<u8>,
-    key_len: u32,
+    key_len: KeyLen,
     /// Where the row stands among the changes that wait for the next flush (see `changes`).
     pub(super) mark: u32,
     /// The index of the entry that changed the row last (WATCH compares it).
@@ -70,14 +111,14 @@ impl Row {
     }
 
     fn new(buffer: Vec<u8>, key_len: usize, object: Object) -> Row {
-        let key_len = u32::try_from(key_len).expect("keys are bounded far below 4 GiB");
+        let key_len = KeyLen::new(key_len);
         Row { buffer, key_len, mark: 0, changed: LogIndex(0), deadline: ClusterTime::NEVER, object }
     }
 
     /// The key.
     #[must_use]
     pub fn key(&self) -> &[u8] {
-        &self.buffer[..self.key_len as usize]
+        &self.buffer[..self.key_len.len()]
     }
 
     /// The string's bytes; `None` when the row is of another type.
@@ -92,7 +133,17 @@ impl Row {
     }
 
     pub(super) fn string_bytes(&self) -> &[u8] {
-        &self.buffer[self.key_len as usize..]
+        &self.buffer[self.key_len.len()..]
+    }
+
+    /// How the string came to be.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        self.key_len.form()
+    }
+
+    pub(super) fn set_form(&mut self, form: Form) {
+        self.key_len.set_form(form);
     }
 
     /// What the row holds.
@@ -119,13 +170,14 @@ impl Row {
         let object = match &self.object {
             Object::String => 0,
             Object::Lock(lock) => lock.memory_bytes(),
-            Object::Queue(queue) => queue.memory_bytes(),
+            // Its name stands in two indices, too.
+            Object::Queue(queue) => queue.memory_bytes() + 2 * self.key_len.len(),
         };
         std::mem::size_of::<Row>() + self.buffer.capacity() + object
     }
 
     pub(super) fn replace_string(&mut self, value: &[u8]) {
-        let key_len = self.key_len as usize;
+        let key_len = self.key_len.len();
         let needed = key_len + value.len();
         if self.buffer.capacity() > 2 * needed + 64 || self.buffer.capacity() < needed {
             let mut buffer = Vec::with_capacity(needed);
@@ -134,14 +186,17 @@ impl Row {
         }
         self.buffer.truncate(key_len);
         self.buffer.extend_from_slice(value);
+        self.set_form(Form::Value);
     }
 
     pub(super) fn append_string(&mut self, value: &[u8]) {
         self.buffer.extend_from_slice(value);
+        self.set_form(Form::Changed);
     }
 
     pub(super) fn write_string_at(&mut self, offset: usize, value: &[u8]) {
-        let start = self.key_len as usize + offset;
+        self.set_form(Form::Changed);
+        let start = self.key_len.len() + offset;
         let end = start + value.len();
         if self.buffer.len() < end {
             self.buffer.resize(end, 0);
@@ -153,11 +208,12 @@ impl Row {
     pub(super) fn renamed(mut self, key: &[u8]) -> Row {
         if matches!(self.object, Object::String) {
             let mut renamed = Row::string(key, self.string_bytes());
+            renamed.set_form(self.form());
             renamed.deadline = self.deadline;
             return renamed;
         }
         self.buffer = key.to_vec();
-        self.key_len = u32::try_from(key.len()).expect("keys are bounded far below 4 GiB");
+        self.key_len = KeyLen::new(key.len());
         self.changed = LogIndex(0);
         self
     }
@@ -207,13 +263,18 @@ impl Keyspace {
 
     /// Puts a row whose key must not be there yet, and gives it back for further changes.
     pub(super) fn insert_new(&mut self, row: Row) -> &mut Row {
+        self.insert_boxed(Box::new(row))
+    }
+
+    /// The same.
+    pub(super) fn insert_boxed(&mut self, row: Box<Row>) -> &mut Row {
         if self.parts.is_empty() {
             self.parts.resize_with(PARTS, HashTable::new);
         }
         let hash = hash(row.key());
         self.len += 1;
         let part = &mut self.parts[part_of(hash)];
-        part.insert_unique(hash, Box::new(row), |row| xxh3_64(row.key())).into_mut()
+        part.insert_unique(hash, row, |row| xxh3_64(row.key())).into_mut()
     }
 
     pub(super) fn remove(&mut self, key: &[u8]) -> Option<Box<Row>> {

@@ -80,6 +80,7 @@ use crate::types::planted::is_planted;
 
 pub use changes::Pending;
 pub use changes::RowBatch;
+pub use keyspace::Form;
 pub use keyspace::Keyspace;
 pub use keyspace::Object;
 pub use keyspace::PARTS;
@@ -234,6 +235,8 @@ pub enum Timing {
 pub struct State {
     pub(crate) meta: Meta,
     databases: Vec<Keyspace>,
+    /// Queues that are at rest, by database: no keys, but remembered under their names.
+    resting: Vec<Keyspace>,
     changes: Changes,
     /// Keys with a time to live, in key time.
     expiring: ExpiryIndex<KeyName>,
@@ -259,7 +262,7 @@ pub struct State {
     lock_figures: LockFigures,
     /// How to take back what the transaction did that is being applied.
     undo: Option<Box<Undo>>,
-    /// The queues there are, by their numbers.
+    /// The queues there are, also those at rest, by their numbers.
     queue_names: BTreeMap<u64, KeyName>,
     /// QPOPs that wait.
     pop_waits: PopWaits,
@@ -289,6 +292,7 @@ impl State {
         State {
             meta: Meta { settings: Settings { databases, ..Settings::default() }, ..Meta::default() },
             databases: (0..=DbIndex::MAX).map(|_| Keyspace::default()).collect(),
+            resting: (0..=DbIndex::MAX).map(|_| Keyspace::default()).collect(),
             changes: Changes::default(),
             expiring: ExpiryIndex::default(),
             leases: ExpiryIndex::default(),
@@ -377,10 +381,12 @@ impl State {
         self.earliest_deadline() <= now
     }
 
-    /// True when this key, its lock, or a message of its queue is due.
+    /// True when this key, its lock, or something of its queue is due.
     #[must_use]
     pub fn is_due(&self, db: DbIndex, key: &[u8], now: ClusterTime) -> bool {
-        let Some(row) = self.row(db, key) else { return false };
+        let Some(row) = self.row(db, key) else {
+            return self.queue_at_rest(db, key).is_some_and(|queue| queue.earliest_timer() <= now);
+        };
         match row.object() {
             Object::String => row.deadline <= self.key_now(now),
             Object::Lock(lock) => locks::is_due(self, lock, now),
@@ -460,6 +466,11 @@ impl State {
             Some(Object::Queue(queue)) => Some((name, queue.as_ref())),
             _ => None,
         })
+    }
+
+    /// The same, with those at rest, in the order in which they were created.
+    pub fn known_queues(&self) -> impl Iterator<Item = (&KeyName, &queues::Queue)> {
+        self.queue_names.iter().filter_map(|(number, name)| Some((name, self.queue_of_number(*number)?)))
     }
 
     /// What each node has had executed, and which replies are remembered.
@@ -655,6 +666,11 @@ impl State {
         self.change_string(db, key, value.len(), |row| row.replace_string(value)).map(|_| ())
     }
 
+    /// A string was computed as text, and is told as such. Does nothing when the key holds no string.
+    pub fn set_text(&mut self, db: DbIndex, key: &[u8]) {
+        self.change_string(db, key, 0, |row| row.set_form(Form::Text));
+    }
+
     fn change_string(
         &mut self,
         db: DbIndex,
@@ -718,12 +734,17 @@ impl State {
         self.changes.note_removed(db, &row);
         self.unindex_row(db, &row);
         if let Object::Queue(queue) = &row.object {
-            let stored = queue.messages_from(MessageId::FIRST).filter(|slot| slot.has(STORED));
-            self.changes.gone.extend(stored.map(|slot| (queue.number(), slot.id())));
-            let names = queue.finished_dedups().map(|(name, _)| (queue.number(), name.into()));
-            self.changes.dedups.extend(names);
+            self.forget_rows_of(queue);
         }
         true
+    }
+
+    /// A queue is gone for good: so are the rows of its messages and IDs.
+    fn forget_rows_of(&mut self, queue: &queues::Queue) {
+        let stored = queue.messages_from(MessageId::FIRST).filter(|slot| slot.has(STORED));
+        self.changes.gone.extend(stored.map(|slot| (queue.number(), slot.id())));
+        let names = queue.finished_dedups().map(|(name, _)| (queue.number(), name.into()));
+        self.changes.dedups.extend(names);
     }
 
     /// Sets or clears a key's deadline (key time). False when the key is not there.
@@ -757,7 +778,12 @@ impl State {
         let (Some(value), deadline) = (row.as_string().map(<[u8]>::to_vec), row.deadline()) else {
             return false;
         };
-        self.put_string(to_db, to, &value, deadline)
+        let form = row.form();
+        let is_put = self.put_string(to_db, to, &value, deadline);
+        if is_put && form != Form::Value {
+            self.change_string(to_db, to, 0, |row| row.set_form(form));
+        }
+        is_put
     }
 
     /// Removes Redis's own types from a database; locks and queues stay (COMMANDS.md 2.0).
@@ -772,7 +798,10 @@ impl State {
                 }
             },
         );
-        let kept: Vec<Box<[u8]>> = space.iter().map(|row| row.key().into()).collect();
+        let mut kept: Vec<Box<[u8]>> = space.iter().map(|row| row.key().into()).collect();
+        // So are those of queues that came to rest since the last flush, which would not be listed when they come back.
+        let rests = self.resting[usize::from(db)].iter().filter(|row| self.changes.has(row));
+        kept.extend(rests.map(|row| Box::from(row.key())));
         for (deadline, key) in expired {
             self.expiring.remove(deadline, (db, key));
         }
@@ -868,8 +897,7 @@ impl State {
                 1
             }
             Some(Object::Lock(_)) => locks::expire(self, db, key, now, at_most),
-            Some(Object::Queue(_)) => queues::expire(self, db, key, now, at_most),
-            None => 0,
+            Some(Object::Queue(_)) | None => queues::expire(self, db, key, now, at_most),
         }
     }
 
@@ -877,13 +905,14 @@ impl State {
     /// timer; then it only moves to its place, so that replicas end the same things in the same order.
     fn expire_queue(&mut self, db: DbIndex, key: &[u8], now: ClusterTime, at_most: usize) -> usize {
         let name: KeyName = (db, key.into());
-        if self.index_queue(&name) { 0 } else { self.expire_key(db, key, now, at_most) }
+        if self.index_queue(&name) { 0 } else { queues::expire(self, db, key, now, at_most) }
     }
 
     /// Moves a queue to its place in the index of deadlines; false when it stands there.
     fn index_queue(&mut self, name: &KeyName) -> bool {
-        let row = self.databases.get_mut(usize::from(name.0)).and_then(|space| space.get_mut(&name.1));
-        let Some(Object::Queue(queue)) = row.map(|row| &mut row.object) else { return false };
+        let Some(queue) = queues::queue_row(&mut self.databases, &mut self.resting, name.0, &name.1) else {
+            return false;
+        };
         let (known, earliest) = (queue.indexed_at, queue.earliest_timer());
         queue.indexed_at = earliest;
         if known == earliest {
@@ -954,18 +983,24 @@ impl State {
         let mut changes = std::mem::replace(&mut self.changes, Changes::after(self.meta.applied));
         let mut listed = Vec::with_capacity(changes.keys.len() + 2 * changes.messages.len());
         for (db, key) in std::mem::take(&mut changes.keys) {
-            let row = self.databases[usize::from(db)].get(&key);
+            let row = self.databases[usize::from(db)].get_mut(&key);
             // A row that came back as a small string is among the encoded ones.
-            if row.is_some_and(|row| changes.has(row) && row.mark != changes::LISTED) {
+            if row.as_ref().is_some_and(|row| changes.has(row) && row.mark != changes::LISTED) {
                 continue;
             }
             let (mut row_key, mut value) = (Vec::new(), Vec::new());
             rows::encode_head_key(db, &key, &mut row_key);
             let value = row.map(|row| {
+                if let Object::Queue(queue) = &mut row.object {
+                    queue.give_memory_back();
+                }
                 rows::encode_row(row, &mut value);
                 value
             });
             listed.push((row_key, value));
+        }
+        for number in std::mem::take(&mut changes.resting) {
+            listed.push((rows::resting_key(number).to_vec(), self.take_resting(number)));
         }
         self.take_messages(&mut changes, &mut listed);
         for node in std::mem::take(&mut changes.sessions) {
@@ -1024,6 +1059,15 @@ impl State {
         let mut meta = Vec::new();
         self.meta.encode(&mut meta);
         changes.into_rows(listed, added, meta, self.meta.clock)
+    }
+
+    /// The row of a queue that is at rest; `None` when it is not, or gone for good.
+    fn take_resting(&mut self, number: u64) -> Option<Vec<u8>> {
+        let (db, key) = self.queue_names.get(&number)?;
+        let row = self.resting[usize::from(*db)].get_mut(key)?;
+        let Object::Queue(queue) = &mut row.object else { return None };
+        queue.give_memory_back();
+        Some(encoded(|out| rows::encode_resting(*db, key, queue, out)))
     }
 
     fn take_messages(&mut self, changes: &mut Changes, listed: &mut Vec<(Vec<u8>, Option<Vec<u8>>)>) {
@@ -1147,6 +1191,11 @@ impl State {
             state.databases[usize::from(db)].insert_new(row);
             Ok(())
         })?;
+        store.scan(&[rows::RESTING], &mut |_, value| {
+            let (db, row) = rows::decode_resting(value).map_err(corrupt)?;
+            state.resting[usize::from(db)].insert_new(row);
+            Ok(())
+        })?;
         state.load_queues(store)?;
         store.scan(&[rows::SESSION], &mut |row_key, value| {
             let node = rows::decode_session_key(row_key).map_err(corrupt)?;
@@ -1190,8 +1239,8 @@ impl State {
     fn load_queues(&mut self, store: &dyn Rows) -> Result<(), StorageError> {
         let corrupt = queues::cold::corrupt;
         for db in 0..=DbIndex::MAX {
-            let space = &self.databases[usize::from(db)];
-            let queues = space.iter().filter_map(|row| match &row.object {
+            let rows = self.databases[usize::from(db)].iter().chain(self.resting[usize::from(db)].iter());
+            let queues = rows.filter_map(|row| match &row.object {
                 Object::Queue(queue) => Some((queue.number(), (db, Box::from(row.key())))),
                 _ => None,
             });
@@ -1270,16 +1319,21 @@ impl State {
                 rows::encode_head_key(db, row.key(), &mut key);
                 rows::encode_row(row, &mut value);
                 add(&key, &value);
-                let Object::Queue(queue) = &row.object else { continue };
-                for slot in queue.messages_from(MessageId::FIRST) {
-                    value.clear();
-                    queue.encode_message(slot.id(), &mut value);
-                    add(&rows::message_key(rows::MESSAGE, queue.number(), slot.id()), &value);
-                }
-                for (name, dedup) in queue.finished_dedups() {
-                    let value = encoded(|out| rows::encode_dedup(dedup, out));
-                    add(&rows::dedup_key(queue.number(), name), &value);
-                }
+            }
+        }
+        for ((db, key), queue) in self.known_queues() {
+            for slot in queue.messages_from(MessageId::FIRST) {
+                value.clear();
+                queue.encode_message(slot.id(), &mut value);
+                add(&rows::message_key(rows::MESSAGE, queue.number(), slot.id()), &value);
+            }
+            for (name, dedup) in queue.finished_dedups() {
+                let value = encoded(|out| rows::encode_dedup(dedup, out));
+                add(&rows::dedup_key(queue.number(), name), &value);
+            }
+            if self.resting[usize::from(*db)].get(key).is_some() {
+                let value = encoded(|out| rows::encode_resting(*db, key, queue, out));
+                add(&rows::resting_key(queue.number()), &value);
             }
         }
         for (node, session) in self.sessions.iter() {

@@ -3,6 +3,7 @@
 //! ```text
 //! 'a'                                            the group's own numbers (applied index, clocks, counters)
 //! 'k' db:u8 key                                  head row: string, lock, queue
+//! 'q' queue:u64be                                a queue that is at rest: no key, but remembered
 //! 'm' queue:u64be index:u64be n:u32be            a message of a queue, without its payload
 //! 'p' queue:u64be index:u64be n:u32be            a message's payload
 //! 't' index:u64be n:u32be                        a message's trace; it is only added to, and may go when its last
@@ -23,6 +24,7 @@ use std::collections::VecDeque;
 
 use crate::state::DbIndex;
 use crate::state::DeadlockRecord;
+use crate::state::keyspace::Form;
 use crate::state::keyspace::Object;
 use crate::state::keyspace::Row;
 use crate::state::locks::ClaimId;
@@ -46,6 +48,8 @@ use crate::types::codec::put_varint;
 pub const META: &[u8] = b"a";
 /// First byte of head rows.
 pub const HEAD: u8 = b'k';
+/// First byte of the rows of queues that are at rest.
+pub const RESTING: u8 = b'q';
 /// First byte of message rows.
 pub const MESSAGE: u8 = b'm';
 /// First byte of the rows of payloads.
@@ -77,6 +81,8 @@ pub const DEADLOCKS: &[u8] = b"d";
 const TYPE_STRING: u8 = 0;
 const TYPE_LOCK: u8 = 1;
 const TYPE_QUEUE: u8 = 2;
+const TYPE_TEXT: u8 = 3;
+const TYPE_CHANGED: u8 = 4;
 
 /// Writes the row key of a key's head row.
 pub fn encode_head_key(db: DbIndex, key: &[u8], out: &mut Vec<u8>) {
@@ -97,6 +103,28 @@ pub fn decode_head_key(row_key: &[u8]) -> Result<(DbIndex, &[u8]), CodecError> {
         [HEAD, db, key @ ..] => Ok((*db, key)),
         _ => Err(CodecError("not a head row")),
     }
+}
+
+/// The row key of a queue that is at rest.
+#[must_use]
+pub fn resting_key(number: u64) -> [u8; 9] {
+    numbered(RESTING, number)
+}
+
+/// Writes a queue that is at rest, with its name.
+pub fn encode_resting(db: DbIndex, key: &[u8], queue: &Queue, out: &mut Vec<u8>) {
+    out.push(db);
+    put_bytes(out, key);
+    queue.encode(out);
+}
+
+/// Reads what [`encode_resting`] wrote.
+pub fn decode_resting(value: &[u8]) -> Result<(DbIndex, Row), CodecError> {
+    let mut reader = Reader::new(value);
+    let db = reader.u8()?;
+    let key = reader.bytes()?;
+    let queue = Queue::decode(&mut reader)?;
+    Ok((db, Row::with_object(key, Object::Queue(Box::new(queue)))))
 }
 
 /// The row key of a message (`MESSAGE`) or of its payload (`PAYLOAD`).
@@ -307,7 +335,11 @@ pub fn encode_row(row: &Row, out: &mut Vec<u8>) {
 /// [`encode_row`] behind what is there.
 pub fn append_row(row: &Row, out: &mut Vec<u8>) {
     let tag = match row.object {
-        Object::String => TYPE_STRING,
+        Object::String => match row.form() {
+            Form::Value => TYPE_STRING,
+            Form::Text => TYPE_TEXT,
+            Form::Changed => TYPE_CHANGED,
+        },
         Object::Lock(_) => TYPE_LOCK,
         Object::Queue(_) => TYPE_QUEUE,
     };
@@ -328,7 +360,15 @@ pub fn decode_row(key: &[u8], value: &[u8]) -> Result<Row, CodecError> {
     let changed = LogIndex(reader.varint()?);
     let deadline = ClusterTime(reader.varint()?.wrapping_sub(1));
     let mut row = match tag {
-        TYPE_STRING => Row::string(key, reader.rest()),
+        TYPE_STRING | TYPE_TEXT | TYPE_CHANGED => {
+            let mut row = Row::string(key, reader.rest());
+            row.set_form(match tag {
+                TYPE_TEXT => Form::Text,
+                TYPE_CHANGED => Form::Changed,
+                _ => Form::Value,
+            });
+            row
+        }
         TYPE_LOCK => Row::with_object(key, Object::Lock(Box::new(Lock::decode(&mut reader)?))),
         TYPE_QUEUE => Row::with_object(key, Object::Queue(Box::new(Queue::decode(&mut reader)?))),
         _ => return Err(CodecError("a row of an unknown type")),

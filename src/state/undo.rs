@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use crate::state::DbIndex;
 use crate::state::DeadlockRecord;
+use crate::state::Form;
 use crate::state::Object;
 use crate::state::Row;
 use crate::state::State;
@@ -27,6 +28,7 @@ use crate::state::queues::MessageId;
 use crate::state::queues::Queue;
 use crate::state::queues::Record;
 use crate::state::queues::finished::FinishedBefore;
+use crate::state::queues::queue_row;
 use crate::types::ClusterTime;
 use crate::types::FencingToken;
 use crate::types::LogIndex;
@@ -41,15 +43,10 @@ struct SavedRow {
     content: Saved,
 }
 
-impl SavedRow {
-    fn is_queue(&self) -> bool {
-        matches!(self.content, Saved::Queue(_))
-    }
-}
 
 #[derive(Debug)]
 enum Saved {
-    String(Vec<u8>),
+    String(Vec<u8>, Form),
     Lock(Box<Lock>),
     /// Its messages and IDs are saved one by one.
     Queue(Box<QueueHead>),
@@ -61,7 +58,15 @@ struct QueueHead {
     number: u64,
     counters: Counters,
     attributes: Attributes,
-    idle_since: ClusterTime,
+    remembered_until: ClusterTime,
+}
+
+/// What stood under a name.
+#[derive(Debug)]
+struct Before {
+    row: Option<SavedRow>,
+    /// A queue that was at rest there.
+    at_rest: Option<Box<QueueHead>>,
 }
 
 impl QueueHead {
@@ -70,7 +75,7 @@ impl QueueHead {
             number: queue.number(),
             counters: *queue.counters(),
             attributes: queue.attributes().clone(),
-            idle_since: queue.idle_since(),
+            remembered_until: queue.remembered_until(),
         }
     }
 }
@@ -78,7 +83,7 @@ impl QueueHead {
 /// What a transaction changed, as it was.
 #[derive(Debug, Default)]
 pub(super) struct Undo {
-    rows: Vec<(KeyName, Option<SavedRow>)>,
+    rows: Vec<(KeyName, Before)>,
     /// Where each of them stands in `rows`.
     known_rows: BTreeMap<KeyName, usize>,
     messages: Vec<(KeyName, MessageId, Option<Record>)>,
@@ -151,12 +156,16 @@ impl State {
             changed: row.changed,
             deadline: row.deadline,
             content: match &row.object {
-                Object::String => Saved::String(row.string_bytes().to_vec()),
+                Object::String => Saved::String(row.string_bytes().to_vec(), row.form()),
                 Object::Lock(lock) => Saved::Lock(lock.clone()),
                 Object::Queue(queue) => Saved::Queue(Box::new(QueueHead::of(queue))),
             },
         });
-        undo.rows.push((name, saved));
+        let at_rest = self.resting[usize::from(db)].get(key).and_then(|row| match row.object() {
+            Object::Queue(queue) => Some(Box::new(QueueHead::of(queue))),
+            Object::String | Object::Lock(_) => None,
+        });
+        undo.rows.push((name, Before { row: saved, at_rest }));
     }
 
     /// A request that waits is about to change or to go.
@@ -195,15 +204,6 @@ impl State {
     /// Takes back what was done since [`State::begin_undo`].
     pub(crate) fn roll_back(&mut self) {
         let Some(undo) = self.undo.take() else { return };
-        // What took the place of a queue goes before the queue's messages come back.
-        for ((db, key), _) in
-            undo.rows.iter().filter(|(_, saved)| saved.as_ref().is_some_and(SavedRow::is_queue))
-        {
-            let is_queue = matches!(self.row(*db, key).map(Row::object), Some(Object::Queue(_)) | None);
-            if !is_queue {
-                self.remove(*db, key);
-            }
-        }
         let Undo {
             rows,
             messages,
@@ -220,7 +220,15 @@ impl State {
             pushed,
             ..
         } = *undo;
-        for ((db, key), saved) in rows {
+        // Queues come back before their messages do.
+        for ((db, key), Before { row: saved, at_rest }) in rows {
+            let is_queue = saved.as_ref().is_some_and(|row| matches!(row.content, Saved::Queue(_)));
+            match at_rest {
+                Some(head) => self.put_queue_at_rest_back(db, &key, *head),
+                None if is_queue => {}
+                // It was new, and is at rest already.
+                None => self.forget_queue(db, &key),
+            }
             let is_lock = saved.as_ref().is_some_and(|row| matches!(row.content, Saved::Lock(_)));
             if is_planted(Bug::RollBackForgetsLocks) && is_lock {
                 continue;
@@ -292,10 +300,41 @@ impl State {
     }
 
     fn queue_named(&mut self, (db, key): &KeyName) -> Option<&mut Queue> {
-        match self.databases.get_mut(usize::from(*db))?.get_mut(key).map(|row| &mut row.object) {
-            Some(Object::Queue(queue)) => Some(queue),
-            _ => None,
+        queue_row(&mut self.databases, &mut self.resting, *db, key)
+    }
+
+    /// The queue that was at rest under a name is so again.
+    fn put_queue_at_rest_back(&mut self, db: DbIndex, key: &[u8], head: QueueHead) {
+        let number = head.number;
+        match self.row(db, key).map(Row::object) {
+            Some(Object::Queue(queue)) if queue.number() == number => self.lay_queue_to_rest(db, key),
+            // Another one of its name.
+            Some(Object::Queue(_)) => drop(self.remove(db, key)),
+            Some(Object::String | Object::Lock(_)) | None => {}
         }
+        if self.queue_at_rest(db, key).is_none_or(|queue| queue.number() != number) {
+            self.forget_queue(db, key);
+            let row = Row::with_object(key, Object::Queue(Box::new(Queue::new(number))));
+            self.index_row(db, &row);
+            self.resting[usize::from(db)].insert_new(row);
+        }
+        self.restore_head(db, key, head);
+        if let Some(queue) = queue_row(&mut self.databases, &mut self.resting, db, key) {
+            self.changes.note_rest(queue, self.meta.applied);
+        }
+    }
+
+    /// The head of the queue of this name is as it was.
+    fn restore_head(&mut self, db: DbIndex, key: &[u8], head: QueueHead) {
+        let name: KeyName = (db, key.into());
+        let QueueHead { counters, attributes, remembered_until, .. } = head;
+        if let Some(queue) = self.queue_named(&name) {
+            queue.counters = counters;
+            queue.set_remembered_until(remembered_until);
+            queue.set_attributes(attributes);
+        }
+        // One that was made anew stands in no index yet.
+        self.index_queue(&name);
     }
 
     fn put_row_back(&mut self, db: DbIndex, key: &[u8], saved: Option<SavedRow>) {
@@ -304,26 +343,27 @@ impl State {
             return;
         };
         if let Saved::Queue(head) = saved.content {
-            let QueueHead { number, counters, attributes, idle_since } = *head;
-            // It was removed, and maybe another one took its name.
-            let is_same = matches!(self.row(db, key).map(Row::object), Some(Object::Queue(queue)) if queue.number() == number);
-            if !is_same {
+            let number = head.number;
+            // It was removed or is at rest, and maybe something else took its name.
+            let is_there = matches!(self.row(db, key).map(Row::object), Some(Object::Queue(queue)) if queue.number() == number);
+            if !is_there {
                 self.remove(db, key);
-                self.insert_object(db, key, Object::Queue(Box::new(Queue::new(number, idle_since))));
-            }
-            self.change_row(db, key, |row| {
-                if let Object::Queue(queue) = &mut row.object {
-                    queue.counters = counters;
-                    queue.touch(idle_since);
-                    queue.set_attributes(attributes);
+                if self.queue_at_rest(db, key).is_some_and(|queue| queue.number() == number) {
+                    self.wake_queue(db, key);
+                } else {
+                    self.forget_queue(db, key);
+                    self.insert_object(db, key, Object::Queue(Box::new(Queue::new(number))));
                 }
-            });
-            // One that was made anew stands in no index yet.
-            self.index_queue(&(db, key.into()));
+            }
+            self.restore_head(db, key, *head);
         } else {
             self.remove(db, key);
             let mut row = match saved.content {
-                Saved::String(value) => Row::string(key, &value),
+                Saved::String(value, form) => {
+                    let mut row = Row::string(key, &value);
+                    row.set_form(form);
+                    row
+                }
                 Saved::Lock(lock) => Row::with_object(key, Object::Lock(lock)),
                 Saved::Queue(_) => unreachable!("queues were looked at above"),
             };

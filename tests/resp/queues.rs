@@ -303,3 +303,66 @@ fn what_is_wrong_is_told_alike_in_both_protocols() {
         assert_eq!(run(&mut client, "QDEL wrong:q ALL"), int(1), "nothing came of all that");
     }
 }
+
+#[test]
+fn a_queue_with_nothing_in_it_is_no_key_and_is_found_again_over_a_restart() {
+    let mut node = Node::start(&[]);
+    let mut client = node.client();
+    let id = run(&mut client, "QPUSH gone work ID job").text();
+    let receipt = pop(&mut client, "gone").unwrap().1;
+    assert_eq!(run(&mut client, &format!("QACK gone {receipt}")), int(1));
+    assert_eq!(run(&mut client, "QCONFIG SET kept PAUSE out"), simple("OK"));
+    assert!(matches!(run(&mut client, "QPUSH kept m"), Value::Bulk(_)));
+    for _ in 0..2 {
+        assert_eq!(run(&mut client, "EXISTS gone"), int(0));
+        assert_eq!(run(&mut client, "TYPE gone"), simple("none"));
+        assert_eq!(run(&mut client, &format!("QACK gone {receipt}")), int(1), "the reply was lost");
+        assert_eq!(run(&mut client, "QPUSH gone work ID job"), bulk(&id), "it was done already");
+        assert_eq!(run(&mut client, "SET gone text"), simple("OK"));
+        assert!(run(&mut client, &format!("QTRACE gone {id}")).text().starts_with("WRONGTYPE "));
+        assert!(node.stop().success());
+        node.restart();
+        client = node.client();
+        assert_eq!(run(&mut client, "GETDEL gone"), bulk("text"));
+        assert_eq!(run(&mut client, &format!("QTRACE gone {id}")).items().len(), 3);
+    }
+    assert_eq!(run(&mut client, "QDEL kept ALL"), int(1));
+    assert_eq!(run(&mut client, "EXISTS kept"), int(0));
+    assert_eq!(run(&mut client, "QCONFIG GET kept").field("PAUSE"), &bulk("none"));
+    let other = run(&mut client, "QPUSH gone next").text();
+    assert_ne!(other, id);
+    assert_eq!(run(&mut client, "QINFO gone").field("pushed"), &int(2));
+    wait_for("the metrics to tell", Millis(30_000), || {
+        let (_, metrics) = node.http("/metrics");
+        let shows = |line: &str| metrics.lines().any(|told| told == line);
+        (shows("holdfast_queue_messages{queue=\"gone\",state=\"ready\"} 1")
+            && shows("holdfast_queue_messages{queue=\"kept\",state=\"ready\"} 0")
+            && shows("holdfast_queues 1"))
+        .then_some(())
+    });
+}
+
+#[test]
+fn many_names_of_queues_cost_little_once_they_are_empty() {
+    const NAMES: usize = 30_000;
+    let node = Node::start(&[]);
+    let mut client = node.client();
+    let mut cost = |lines: &[&str], name: &str| {
+        let before = node.resident_bytes();
+        for first in (0..NAMES).step_by(1_000) {
+            let names = first..first + 1_000;
+            let commands = names.flat_map(|n| lines.iter().map(move |line| line.replace("{q}", &format!("{name}:{n}"))));
+            let commands: Vec<Vec<String>> =
+                commands.map(|line| line.split(' ').map(str::to_owned).collect()).collect();
+            assert!(client.pipeline(&commands).iter().all(|reply| !reply.is_error()));
+        }
+        node.resident_bytes().saturating_sub(before) / NAMES as u64
+    };
+    let used = cost(&["QPUSH {q} m", "QPOP NOACK FROM {q}"], "used");
+    let configured = cost(&["QCONFIG SET {q} LEASE 5000"], "configured");
+    println!("a name that was used takes {used} bytes, a configured queue {configured}");
+    assert!(used < 3_000 && configured < 3_000, "{used} and {configured} bytes for each");
+    assert_eq!(run(&mut client, "DBSIZE"), int(NAMES as i64));
+    let told = run(&mut client, "MEMORY USAGE configured:7").number();
+    assert!(told * 2 > configured, "{told} are told");
+}

@@ -246,7 +246,7 @@ impl Client {
                     None => words(&["QDEL", &queue, "ALL"]),
                 },
                 // This one fails.
-                5 => words(&["INCR", &format!("q{key}")]),
+                5 => words(&["INCR", &format!("s{key}")]),
                 _ => words(&["APPEND", &format!("s{key}"), "x"]),
             });
         }

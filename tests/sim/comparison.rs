@@ -168,16 +168,18 @@ pub fn difference(real: &Queue, model: &model::Queue) -> Option<String> {
             return Some(format!("{message:?} is missing"));
         };
         let none = Extra::default();
-        let Extra { group, dedup, expires, reason } = real.extra(id).unwrap_or(&none);
+        let Extra { group, dedup, carried, expires, reason } = real.extra(id).unwrap_or(&none);
         let seen = model::Message {
             id: message.id,
             payload: real.payload(id).cloned().unwrap_or_default(),
             priority: slot.priority(),
             group: group.as_ref().map(|group| group.to_vec()),
             name: dedup.as_ref().map(|name| name.to_vec()),
+            carried: carried.as_ref().map(|name| name.to_vec()),
             expires: expires.0,
             reason: reason.to_vec(),
             pushed_at: slot.pushed_at().0,
+            since: slot.waits_since().map_or(message.since, |since| since.0),
             place: match life.state {
                 MessageState::Delayed { due } => Place::Delayed(due.0),
                 MessageState::Ready => Place::Ready,

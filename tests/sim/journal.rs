@@ -236,6 +236,7 @@ impl Journal {
             ("a message dies", before.died, after.died),
             ("a dead message goes to its dead letter queue", before.buried, after.buried),
             ("dead messages are redriven", before.redriven, after.redriven),
+            ("a queue is gone when nothing is in it", before.rested, after.rested),
             ("a push is a duplicate", before.duplicates, after.duplicates),
             ("a message's lease is extended", before.extended, after.extended),
             ("a message is acknowledged again", before.acked_again, after.acked_again),

@@ -245,6 +245,8 @@ pub struct Model {
     pushed_in_entry: u32,
     databases: BTreeMap<u8, BTreeMap<Vec<u8>, Slot>>,
     last_queue: u64,
+    /// Queues that are no keys, by database and name: what is remembered of them.
+    resting: BTreeMap<(u8, Vec<u8>), Queue>,
     pop_waits: Vec<PopWait>,
     /// Receipts that finished messages, oldest first.
     finishes: Vec<queues::Finish>,
@@ -303,6 +305,7 @@ impl Model {
             pushed_in_entry: 0,
             databases: BTreeMap::new(),
             last_queue: 0,
+            resting: BTreeMap::new(),
             pop_waits: Vec::new(),
             finishes: Vec::new(),
             given_back: Vec::new(),
@@ -609,7 +612,7 @@ impl Model {
                     }
                 }
                 Thing::Queue(queue) => {
-                    if Model::grace_of_queue(queue, now, with_grace) {
+                    if Model::grace_of_queue(queue, with_grace) {
                         slot.changed = self.index;
                     }
                 }
@@ -666,7 +669,7 @@ impl Model {
     /// Ends what is due of one key and says how many items: the string, the hold, or leases of messages.
     fn end_due(&mut self, db: u8, key: &[u8], at_most: usize) -> usize {
         let key_now = self.key_clock();
-        let Some(slot) = self.slot(db, key) else { return 0 };
+        let Some(slot) = self.slot(db, key) else { return self.end_due_of_queue(db, key, at_most) };
         match &slot.thing {
             Thing::String(_, deadline) if deadline.is_some_and(|at| at <= key_now) => {
                 self.remove(db, key);
@@ -704,6 +707,8 @@ impl Model {
                 }
             }
         }
+        let resting = self.resting.iter();
+        due.extend(resting.map(|((db, key), queue)| (queue.earliest(), Due::Queue(*db, key.clone()))));
         let claims = self.waits.values().flat_map(|wait| &wait.claims);
         due.extend(claims.map(|claim| (claim.until, Due::Claim(claim.id))));
         due.extend(self.pop_waits.iter().map(|wait| (wait.claim.until, Due::Claim(wait.claim.id))));
@@ -736,7 +741,7 @@ impl Model {
                 }
                 Due::Claim(claim) => usize::from(self.end_claim(claim)),
                 Due::Once(name) => usize::from(self.once.remove(&name).is_some()),
-                Due::Queue(db, key) => self.end_due(db, &key, EXPIRE_AT_MOST - ended),
+                Due::Queue(db, key) => self.end_due_of_queue(db, &key, EXPIRE_AT_MOST - ended),
             };
         }
         ended

@@ -163,6 +163,8 @@ pub struct Tally {
     pub died: u64,
     pub buried: u64,
     pub redriven: u64,
+    /// Queues that were no keys any more, with nothing in them.
+    pub rested: u64,
     /// Pushes whose ID was known.
     pub duplicates: u64,
     pub extended: u64,

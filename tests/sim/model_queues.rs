@@ -13,8 +13,6 @@ use super::*;
 const NEVER: u64 = u64::MAX;
 /// How long a receipt that finished a message is remembered.
 const FINISHES_KEPT: u64 = 600_000;
-/// An empty queue that nobody configured is forgotten after this time.
-const FORGOTTEN_AFTER: u64 = 3_600_000;
 /// QPOPs that may wait for one queue.
 const WAITERS_MAX: usize = 10_000;
 /// Longest time of a message, in milliseconds.
@@ -65,10 +63,15 @@ pub struct Message {
     pub payload: Bytes,
     pub priority: u8,
     pub group: Option<Vec<u8>>,
+    /// The ID that it is known by where it is.
     pub name: Option<Vec<u8>>,
+    /// The one that it was known by before it died its way here.
+    pub carried: Option<Vec<u8>>,
     pub expires: u64,
     pub reason: Vec<u8>,
     pub pushed_at: u64,
+    /// Since when it waits to be handed out; means nothing while it does not.
+    pub since: u64,
     pub place: Place,
     /// How often it was handed out.
     pub delivery: u32,
@@ -124,8 +127,10 @@ pub struct Queue {
     pub finished_ids: Vec<(Vec<u8>, MessageId, u64)>,
     pub config: Config,
     pub totals: Totals,
-    /// When something was done with it last.
-    pub used: u64,
+    /// Until when something is to be told of messages that are gone, besides their IDs.
+    pub remembered: u64,
+    /// The messages of groups that can be handed out, by their groups.
+    available: Vec<(Vec<u8>, MessageId)>,
 }
 
 /// What happens in a queue by time, in the order in which it happens at one moment.
@@ -134,7 +139,7 @@ enum Timer {
     Message(MessageId),
     Lifetime(MessageId),
     Name(Vec<u8>),
-    Idle,
+    Forget,
 }
 
 /// What QPOP asks for.
@@ -237,17 +242,62 @@ impl Queue {
             return None;
         }
         let mut best: Option<(u64, MessageId)> = None;
+        let mut seen = Vec::new();
         for message in &self.messages {
-            if message.place != Place::Ready || self.is_held_back(message) {
+            // The first of a priority stands for it.
+            if message.place != Place::Ready
+                || seen.contains(&message.priority)
+                || self.is_held_back(message)
+            {
                 continue;
             }
-            let waited = now.saturating_sub(message.pushed_at).checked_div(self.config.aging).unwrap_or(0);
+            seen.push(message.priority);
+            let waited = now.saturating_sub(message.since).checked_div(self.config.aging).unwrap_or(0);
             let rank = u64::from(message.priority) + waited;
             if best.is_none_or(|(known, _)| rank > known) {
                 best = Some((rank, message.id));
             }
         }
         best.map(|(_, id)| id)
+    }
+
+    /// Who of a group can be handed out only from now on has not waited before.
+    fn note_available(&mut self, now: u64) {
+        let can_go = |message: &&Message| message.place == Place::Ready && !self.is_held_back(message);
+        let firsts = self.messages.iter().filter(can_go);
+        let firsts: Vec<_> = firsts.filter_map(|it| Some((it.group.clone()?, it.id))).collect();
+        if self.config.aging != 0 {
+            let new = firsts.iter().filter(|first| !self.available.contains(first));
+            let new: Vec<MessageId> = new.map(|(_, id)| *id).collect();
+            self.messages.iter_mut().filter(|it| new.contains(&it.id)).for_each(|it| it.since = now);
+        }
+        self.available = firsts;
+    }
+
+    fn remember_until(&mut self, until: u64) {
+        self.remembered = self.remembered.max(until);
+    }
+
+    /// The message that is known by an ID, also one that is gone.
+    fn known_by(&self, name: &[u8], now: u64) -> Option<MessageId> {
+        let here = self.messages.iter().find(|it| it.name.as_deref() == Some(name));
+        let mut gone = self.finished_ids.iter();
+        let gone = gone.find(|(known, _, until)| known == name && *until > now);
+        here.map(|message| message.id).or(gone.map(|(_, id, _)| *id))
+    }
+
+    /// The message of an ID has left.
+    fn remember_id(&mut self, name: Vec<u8>, id: MessageId, now: u64) {
+        if self.config.dedup > 0 {
+            let until = now.saturating_add(self.config.dedup);
+            self.finished_ids.retain(|(known, _, _)| *known != name);
+            self.finished_ids.push((name, id, until));
+        }
+    }
+
+    /// Nothing is in it, and nobody configured it.
+    fn is_at_rest(&self) -> bool {
+        self.messages.is_empty() && self.config == Config::default()
     }
 
     fn timers(&self) -> Vec<(u64, Timer)> {
@@ -265,8 +315,8 @@ impl Queue {
         for (name, _, until) in &self.finished_ids {
             timers.push((*until, Timer::Name(name.clone())));
         }
-        if timers.is_empty() && self.messages.is_empty() && self.config == Config::default() {
-            timers.push((self.used.saturating_add(FORGOTTEN_AFTER), Timer::Idle));
+        if timers.is_empty() && self.is_at_rest() {
+            timers.push((self.remembered, Timer::Forget));
         }
         timers
     }
@@ -512,6 +562,11 @@ impl Model {
         }
     }
 
+    /// The same, or one of the name that is at rest.
+    pub fn known_queue(&self, db: u8, key: &[u8]) -> Option<&Queue> {
+        self.queue_of(db, key).or_else(|| self.resting.get(&(db, key.to_vec())))
+    }
+
     /// Everybody who waits for messages, in order.
     pub fn pop_waits(&self) -> &[PopWait] {
         &self.pop_waits
@@ -542,12 +597,13 @@ impl Model {
         }
     }
 
-    /// A queue that changes now; a new one when there is none.
+    /// A queue that changes now: it comes back when it is at rest, and is a new one when there is none.
     fn queue_mut(&mut self, db: u8, key: &[u8]) -> &mut Queue {
-        let now = self.clock;
         if self.slot(db, key).is_none() {
-            self.last_queue += 1;
-            let queue = Queue { number: self.last_queue, used: now, ..Queue::default() };
+            let queue = self.resting.remove(&(db, key.to_vec())).unwrap_or_else(|| {
+                self.last_queue += 1;
+                Queue { number: self.last_queue, ..Queue::default() }
+            });
             self.put(db, key, Thing::Queue(queue));
         }
         match self.slot_mut(db, key).map(|slot| &mut slot.thing) {
@@ -556,20 +612,40 @@ impl Model {
         }
     }
 
-    /// The same, of one in which something is done.
-    fn queue_used(&mut self, db: u8, key: &[u8]) -> &mut Queue {
-        let now = self.clock;
-        let queue = self.queue_mut(db, key);
-        queue.used = now;
-        queue
+    /// A queue that changes now, and stays at rest if it is.
+    fn known_queue_mut(&mut self, db: u8, key: &[u8]) -> Option<&mut Queue> {
+        if self.queue_of(db, key).is_some() {
+            return Some(self.queue_mut(db, key));
+        }
+        self.touched.push((db, key.to_vec()));
+        self.resting.get_mut(&(db, key.to_vec()))
+    }
+
+    /// A queue in which nothing is left, and that nobody configured, is no key any more.
+    fn settle(&mut self, db: u8, key: &[u8]) {
+        if !self.queue_of(db, key).is_some_and(Queue::is_at_rest) {
+            return;
+        }
+        let slot = self.databases.get_mut(&db).and_then(|slots| slots.remove(key));
+        if let Some(Slot { thing: Thing::Queue(queue), .. }) = slot {
+            self.tally.rested += 1;
+            self.resting.insert((db, key.to_vec()), queue);
+            self.touched.push((db, key.to_vec()));
+        }
     }
 
     // ---- the life of a message ----------------------------------------------------------------------------
 
     fn set_place(&mut self, db: u8, key: &[u8], id: MessageId, place: Place) {
-        if let Some(message) = self.queue_used(db, key).message_mut(id) {
+        let now = self.clock;
+        let queue = self.queue_mut(db, key);
+        if let Some(message) = queue.message_mut(id) {
+            if message.place != Place::Ready {
+                message.since = now;
+            }
             message.place = place;
         }
+        queue.note_available(now);
     }
 
     fn waiting(&self, delay: u64) -> Place {
@@ -579,7 +655,8 @@ impl Model {
     /// It is put aside, and goes to the dead letter queue when `bury` is told of it.
     fn die(&mut self, db: u8, key: &[u8], id: MessageId, why: &str, dying: &mut Vec<MessageId>) {
         self.tally.died += 1;
-        let queue = self.queue_used(db, key);
+        let now = self.clock;
+        let queue = self.queue_mut(db, key);
         queue.totals.died += 1;
         if let Some(message) = queue.message_mut(id) {
             message.place = Place::Dead;
@@ -587,6 +664,7 @@ impl Model {
                 message.reason = why.as_bytes().to_vec();
             }
         }
+        queue.note_available(now);
         dying.push(id);
     }
 
@@ -603,7 +681,7 @@ impl Model {
                 self.come_back(db, key, id, delivery, 0, dying);
             }
             Place::Leased(until, _) if until <= now => {
-                self.queue_used(db, key).totals.expired_leases += 1;
+                self.queue_mut(db, key).totals.expired_leases += 1;
                 match (is_over, is_last) {
                     (true, _) => self.die(db, key, id, "expired", dying),
                     (false, true) => self.die(db, key, id, "maxdeliver", dying),
@@ -652,41 +730,63 @@ impl Model {
             return;
         }
         for id in dying {
-            if self.move_dead(db, key, &target, id) {
+            if self.move_dead(db, key, &target, id, false) {
                 self.tally.buried += 1;
             }
         }
     }
 
-    fn move_dead(&mut self, db: u8, from: &[u8], to: &[u8], id: MessageId) -> bool {
-        let is_dead = |queue: &Queue| queue.message(id).is_some_and(|it| it.place == Place::Dead);
-        if !self.queue_of(db, from).is_some_and(is_dead) {
+    /// An ID stays known where it was, and is known again where its message is redriven to, unless another has it there.
+    fn move_dead(&mut self, db: u8, from: &[u8], to: &[u8], id: MessageId, is_redriven: bool) -> bool {
+        let now = self.clock;
+        let Some(message) = self.queue_of(db, from).and_then(|queue| queue.message(id)) else { return false };
+        if message.place != Place::Dead {
             return false;
         }
-        let queue = self.queue_used(db, from);
+        let name = message.name.clone().or(message.carried.clone());
+        let there = name.as_ref().and_then(|name| self.known_queue(db, to)?.known_by(name, now));
+        if is_redriven && there.is_some_and(|other| other != id) {
+            return false;
+        }
+        let is_known_by_it = is_redriven || there == Some(id);
+        let queue = self.queue_mut(db, from);
         queue.totals.moved += 1;
         let Some(message) = queue.take(id) else { return false };
-        let queue = self.queue_used(db, to);
+        queue.remember_until(now.saturating_add(queue.config.retain));
+        if let Some(name) = message.name.clone() {
+            queue.remember_id(name, id, now);
+        }
+        let queue = self.queue_mut(db, to);
         queue.totals.pushed += 1;
-        queue.put(Message { place: Place::Ready, attempt: 0, name: None, expires: NEVER, ..message });
+        let (name, carried) = if is_known_by_it { (name, None) } else { (None, name) };
+        queue.finished_ids.retain(|(known, _, _)| Some(known) != name.as_ref());
+        queue.put(Message {
+            place: Place::Ready,
+            since: now,
+            attempt: 0,
+            name,
+            carried,
+            expires: NEVER,
+            ..message
+        });
+        queue.note_available(now);
         true
     }
 
     /// A message is finished: its ID is remembered, and its receipt if it had been leased.
     fn finish(&mut self, db: u8, key: &[u8], id: MessageId, is_leased: bool) {
         let (now, at_most) = (self.clock, self.settings.queue_ack_memory.max(1));
-        let queue = self.queue_used(db, key);
+        let queue = self.queue_mut(db, key);
         let Some(message) = queue.take(id) else { return };
         queue.totals.acked += 1;
-        if let Some(name) = message.name
-            && queue.config.dedup > 0
-        {
-            let until = now.saturating_add(queue.config.dedup);
-            queue.finished_ids.retain(|(known, _, _)| *known != name);
-            queue.finished_ids.push((name, id, until));
+        queue.note_available(now);
+        queue.remember_until(now.saturating_add(queue.config.retain));
+        if let Some(name) = message.name {
+            queue.remember_id(name, id, now);
         }
         let number = queue.number;
         if is_leased {
+            queue.remember_until(now.saturating_add(FINISHES_KEPT));
             // A few of the oldest make room.
             for _ in 0..4 {
                 let is_over = |oldest: &Finish| oldest.at.saturating_add(FINISHES_KEPT) <= now;
@@ -708,26 +808,30 @@ impl Model {
         let now = self.clock;
         let (mut ended, mut dying) = (0, Vec::new());
         while ended < at_most {
-            let timers = self.queue_of(db, key).map(Queue::timers).unwrap_or_default();
+            let timers = self.known_queue(db, key).map(Queue::timers).unwrap_or_default();
             let Some((_, timer)) = timers.into_iter().filter(|(at, _)| *at <= now).min() else { break };
             ended += 1;
             match timer {
                 Timer::Message(id) | Timer::Lifetime(id) => self.time_passes(db, key, id, &mut dying),
                 Timer::Name(name) => {
-                    self.queue_used(db, key).finished_ids.retain(|(known, _, _)| *known != name);
+                    if let Some(queue) = self.known_queue_mut(db, key) {
+                        queue.finished_ids.retain(|(known, _, _)| *known != name);
+                    }
                 }
-                Timer::Idle => {
-                    self.remove(db, key);
+                Timer::Forget => {
+                    self.resting.remove(&(db, key.to_vec()));
+                    self.touched.push((db, key.to_vec()));
                     return ended;
                 }
             }
         }
         self.bury(db, key, dying);
+        self.settle(db, key);
         ended
     }
 
     /// A new leader stands.
-    pub(super) fn grace_of_queue(queue: &mut Queue, now: u64, with_grace: impl Fn(u64, u64) -> u64) -> bool {
+    pub(super) fn grace_of_queue(queue: &mut Queue, with_grace: impl Fn(u64, u64) -> u64) -> bool {
         let mut is_changed = false;
         for message in &mut queue.messages {
             if let Place::Leased(until, set_until) = message.place {
@@ -735,9 +839,6 @@ impl Model {
                 is_changed |= graced != until;
                 message.place = Place::Leased(graced, set_until);
             }
-        }
-        if is_changed {
-            queue.used = now;
         }
         is_changed
     }
@@ -769,12 +870,8 @@ impl Model {
         {
             return Err(syntax(&format!("XX changes PRIORITY and DELAY only, not {name}")));
         }
-        let known = self.queue_or_error(db, key)?.and_then(|queue| {
-            let here = queue.messages.iter().find(|it| name.is_some() && it.name.as_deref() == name);
-            let mut gone = queue.finished_ids.iter();
-            let gone = gone.find(|(known, _, until)| name == Some(&known[..]) && *until > now);
-            here.map(|message| message.id).or(gone.map(|(_, id, _)| *id))
-        });
+        self.queue_or_error(db, key)?;
+        let known = name.and_then(|name| self.known_queue(db, key)?.known_by(name, now));
         if is_update {
             let message = known.and_then(|id| self.queue_of(db, key)?.message(id));
             let Some(message) = message else { return Ok(Reply::Null) };
@@ -786,7 +883,7 @@ impl Model {
                 self.set_place(db, key, id, self.waiting(delay));
             }
             if let Some(priority) = priority
-                && let Some(message) = self.queue_used(db, key).message_mut(id)
+                && let Some(message) = self.queue_mut(db, key).message_mut(id)
             {
                 message.priority = priority as u8;
             }
@@ -794,14 +891,16 @@ impl Model {
         }
         if let Some(id) = known {
             self.tally.duplicates += 1;
-            self.queue_mut(db, key).totals.duplicates += 1;
+            if let Some(queue) = self.known_queue_mut(db, key) {
+                queue.totals.duplicates += 1;
+            }
             return Ok(Reply::text(text_of(id)));
         }
         self.check_full(db, key, call.words[2].len() as u64, max_len)?;
         let id = (self.index, self.pushed_in_entry);
         self.pushed_in_entry += 1;
         let place = self.waiting(delay.unwrap_or(0));
-        let queue = self.queue_used(db, key);
+        let queue = self.queue_mut(db, key);
         queue.finished_ids.retain(|(known, _, _)| name != Some(&known[..]));
         let ttl = Some(queue.config.ttl).filter(|ttl| *ttl != 0);
         let lifetime = millis.or(seconds.map(|seconds| seconds * 1_000)).or(ttl);
@@ -812,13 +911,16 @@ impl Model {
             priority: priority.unwrap_or(0) as u8,
             group: word_in(&given, "GROUP").map(<[u8]>::to_vec),
             name: name.map(<[u8]>::to_vec),
+            carried: None,
             expires: lifetime.map_or(NEVER, |lifetime| now.saturating_add(lifetime)),
             reason: Vec::new(),
             pushed_at: now,
+            since: now,
             place,
             delivery: 0,
             attempt: 0,
         });
+        queue.note_available(now);
         Ok(Reply::text(text_of(id)))
     }
 
@@ -909,7 +1011,7 @@ impl Model {
         for key in &pop.queues {
             while popped.len() < pop.count {
                 let Some(id) = self.queue_of(db, key).and_then(|queue| queue.next(now)) else { break };
-                let queue = self.queue_used(db, key);
+                let queue = self.queue_mut(db, key);
                 let lease = if pop.no_ack { 0 } else { pop.lease.unwrap_or(queue.config.lease) };
                 let Some(message) = queue.message_mut(id) else { break };
                 let is_again = message.delivery > 0;
@@ -931,10 +1033,12 @@ impl Model {
                 });
                 queue.totals.delivered += 1;
                 queue.totals.redelivered += u64::from(is_again);
+                queue.note_available(now);
                 if pop.no_ack {
                     self.finish(db, key, id, false);
                 }
             }
+            self.settle(db, key);
         }
         popped
     }
@@ -986,7 +1090,8 @@ impl Model {
     pub(super) fn qack(&mut self, call: &Call<'_>) -> Outcome {
         let (db, key, now) = (call.db, call.words[1], self.clock);
         let receipts = receipts_of(&call.words[2..])?;
-        let Some(number) = self.queue_or_error(db, key)?.map(|queue| queue.number) else {
+        self.queue_or_error(db, key)?;
+        let Some(number) = self.known_queue(db, key).map(|queue| queue.number) else {
             return Ok(Reply::Integer(0));
         };
         let (mut finished, mut dying) = (0, Vec::new());
@@ -1005,6 +1110,7 @@ impl Model {
             }
         }
         self.bury(db, key, dying);
+        self.settle(db, key);
         Ok(count_reply(finished))
     }
 
@@ -1039,7 +1145,7 @@ impl Model {
             }
             accepted += 1;
             let seed = self.index;
-            let queue = self.queue_used(db, key);
+            let queue = self.queue_mut(db, key);
             queue.totals.nacked += 1;
             let config = queue.config.clone();
             let Some(message) = queue.message_mut(id) else { continue };
@@ -1126,12 +1232,20 @@ impl Model {
         let mut removed = 0;
         for id in ids {
             if self.queue_of(db, key).is_some_and(|queue| queue.message(id).is_some()) {
-                let queue = self.queue_used(db, key);
+                let now = self.clock;
+                let queue = self.queue_mut(db, key);
                 queue.take(id);
                 queue.totals.deleted += 1;
+                queue.remember_until(now.saturating_add(queue.config.retain));
+                queue.note_available(now);
                 removed += 1;
             }
         }
+        let is_empty = self.queue_of(db, key).is_some_and(|queue| queue.messages.is_empty());
+        if has(&given, "ALL") && is_empty {
+            self.queue_mut(db, key).config = Config::default();
+        }
+        self.settle(db, key);
         Ok(count_reply(removed))
     }
 
@@ -1159,12 +1273,16 @@ impl Model {
                 continue;
             }
             if target != key {
-                self.move_dead(db, key, target, id);
-            } else if let Some(message) = self.queue_used(db, key).message_mut(id) {
-                (message.place, message.attempt, message.expires) = (Place::Ready, 0, NEVER);
+                redriven += usize::from(self.move_dead(db, key, target, id, true));
+                continue;
+            }
+            self.set_place(db, key, id, Place::Ready);
+            if let Some(message) = self.queue_mut(db, key).message_mut(id) {
+                (message.attempt, message.expires) = (0, NEVER);
             }
             redriven += 1;
         }
+        self.settle(db, key);
         self.tally.redriven += redriven as u64;
         Ok(count_reply(redriven))
     }
@@ -1215,7 +1333,8 @@ impl Model {
                 (name, _) => return Err(syntax(name)),
             }
         }
-        self.queue_used(db, key).config = config;
+        self.queue_mut(db, key).config = config;
+        self.settle(db, key);
         Ok(Reply::Ok)
     }
 }

@@ -8,6 +8,8 @@ use crate::state::queues::MessageId;
 
 /// Items of a piece, at most.
 const CHUNK: usize = 64;
+/// Room of a piece that is alone, at first: most queues are short.
+const ALONE: usize = 4;
 
 /// Something that stands under an id.
 pub trait Keyed: Copy {
@@ -73,8 +75,9 @@ impl<T: Keyed> Chunks<T> {
                     self.chunks.insert(id, chunk);
                 }
                 first => {
+                    let room = if first.is_some() { CHUNK } else { ALONE };
                     self.chunks.extend(first);
-                    self.chunks.insert(id, piece(item));
+                    self.chunks.insert(id, piece(item, room));
                 }
             }
             return None;
@@ -89,7 +92,7 @@ impl<T: Keyed> Chunks<T> {
         if chunk.len() < CHUNK {
             chunk.insert(at, item);
         } else if is_last && at == CHUNK {
-            self.chunks.insert(id, piece(item));
+            self.chunks.insert(id, piece(item, CHUNK));
         } else {
             let mut tail = Vec::with_capacity(CHUNK);
             tail.extend(chunk.drain(CHUNK / 2..));
@@ -140,16 +143,26 @@ impl<T: Keyed> Chunks<T> {
         self.chunks.values().flatten()
     }
 
-    /// Bytes of memory that it takes; the tree's nodes are estimated.
+    /// About how many bytes of memory it takes: told from the number of items alone, so that replicas tell the same.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        let pieces = self.chunks.len();
-        pieces * (CHUNK * size_of::<T>() + 3 * (size_of::<MessageId>() + size_of::<Vec<T>>()) / 2)
+        let pieces = self.len.div_ceil(CHUNK);
+        let room = if pieces == 1 { self.len.next_power_of_two().max(ALONE) } else { pieces * CHUNK };
+        room * size_of::<T>() + tree_bytes(pieces, size_of::<(MessageId, Vec<T>)>())
     }
 }
 
-fn piece<T>(item: T) -> Vec<T> {
-    let mut chunk = Vec::with_capacity(CHUNK);
+/// About how many bytes a tree of the standard library takes with so many items of this size: its nodes have eleven
+/// places, of which six to eight are taken, but for the only one of a small tree.
+#[must_use]
+pub fn tree_bytes(items: usize, item: usize) -> usize {
+    const PLACES: usize = 11;
+    let nodes = if items <= PLACES { items.min(1) } else { items.div_ceil(7) };
+    nodes * (PLACES * item + 16)
+}
+
+fn piece<T>(item: T, room: usize) -> Vec<T> {
+    let mut chunk = Vec::with_capacity(room);
     chunk.push(item);
     chunk
 }

@@ -5,6 +5,9 @@
 //! queue's head row holds its counters and attributes; each message is a row of its own and its payload another, so
 //! that a change of state writes few bytes.
 //!
+//! A queue without messages and configuration is no key. What is still to be told of it is at rest beside the keys, under
+//! its name, and is found again when a queue of the name comes back.
+//!
 //! A queue belongs to the group of its name's hash slot, and nothing here knows how many groups there are.
 
 pub mod attributes;
@@ -22,6 +25,7 @@ pub mod trace;
 use bytes::Bytes;
 
 use crate::state::DbIndex;
+use crate::state::Keyspace;
 use crate::state::Object;
 use crate::state::Row;
 use crate::state::State;
@@ -197,15 +201,29 @@ pub fn queue_at<'a>(state: &'a State, db: DbIndex, key: &[u8]) -> Option<Option<
     }
 }
 
+/// The same, with a queue that is at rest: it is no key, but receipts, IDs and ids that it is asked for are known.
+#[must_use]
+pub fn known_at<'a>(state: &'a State, db: DbIndex, key: &[u8]) -> Option<Option<&'a Queue>> {
+    queue_at(state, db, key).map(|queue| queue.or_else(|| state.queue_at_rest(db, key)))
+}
+
 fn check_type(state: &State, db: DbIndex, key: &[u8]) -> Result<(), WrongType> {
     queue_at(state, db, key).map(|_| ()).ok_or(WrongType)
 }
 
-fn create(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime) {
-    if matches!(queue_at(state, db, key), Some(None)) {
+/// The key holds a queue from now on: the one that was at rest under its name, or a new one.
+fn create(state: &mut State, db: DbIndex, key: &[u8]) {
+    if matches!(queue_at(state, db, key), Some(None)) && !state.wake_queue(db, key) {
         state.meta.last_queue += 1;
-        let queue = Queue::new(state.meta.last_queue, now);
+        let queue = Queue::new(state.meta.last_queue);
         state.insert_object(db, key, Object::Queue(Box::new(queue)));
+    }
+}
+
+/// The key holds no queue any more if nothing is in it and nobody configured it, as with Redis's lists.
+fn settle(state: &mut State, db: DbIndex, key: &[u8]) {
+    if matches!(queue_at(state, db, key), Some(Some(queue)) if queue.is_at_rest()) {
+        state.lay_queue_to_rest(db, key);
     }
 }
 
@@ -218,7 +236,7 @@ pub fn push(
     by: By<'_>,
 ) -> Result<Pushed, WrongType> {
     let now = by.now;
-    if let Some(queue) = queue_at(state, db, key).ok_or(WrongType)? {
+    if let Some(queue) = known_at(state, db, key).ok_or(WrongType)? {
         let known = request.id.and_then(|id| queue.dedup(id)).filter(|dedup| dedup.until > now);
         if request.only_update {
             let Some(known) = known else { return Ok(Pushed::Nothing) };
@@ -239,7 +257,7 @@ pub fn push(
     } else if request.max_len == Some(0) {
         return Ok(Pushed::Full(format!("QFULL {} holds 0 messages, MAXLEN 0", shown(key))));
     }
-    create(state, db, key, now);
+    create(state, db, key);
     let id = MessageId { index: state.meta.applied.0, n: state.pushed_in_entry };
     state.pushed_in_entry += 1;
     let Some(mut open) = OpenQueue::new(state, db, key) else { return Err(WrongType) };
@@ -249,6 +267,7 @@ pub fn push(
     let extra = Extra {
         group: request.group.map(Box::from),
         dedup: request.id.map(Box::from),
+        carried: None,
         expires: lifetime.map_or(ClusterTime::NEVER, |lifetime| now.after(lifetime)),
         reason: Box::default(),
     };
@@ -263,7 +282,7 @@ pub fn push(
     open.cold.pushed(open.applied, open.queue.number(), id);
     open.queue.counters.pushed += 1;
     open.changes.bytes += request.payload.len();
-    open.touch(id, now);
+    open.touch(id);
     drop(open);
     state.note_available(db, key);
     Ok(Pushed::New(id))
@@ -315,7 +334,7 @@ fn reschedule(
     if let Some(priority) = request.priority {
         open.save(id);
         open.queue.set_priority(id, priority);
-        open.touch(id, by.now);
+        open.touch(id);
     }
     drop(open);
     state.note_available(db, key);
@@ -353,6 +372,10 @@ fn pop_available(state: &mut State, request: &PopRequest, origin: &Origin, now: 
             }
             let Some(message) = open.hand_out(id, request, by) else { break };
             popped.push(message);
+        }
+        if open.queue.is_at_rest() {
+            drop(open);
+            settle(state, request.db, key);
         }
     }
     popped
@@ -446,8 +469,12 @@ fn for_each_receipt(
         count += usize::from(does(&mut open, *receipt));
     }
     let dying = std::mem::take(&mut open.dying);
+    let is_over = open.queue.is_at_rest();
     drop(open);
     bury(state, db, key, dying, now);
+    if is_over {
+        settle(state, db, key);
+    }
     state.note_available(db, key);
     Ok(count)
 }
@@ -516,7 +543,7 @@ pub fn extend(
     })
 }
 
-/// QDEL: how many messages were removed.
+/// QDEL: how many messages were removed. With ALL the queue goes too, with its configuration, once it is empty.
 pub fn delete(
     state: &mut State,
     db: DbIndex,
@@ -533,16 +560,19 @@ pub fn delete(
     };
     let ids = if is_many { Vec::new() } else { chosen(queue, which) };
     let Some(mut open) = OpenQueue::new(state, db, key) else { return Ok(0) };
-    if is_many {
-        let removed = open.clear(by);
-        drop(open);
-        return Ok(removed);
-    }
     let mut removed = 0;
+    if is_many {
+        removed = open.clear(by);
+    }
     for id in ids {
         removed += usize::from(open.delete(id, by));
     }
+    if *which == Which::All && open.queue.is_empty() {
+        open.queue.set_attributes(Attributes::default());
+        open.mark_row();
+    }
     drop(open);
+    settle(state, db, key);
     state.note_available(db, key);
     Ok(removed)
 }
@@ -559,7 +589,8 @@ fn chosen(queue: &Queue, which: &Which) -> Vec<MessageId> {
     }
 }
 
-/// QREDRIVE: dead messages get new attempts, here or in another queue; how many.
+/// QREDRIVE: dead messages get new attempts, here or in another queue; how many. One whose ID another message has
+/// there, or had of late, stays as it is: two under one ID would do the work twice.
 pub fn redrive(
     state: &mut State,
     db: DbIndex,
@@ -598,6 +629,7 @@ pub fn redrive(
             moved += usize::from(move_message(state, db, key, target, id, Some(by), by.now));
         }
     }
+    settle(state, db, key);
     state.note_available(db, target);
     Ok(moved)
 }
@@ -608,16 +640,15 @@ pub fn configure(
     db: DbIndex,
     key: &[u8],
     change: impl FnOnce(&Attributes) -> Attributes,
-    now: ClusterTime,
 ) -> Result<(), WrongType> {
     check_type(state, db, key)?;
-    create(state, db, key, now);
+    create(state, db, key);
     let Some(mut open) = OpenQueue::new(state, db, key) else { return Err(WrongType) };
     let attributes = change(open.queue.attributes());
     open.queue.set_attributes(attributes);
-    open.queue.touch(now);
     open.mark_row();
     drop(open);
+    settle(state, db, key);
     state.note_available(db, key);
     Ok(())
 }
@@ -637,11 +668,10 @@ pub(crate) fn expire(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTim
             Timer::Dedup(name) => {
                 open.save_dedup(&name);
                 open.queue.set_dedup(&name, None);
-                open.queue.touch(now);
                 open.mark_row();
                 open.mark_dedup(&name);
             }
-            Timer::Idle => {
+            Timer::Forget => {
                 is_forgotten = true;
                 break;
             }
@@ -650,10 +680,11 @@ pub(crate) fn expire(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTim
     let dying = std::mem::take(&mut open.dying);
     drop(open);
     if is_forgotten {
-        state.remove(db, key);
+        state.forget_queue(db, key);
         return ended;
     }
     bury(state, db, key, dying, now);
+    settle(state, db, key);
     state.note_available(db, key);
     ended
 }
@@ -683,6 +714,10 @@ fn bury(state: &mut State, db: DbIndex, key: &[u8], dying: Vec<MessageId>, now: 
 }
 
 /// A dead message goes to another queue, where it is ready. `redriven`: by QREDRIVE.
+///
+/// Its ID stays known where it was for DEDUP, as that of a finished message. A dead letter queue takes it in as baggage:
+/// messages of several queues may come there with the same one. Where it is redriven to it is known by it again, and so
+/// it is when it dies its way back to a queue that knows it for its own.
 fn move_message(
     state: &mut State,
     db: DbIndex,
@@ -692,36 +727,52 @@ fn move_message(
     redriven: Option<By<'_>>,
     now: ClusterTime,
 ) -> bool {
-    let Some(mut open) = OpenQueue::new(state, db, from) else { return false };
-    if open.queue.life(id).is_none_or(|life| life.state != MessageState::Dead) {
+    let Some(Some(queue)) = queue_at(state, db, from) else { return false };
+    if queue.life(id).is_none_or(|life| life.state != MessageState::Dead) {
         return false;
     }
+    let name = queue.extra(id).and_then(Extra::id).map(Box::<[u8]>::from);
+    let there = name.as_deref().and_then(|name| known_at(state, db, to).flatten()?.dedup(name));
+    let there = there.filter(|dedup| dedup.until > now);
+    if redriven.is_some() && there.is_some_and(|dedup| dedup.id != id) {
+        return false;
+    }
+    let is_known_by_it = redriven.is_some() || there.is_some_and(|dedup| dedup.id == id);
+    let Some(mut open) = OpenQueue::new(state, db, from) else { return false };
     let payload = open.payload(id);
-    let Some(mut record) = open.take_out(id) else { return false };
+    let Some(mut record) = open.take_out(id, now) else { return false };
     open.changes.bytes += payload.len();
     open.queue.counters.moved += 1;
-    open.queue.touch(now);
+    let retain = open.queue.attributes().retain;
+    open.queue.remember_until(now.after(retain));
+    if let Some(name) = record.extra.as_ref().and_then(|extra| extra.dedup.as_deref()) {
+        open.remember_id(name, id, now);
+    }
     drop(open);
-    create(state, db, to, now);
+    create(state, db, to);
     let Some(mut open) = OpenQueue::new(state, db, to) else { return false };
     open.save(id);
     record.payload = Some(payload);
     record.slot.flags &= TRACED;
     if let Some(extra) = &mut record.extra {
-        extra.dedup = None;
+        (extra.dedup, extra.carried) = if is_known_by_it { (name, None) } else { (None, name) };
         extra.expires = ClusterTime::NEVER;
+        if let Some(name) = &extra.dedup {
+            open.save_dedup(name);
+            open.mark_dedup(name);
+        }
     }
     open.queue.put_in(record);
     open.cold.moved(open.applied, open.queue.number(), id);
     open.queue.counters.pushed += 1;
     let life = open.queue.life(id).expect("it was put in just now");
     if let Step::Becomes(life) = rules::step(life, Event::Redrive, open.queue.policy(id), now) {
-        open.queue.set_life(id, life, None);
+        open.set_life(id, life, None, now);
     }
     if let Some(by) = redriven {
         open.trace(id, TraceKind::Redriven, by, b"");
     }
-    open.touch(id, now);
+    open.touch(id);
     true
 }
 
@@ -736,6 +787,8 @@ enum Taken {
 struct OpenQueue<'a> {
     db: DbIndex,
     key: &'a [u8],
+    /// It is no key now.
+    is_at_rest: bool,
     applied: LogIndex,
     ack_memory: u64,
     queue: &'a mut Queue,
@@ -766,14 +819,18 @@ impl Drop for OpenQueue<'_> {
 }
 
 impl<'a> OpenQueue<'a> {
-    /// `None` when the key holds no queue.
+    /// The queue of this name, also one that is at rest; `None` when there is none.
     fn new(state: &'a mut State, db: DbIndex, key: &'a [u8]) -> Option<OpenQueue<'a>> {
         state.save_row(db, key);
-        let row = state.databases.get_mut(usize::from(db))?.get_mut(key)?;
+        let (row, is_at_rest) = match state.databases.get_mut(usize::from(db))?.get_mut(key) {
+            Some(row) if matches!(row.object, Object::Queue(_)) => (row, false),
+            _ => (state.resting.get_mut(usize::from(db))?.get_mut(key)?, true),
+        };
         let Object::Queue(queue) = &mut row.object else { return None };
         Some(OpenQueue {
             db,
             key,
+            is_at_rest,
             applied: state.meta.applied,
             ack_memory: state.meta.settings.queue_ack_memory,
             queue,
@@ -826,14 +883,14 @@ impl<'a> OpenQueue<'a> {
                     node: by.node,
                 };
                 self.save(id);
-                self.queue.set_life(id, life, Some(lease));
+                self.set_life(id, life, Some(lease), by.now);
                 self.trace_as(id, TraceKind::Delivered, by, &request.consumer, b"");
-                self.touch(id, by.now);
+                self.touch(id);
                 life
             }
             Step::Finished(life) => {
                 self.save(id);
-                self.queue.set_life(id, life, None);
+                self.set_life(id, life, None, by.now);
                 self.trace_as(id, TraceKind::Delivered, by, &request.consumer, b"");
                 self.finish(id, by, &request.consumer);
                 life
@@ -872,14 +929,14 @@ impl<'a> OpenQueue<'a> {
                     // It would die again at once of the lifetime that it died of.
                     self.queue.end_lifetime(id);
                 }
-                self.queue.set_life(id, after, None);
+                self.set_life(id, after, None, by.now);
                 self.note_edge(id, before, event, &consumer, by);
             }
             Step::Dies(after, death) => {
                 self.save(id);
                 let consumer = self.queue.lease(id).map(|lease| lease.consumer.clone()).unwrap_or_default();
                 self.note_edge(id, before, event, &consumer, by);
-                self.queue.set_life(id, after, None);
+                self.set_life(id, after, None, by.now);
                 self.queue.counters.died += 1;
                 let reason = match death {
                     Death::MaxDeliver => &b"maxdeliver"[..],
@@ -902,7 +959,7 @@ impl<'a> OpenQueue<'a> {
                 return Taken::Finished;
             }
         }
-        self.touch(id, by.now);
+        self.touch(id);
         Taken::Changed
     }
 
@@ -951,18 +1008,13 @@ impl<'a> OpenQueue<'a> {
     fn finish(&mut self, id: MessageId, by: By<'_>, consumer: &[u8]) {
         self.trace_as(id, TraceKind::Acked, by, consumer, b"");
         let is_leased = self.queue.lease(id).is_some();
-        let Some(record) = self.take_out(id) else { return };
+        let Some(record) = self.take_out(id, by.now) else { return };
         self.queue.counters.acked += 1;
-        self.queue.touch(by.now);
         if let Some(name) = record.extra.as_ref().and_then(|extra| extra.dedup.as_deref()) {
-            let kept = self.queue.attributes().dedup;
-            if kept.0 > 0 {
-                self.save_dedup(name);
-                self.queue.set_dedup(name, Some(Dedup { id, until: by.now.after(kept) }));
-                self.mark_dedup(name);
-            }
+            self.remember_id(name, id, by.now);
         }
         if is_leased {
+            self.queue.remember_until(by.now.after(finished::KEPT));
             let receipt = Receipt { id, delivery: record.slot.delivery() };
             let finish = Finish { receipt, queue: self.queue.number(), at: by.now };
             let forgotten = self.finished.remember(finish, self.ack_memory);
@@ -972,15 +1024,24 @@ impl<'a> OpenQueue<'a> {
         }
     }
 
+    /// The message of an ID has left: it is known for DEDUP.
+    fn remember_id(&mut self, name: &[u8], id: MessageId, now: ClusterTime) {
+        let kept = self.queue.attributes().dedup;
+        if kept.0 > 0 {
+            self.save_dedup(name);
+            self.queue.set_dedup(name, Some(Dedup { id, until: now.after(kept) }));
+            self.mark_dedup(name);
+        }
+    }
+
     fn delete(&mut self, id: MessageId, by: By<'_>) -> bool {
         if self.queue.message(id).is_none() {
             return false;
         }
         self.save(id);
         self.trace(id, TraceKind::Deleted, by, by.reason);
-        self.take_out(id);
+        self.take_out(id, by.now);
         self.queue.counters.deleted += 1;
-        self.queue.touch(by.now);
         true
     }
 
@@ -993,19 +1054,48 @@ impl<'a> OpenQueue<'a> {
         }
         let removed = self.queue.clear();
         self.queue.counters.deleted += removed as u64;
-        self.queue.touch(by.now);
+        let retain = self.queue.attributes().retain;
+        self.queue.remember_until(by.now.after(retain));
         self.changes.cleared.push(self.queue.number());
         self.mark_row();
         removed
     }
 
+    /// Goes on with another life, as [`Queue::set_life`] does.
+    fn set_life(&mut self, id: MessageId, life: Life, lease: Option<Lease>, now: ClusterTime) {
+        self.for_group(id, now, |queue| queue.set_life(id, life, lease, now));
+    }
+
+    /// Does something to a message. Who of its group can be handed out by that has not waited before: AGING counts
+    /// from now on.
+    fn for_group<T>(
+        &mut self,
+        id: MessageId,
+        now: ClusterTime,
+        does: impl FnOnce(&mut Queue) -> T,
+    ) -> T {
+        let group = match self.queue.attributes().aging {
+            Millis(0) => None,
+            _ => self.queue.extra(id).and_then(|extra| extra.group.clone()),
+        };
+        let Some(group) = group else { return does(self.queue) };
+        let before = self.queue.available_of(&group);
+        let done = does(self.queue);
+        if let Some(next) = self.queue.available_of(&group).filter(|next| Some(*next) != before) {
+            self.save(next);
+            self.queue.waits_from(next, now);
+            self.touch(next);
+        }
+        done
+    }
+
     /// Takes a message out, and its rows with it.
-    fn take_out(&mut self, id: MessageId) -> Option<Record> {
+    fn take_out(&mut self, id: MessageId, now: ClusterTime) -> Option<Record> {
         self.save(id);
         if let Some(name) = self.queue.extra(id).and_then(|extra| extra.dedup.clone()) {
             self.save_dedup(&name);
         }
-        let record = self.queue.take_out(id)?;
+        let record = self.for_group(id, now, |queue| queue.take_out(id))?;
         if record.slot.has(STORED) {
             self.changes.gone.push((self.queue.number(), id));
         }
@@ -1042,6 +1132,9 @@ impl<'a> OpenQueue<'a> {
             reason: reason.into(),
             forget_at: if is_end { by.now.after(retain) } else { ClusterTime::NEVER },
         };
+        if is_end {
+            self.queue.remember_until(event.forget_at);
+        }
         if is_first {
             self.traces.add(self.applied, id, &pushed_event(id, &slot, queue));
         }
@@ -1063,8 +1156,7 @@ impl<'a> OpenQueue<'a> {
     }
 
     /// A message of the queue has changed.
-    fn touch(&mut self, id: MessageId, now: ClusterTime) {
-        self.queue.touch(now);
+    fn touch(&mut self, id: MessageId) {
         self.mark_row();
         let number = self.queue.number();
         let Some(slot) = self.queue.message_mut(id) else { return };
@@ -1076,6 +1168,10 @@ impl<'a> OpenQueue<'a> {
 
     /// Lists the head row for the next flush, once.
     fn mark_row(&mut self) {
+        if self.is_at_rest {
+            self.changes.note_rest(self.queue, self.applied);
+            return;
+        }
         let is_listed = *self.row_changed > self.changes.since && *self.row_mark == LISTED;
         *self.row_changed = self.applied;
         if !is_listed {
@@ -1086,6 +1182,23 @@ impl<'a> OpenQueue<'a> {
 
     fn mark_dedup(&mut self, name: &[u8]) {
         self.changes.dedups.push((self.queue.number(), name.into()));
+    }
+}
+
+/// The queue of a name, to be changed, whether it is a key or at rest.
+pub(super) fn queue_row<'a>(
+    databases: &'a mut [Keyspace],
+    resting: &'a mut [Keyspace],
+    db: DbIndex,
+    key: &[u8],
+) -> Option<&'a mut Queue> {
+    let row = match databases.get_mut(usize::from(db))?.get_mut(key) {
+        Some(row) if matches!(row.object, Object::Queue(_)) => row,
+        _ => resting.get_mut(usize::from(db))?.get_mut(key)?,
+    };
+    match &mut row.object {
+        Object::Queue(queue) => Some(queue),
+        Object::String | Object::Lock(_) => None,
     }
 }
 
@@ -1129,15 +1242,58 @@ impl State {
     /// The queue of a number.
     pub(super) fn queue_of_number(&self, number: u64) -> Option<&Queue> {
         let (db, key) = self.queue_names.get(&number)?;
-        queue_at(self, *db, key).flatten()
+        queue_at(self, *db, key).flatten().or_else(|| self.queue_at_rest(*db, key))
     }
 
     /// The queue of a number, to be changed.
     pub(super) fn queue_of(&mut self, number: u64) -> Option<&mut Queue> {
         let (db, key) = self.queue_names.get(&number)?;
-        match self.databases.get_mut(usize::from(*db))?.get_mut(key).map(|row| &mut row.object) {
-            Some(Object::Queue(queue)) => Some(queue),
-            _ => None,
+        queue_row(&mut self.databases, &mut self.resting, *db, key)
+    }
+
+    /// The queue of a name that is at rest.
+    pub(super) fn queue_at_rest(&self, db: DbIndex, key: &[u8]) -> Option<&Queue> {
+        match self.resting.get(usize::from(db))?.get(key)?.object() {
+            Object::Queue(queue) => Some(queue),
+            Object::String | Object::Lock(_) => None,
+        }
+    }
+
+    /// The key holds its queue no more, which is at rest from now on.
+    pub(super) fn lay_queue_to_rest(&mut self, db: DbIndex, key: &[u8]) {
+        self.save_row(db, key);
+        let Some(row) = self.databases[usize::from(db)].remove(key) else { return };
+        self.move_queue(db, row, true);
+    }
+
+    /// The queue that is at rest under a key comes back, in place of nothing. False when there is none.
+    pub(super) fn wake_queue(&mut self, db: DbIndex, key: &[u8]) -> bool {
+        self.save_row(db, key);
+        let Some(row) = self.resting[usize::from(db)].remove(key) else { return false };
+        self.move_queue(db, row, false);
+        true
+    }
+
+    /// Both of a queue's rows change, since one is deleted and the other written; which, the flush sees.
+    fn move_queue(&mut self, db: DbIndex, mut row: Box<Row>, to_rest: bool) {
+        let was_pending = self.changes.has(&row);
+        row.changed = self.meta.applied;
+        self.changes.note(db, &mut row, was_pending);
+        if let Object::Queue(queue) = &mut row.object {
+            self.changes.note_rest(queue, self.meta.applied);
+        }
+        let spaces = if to_rest { &mut self.resting } else { &mut self.databases };
+        spaces[usize::from(db)].insert_boxed(row);
+    }
+
+    /// Nothing need be told any more of a queue that is at rest.
+    pub(super) fn forget_queue(&mut self, db: DbIndex, key: &[u8]) {
+        self.save_row(db, key);
+        let Some(mut row) = self.resting[usize::from(db)].remove(key) else { return };
+        self.unindex_row(db, &row);
+        if let Object::Queue(queue) = &mut row.object {
+            self.changes.note_rest(queue, self.meta.applied);
+            self.forget_rows_of(queue);
         }
     }
 

@@ -25,9 +25,10 @@ use crate::state::queues::MessageState;
 use crate::state::queues::chunks::Chunks;
 use crate::state::queues::chunks::Keyed;
 use crate::state::queues::chunks::PackedId;
+use crate::state::queues::chunks::tree_bytes;
 use crate::state::queues::rules::Policy;
 use crate::types::ClusterTime;
-use crate::types::Millis;
+use crate::types::LogIndex;
 use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
 use crate::types::codec::put_bool;
@@ -45,8 +46,6 @@ const FORMAT: u8 = 2;
 
 /// Priorities there are, 0 to 9.
 pub const PRIORITIES: usize = 10;
-/// An empty queue that nobody configured is forgotten after this time.
-const FORGOTTEN_AFTER: Millis = Millis(3_600_000);
 
 const DELAYED: u8 = 0;
 const READY: u8 = 1;
@@ -65,7 +64,7 @@ pub(in crate::state) const TRACED: u8 = 4;
 #[repr(C, packed(4))]
 pub struct Slot {
     index: u64,
-    /// When it is due, or when its lease ends.
+    /// When it is due, or when its lease ends; of a message that is ready, since when it waits to be handed out.
     at: u64,
     pushed_at: u64,
     n: u32,
@@ -101,6 +100,12 @@ impl Slot {
     #[must_use]
     pub fn priority(&self) -> u8 {
         self.priority
+    }
+
+    /// Since when it can be handed out, if it can: AGING counts from here.
+    #[must_use]
+    pub fn waits_since(&self) -> Option<ClusterTime> {
+        (self.state == READY).then_some(ClusterTime(self.at))
     }
 
     /// How often it was handed out.
@@ -146,7 +151,11 @@ pub struct Lease {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extra {
     pub group: Option<Box<[u8]>>,
+    /// The ID that it is known by in its queue.
     pub dedup: Option<Box<[u8]>>,
+    /// The ID that it was known by where it died. In a dead letter queue it is not: others may come there with the
+    /// same one.
+    pub carried: Option<Box<[u8]>>,
     /// When its lifetime is over; NEVER when it has none.
     pub expires: ClusterTime,
     /// Why it came back or died last.
@@ -155,7 +164,21 @@ pub struct Extra {
 
 impl Default for Extra {
     fn default() -> Extra {
-        Extra { group: None, dedup: None, expires: ClusterTime::NEVER, reason: Box::default() }
+        Extra {
+            group: None,
+            dedup: None,
+            carried: None,
+            expires: ClusterTime::NEVER,
+            reason: Box::default(),
+        }
+    }
+}
+
+impl Extra {
+    /// Its ID, whether or not it is known by it where it is.
+    #[must_use]
+    pub fn id(&self) -> Option<&[u8]> {
+        self.dedup.as_deref().or(self.carried.as_deref())
     }
 }
 
@@ -181,7 +204,7 @@ impl Record {
     ) -> Record {
         let slot = Slot {
             index: id.index,
-            at: 0,
+            at: now.0,
             pushed_at: now.0,
             n: id.n,
             delivery: 0,
@@ -194,7 +217,7 @@ impl Record {
         };
         let extra = (extra != Extra::default()).then(|| Box::new(extra));
         let mut record = Record { slot, lease: None, extra, payload: Some(payload) };
-        record.slot.set_life(life);
+        record.slot.set_life(life, now);
         record
     }
 
@@ -223,9 +246,9 @@ impl Record {
             let mut optional = || -> Result<Option<Box<[u8]>>, CodecError> {
                 Ok(if reader.bool()? { Some(reader.bytes()?.into()) } else { None })
             };
-            let (group, dedup) = (optional()?, optional()?);
+            let (group, dedup, carried) = (optional()?, optional()?, optional()?);
             let expires = ClusterTime(reader.varint()?);
-            Some(Box::new(Extra { group, dedup, expires, reason: reader.bytes()?.into() }))
+            Some(Box::new(Extra { group, dedup, carried, expires, reason: reader.bytes()?.into() }))
         } else {
             None
         };
@@ -240,11 +263,11 @@ impl Record {
 }
 
 impl Slot {
-    fn set_life(&mut self, life: Life) {
+    fn set_life(&mut self, life: Life, now: ClusterTime) {
         (self.delivery, self.attempt) = (life.delivery, life.attempt);
         (self.state, self.at) = match life.state {
             MessageState::Delayed { due } => (DELAYED, due.0),
-            MessageState::Ready => (READY, 0),
+            MessageState::Ready => (READY, self.waits_since().unwrap_or(now).0),
             MessageState::Leased { until, .. } => (LEASED, until.0),
             MessageState::Dead => (DEAD, 0),
         };
@@ -320,8 +343,8 @@ pub enum Timer {
     Lifetime(MessageId),
     /// The ID of a finished message may be used again.
     Dedup(Box<[u8]>),
-    /// The queue has been empty for long.
-    Idle,
+    /// Nothing need be remembered of a queue that is gone.
+    Forget,
 }
 
 /// The ID of a message.
@@ -367,13 +390,46 @@ impl StateName {
     }
 }
 
+/// Messages that can be handed out, by priority: as many levels as there ever were.
+#[derive(Debug, Default)]
+struct Levels(Vec<Chunks<PackedId>>);
+
+impl Levels {
+    fn insert(&mut self, priority: u8, id: MessageId) {
+        let priority = usize::from(priority);
+        if self.0.len() <= priority {
+            self.0.reserve_exact(priority + 1 - self.0.len());
+            self.0.resize_with(priority + 1, Chunks::default);
+        }
+        self.0[priority].insert(id.into());
+    }
+
+    fn remove(&mut self, priority: u8, id: MessageId) {
+        if let Some(level) = self.0.get_mut(usize::from(priority)) {
+            level.remove(id);
+        }
+    }
+
+    /// From the lowest priority on, with it.
+    fn iter(&self) -> impl DoubleEndedIterator<Item = (usize, &Chunks<PackedId>)> {
+        self.0.iter().enumerate()
+    }
+
+    fn len(&self) -> usize {
+        self.0.iter().map(Chunks::len).sum()
+    }
+}
+
 /// A queue with its messages.
+///
+/// One without messages and configuration is *at rest*: it is no key, and what is still to be told of it (its IDs, its
+/// traces, its receipts, its counters) stays under its number until its time is over or a queue of its name comes back.
 #[derive(Debug)]
 pub struct Queue {
     /// Names the queue for ever: another one of the same name has another.
     number: u64,
     messages: Chunks<Slot>,
-    levels: [Chunks<PackedId>; PRIORITIES],
+    levels: Levels,
     held: BTreeSet<MessageId>,
     delayed: BTreeSet<MessageId>,
     dead: BTreeSet<MessageId>,
@@ -393,9 +449,10 @@ pub struct Queue {
     bytes: u64,
     pub(in crate::state) counters: Counters,
     attributes: Attributes,
-    /// Since when it has no messages.
-    idle_since: ClusterTime,
-    idle_timer: ClusterTime,
+    /// Until when something is to be told of messages that are gone, besides their IDs.
+    remembered_until: ClusterTime,
+    /// The entry in which it was listed as one that is at rest, or was; see `changes`.
+    pub(in crate::state) rest_noted: LogIndex,
     /// Where the group's index of deadlines has the queue: at its first timer or before.
     pub(in crate::state) indexed_at: ClusterTime,
 }
@@ -403,11 +460,11 @@ pub struct Queue {
 impl Queue {
     /// An empty queue.
     #[must_use]
-    pub fn new(number: u64, now: ClusterTime) -> Queue {
-        let mut queue = Queue {
+    pub fn new(number: u64) -> Queue {
+        Queue {
             number,
             messages: Chunks::default(),
-            levels: Default::default(),
+            levels: Levels::default(),
             held: BTreeSet::new(),
             delayed: BTreeSet::new(),
             dead: BTreeSet::new(),
@@ -423,12 +480,10 @@ impl Queue {
             bytes: 0,
             counters: Counters::default(),
             attributes: Attributes::default(),
-            idle_since: now,
-            idle_timer: ClusterTime::NEVER,
+            remembered_until: ClusterTime(0),
+            rest_noted: LogIndex(0),
             indexed_at: ClusterTime::NEVER,
-        };
-        queue.set_idle_timer();
-        queue
+        }
     }
 
     // ---- looking ----------------------------------------------------------------------------------
@@ -451,11 +506,17 @@ impl Queue {
         self.messages.is_empty()
     }
 
+    /// True when there is nothing but what is remembered: no message, no configuration.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        self.messages.is_empty() && self.attributes == Attributes::default()
+    }
+
     /// Messages in a state.
     #[must_use]
     pub fn count(&self, state: StateName) -> usize {
         match state {
-            StateName::Ready => self.levels.iter().map(Chunks::len).sum::<usize>() + self.held.len(),
+            StateName::Ready => self.levels.len() + self.held.len(),
             StateName::Delayed => self.delayed.len(),
             StateName::Leased => self.leases.len(),
             StateName::Dead => self.dead.len(),
@@ -581,7 +642,7 @@ impl Queue {
     /// Ready messages of each priority, those that can be handed out only.
     #[must_use]
     pub fn by_priority(&self) -> [usize; PRIORITIES] {
-        std::array::from_fn(|priority| self.levels[priority].len())
+        std::array::from_fn(|priority| self.levels.0.get(priority).map_or(0, Chunks::len))
     }
 
     /// The payload of a message, if it is in memory.
@@ -593,13 +654,20 @@ impl Queue {
     /// When the next thing happens by time; NEVER when nothing does.
     #[must_use]
     pub fn earliest_timer(&self) -> ClusterTime {
-        self.timers.first().map_or(ClusterTime::NEVER, |(at, _)| *at)
+        match self.timers.first() {
+            Some((at, _)) => *at,
+            None if self.is_at_rest() => self.remembered_until,
+            None => ClusterTime::NEVER,
+        }
     }
 
     /// What is due first.
     #[must_use]
     pub(super) fn due(&self, now: ClusterTime) -> Option<Timer> {
-        self.timers.first().filter(|(at, _)| *at <= now).map(|(_, timer)| timer.clone())
+        if self.earliest_timer() > now {
+            return None;
+        }
+        Some(self.timers.first().map_or(Timer::Forget, |(_, timer)| timer.clone()))
     }
 
     /// Messages in flight whose lease ends before this time.
@@ -623,29 +691,34 @@ impl Queue {
         let mut firsts = self
             .levels
             .iter()
-            .enumerate()
             .rev()
             .filter_map(|(priority, level)| level.first().map(|first| (priority as u64, first.id())));
         if attributes.aging.0 == 0 {
             return firsts.next().map(|(_, id)| id);
         }
-        // Within a priority the first has waited longest, so it is enough to compare these.
+        // Within a priority ids decide, whoever waits longer: the first stands for its priority.
         let rank = |(priority, id): (u64, MessageId)| {
-            let pushed_at = self.messages.get(id).map_or(now, Slot::pushed_at);
-            (priority + pushed_at.until(now).0 / attributes.aging.0, std::cmp::Reverse(id))
+            let since = self.messages.get(id).and_then(Slot::waits_since).unwrap_or(now);
+            (priority + since.until(now).0 / attributes.aging.0, std::cmp::Reverse(id))
         };
         firsts.max_by_key(|first| rank(*first)).map(|(_, id)| id)
     }
 
     /// Messages that are likely to be handed out next, in order.
     pub fn upcoming(&self) -> impl Iterator<Item = MessageId> {
-        self.levels.iter().rev().flat_map(Chunks::iter).map(Keyed::id)
+        self.levels.iter().rev().flat_map(|(_, level)| level.iter()).map(Keyed::id)
+    }
+
+    /// The message of a group that can be handed out, if one can.
+    #[must_use]
+    pub fn available_of(&self, group: &[u8]) -> Option<MessageId> {
+        self.groups.get(group)?.available
     }
 
     /// When the oldest message that is ready was pushed.
     #[must_use]
     pub fn oldest_ready(&self) -> Option<ClusterTime> {
-        let firsts = self.levels.iter().filter_map(|level| level.first().map(Keyed::id));
+        let firsts = self.levels.iter().filter_map(|(_, level)| level.first().map(Keyed::id));
         let first = firsts.chain(self.held.first().copied()).min()?;
         self.messages.get(first).map(Slot::pushed_at)
     }
@@ -657,29 +730,35 @@ impl Queue {
         self.messages.get(*first).map(Slot::pushed_at)
     }
 
-    /// Bytes that the queue and its messages take besides its row, payloads included wherever they are: the same on
-    /// every replica.
+    /// About how many bytes the queue and its messages take besides its row and its key, payloads included wherever
+    /// they are. Told from what it holds alone, not from what happens to be in memory: the same on every replica.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        let ready = self.count(StateName::Ready) * size_of::<PackedId>();
-        let others = (self.len() * 2 + self.dedup.len()) * size_of::<MessageId>();
-        let messages = self.len() * size_of::<Slot>() + self.extras.len() * size_of::<Extra>();
-        size_of::<Queue>() + messages + ready + others + usize::try_from(self.bytes).unwrap_or(usize::MAX)
-    }
-
-    /// Bytes of memory that it takes in this process; the trees' nodes are estimated.
-    #[must_use]
-    pub fn resident_bytes(&self) -> usize {
-        let tree = |items: usize, item: usize| items * item * 3 / 2;
+        const NAME: usize = 32;
+        let id = size_of::<MessageId>();
+        let highest = self.levels.iter().rev().find(|(_, level)| !level.is_empty());
+        let levels = highest.map_or(0, |(priority, level)| (priority + 1) * size_of_val(level));
+        let ready: usize = self.levels.iter().map(|(_, level)| level.memory_bytes()).sum();
+        let orders = [self.held.len(), self.delayed.len(), self.dead.len()];
+        let members: usize = self.groups.values().map(|group| tree_bytes(group.members.len(), id)).sum();
+        let payloads = usize::try_from(self.bytes).unwrap_or(usize::MAX);
         size_of::<Queue>()
             + self.messages.memory_bytes()
-            + self.levels.iter().map(Chunks::memory_bytes).sum::<usize>()
-            + tree(self.held.len() + self.delayed.len() + self.dead.len(), size_of::<MessageId>())
-            + tree(self.leases.len(), size_of::<(MessageId, Lease)>() + 16)
-            + tree(self.extras.len(), size_of::<(MessageId, Box<Extra>)>() + size_of::<Extra>() + 32)
-            + tree(self.dedup.len(), size_of::<(Box<[u8]>, Dedup)>() + 32)
-            + tree(self.timers.len(), size_of::<(ClusterTime, Timer)>())
-            + self.hot_bytes
+            + levels
+            + ready
+            + orders.into_iter().map(|items| tree_bytes(items, id)).sum::<usize>()
+            + tree_bytes(self.leases.len(), size_of::<(MessageId, Lease)>())
+            + tree_bytes(self.extras.len(), size_of::<(MessageId, Box<Extra>)>())
+            + self.extras.len() * (size_of::<Extra>() + NAME)
+            + tree_bytes(self.groups.len(), size_of::<(Box<[u8]>, Group)>() + NAME)
+            + members
+            + tree_bytes(self.dedup.len(), size_of::<(Box<[u8]>, Dedup)>())
+            + self.dedup.len() * NAME
+            + tree_bytes(self.timers.len(), size_of::<(ClusterTime, Timer)>())
+            + self.finished_dedups * NAME
+            + tree_bytes(self.len(), size_of::<(MessageId, Bytes)>())
+            + self.len() * NAME
+            + payloads
     }
 
     // ---- changing ---------------------------------------------------------------------------------
@@ -704,7 +783,6 @@ impl Queue {
             self.keep_payload(id, payload);
         }
         self.enter(id);
-        self.set_idle_timer();
     }
 
     /// Puts a message back as it was, and lists it for the next flush: the caller does.
@@ -727,7 +805,6 @@ impl Queue {
         }
         let lease = self.leases.remove(&id);
         let payload = self.drop_payload(id);
-        self.set_idle_timer();
         Some(Record { slot, lease, extra, payload })
     }
 
@@ -735,10 +812,11 @@ impl Queue {
     pub(in crate::state) fn clear(&mut self) -> usize {
         let finished = self.finished_dedups().map(|(name, dedup)| (Box::from(name), dedup)).collect();
         let removed = self.len();
-        let empty = Queue::new(self.number, self.idle_since);
+        let empty = Queue::new(self.number);
         let old = std::mem::replace(self, empty);
         self.counters = old.counters;
-        self.indexed_at = old.indexed_at;
+        self.remembered_until = old.remembered_until;
+        (self.indexed_at, self.rest_noted) = (old.indexed_at, old.rest_noted);
         let finished: Vec<(Box<[u8]>, Dedup)> = finished;
         for (name, dedup) in finished {
             self.set_dedup(&name, Some(dedup));
@@ -757,11 +835,11 @@ impl Queue {
         })
     }
 
-    /// Goes on with another life. `lease`: of a message that was handed out just now.
-    pub(super) fn set_life(&mut self, id: MessageId, life: Life, lease: Option<Lease>) {
+    /// Goes on with another life from now on. `lease`: of a message that was handed out just now.
+    pub(super) fn set_life(&mut self, id: MessageId, life: Life, lease: Option<Lease>, now: ClusterTime) {
         self.leave(id);
         let Some(slot) = self.messages.get_mut(id) else { return };
-        slot.set_life(life);
+        slot.set_life(life, now);
         match life.state {
             MessageState::Leased { set_until, .. } => {
                 if let Some(lease) = lease {
@@ -773,6 +851,13 @@ impl Queue {
             _ => drop(self.leases.remove(&id)),
         }
         self.enter(id);
+    }
+
+    /// A message that is ready has waited since now.
+    pub(super) fn waits_from(&mut self, id: MessageId, now: ClusterTime) {
+        if let Some(slot) = self.messages.get_mut(id).filter(|slot| slot.state == READY) {
+            slot.at = now.0;
+        }
     }
 
     pub(super) fn set_priority(&mut self, id: MessageId, priority: u8) {
@@ -809,35 +894,44 @@ impl Queue {
             self.timers.insert((new.until, Timer::Dedup(name.into())));
             self.finished_dedups += 1;
         }
-        self.set_idle_timer();
     }
 
     pub(in crate::state) fn set_attributes(&mut self, attributes: Attributes) {
         self.attributes = attributes;
-        self.set_idle_timer();
     }
 
-    /// Something was done with the queue; if it is empty, it is from now on.
-    pub(in crate::state) fn touch(&mut self, now: ClusterTime) {
-        self.idle_since = now;
-        self.set_idle_timer();
+    /// Until when something is to be told of messages that are gone, besides their IDs.
+    #[must_use]
+    pub fn remembered_until(&self) -> ClusterTime {
+        self.remembered_until
     }
 
-    /// Since when nothing was done with it.
-    pub(in crate::state) fn idle_since(&self) -> ClusterTime {
-        self.idle_since
+    pub(in crate::state) fn set_remembered_until(&mut self, until: ClusterTime) {
+        self.remembered_until = until;
     }
 
-    fn set_idle_timer(&mut self) {
-        let is_idle =
-            self.messages.is_empty() && self.finished_dedups == 0 && self.attributes == Attributes::default();
-        let wanted = if is_idle { self.idle_since.after(FORGOTTEN_AFTER) } else { ClusterTime::NEVER };
-        if wanted != self.idle_timer {
-            self.timers.remove(&(self.idle_timer, Timer::Idle));
-            if wanted != ClusterTime::NEVER {
-                self.timers.insert((wanted, Timer::Idle));
-            }
-            self.idle_timer = wanted;
+    /// Something is to be told until then.
+    pub(super) fn remember_until(&mut self, until: ClusterTime) {
+        self.remembered_until = self.remembered_until.max(until);
+    }
+
+    /// Gives the memory back that an empty queue held for messages. Nothing else changes.
+    pub(in crate::state) fn give_memory_back(&mut self) {
+        if !self.messages.is_empty() {
+            return;
+        }
+        self.messages = Chunks::default();
+        self.levels = Levels::default();
+        for order in [&mut self.held, &mut self.delayed, &mut self.dead] {
+            *order = BTreeSet::new();
+        }
+        self.leases = BTreeMap::new();
+        self.extras = BTreeMap::new();
+        self.groups = BTreeMap::new();
+        self.payloads = BTreeMap::new();
+        if self.dedup.is_empty() {
+            self.dedup = BTreeMap::new();
+            self.timers = BTreeSet::new();
         }
     }
 
@@ -869,9 +963,7 @@ impl Queue {
         }
         let group = self.extras.get(&id).and_then(|extra| extra.group.clone());
         match slot.state {
-            READY if group.is_none() => {
-                self.levels[usize::from(slot.priority)].insert(id.into());
-            }
+            READY if group.is_none() => self.levels.insert(slot.priority, id),
             READY => drop(self.held.insert(id)),
             DELAYED => drop(self.delayed.insert(id)),
             DEAD => drop(self.dead.insert(id)),
@@ -894,7 +986,7 @@ impl Queue {
         }
         match slot.state {
             READY => {
-                self.levels[usize::from(slot.priority)].remove(id);
+                self.levels.remove(slot.priority, id);
                 self.held.remove(&id);
             }
             DELAYED => drop(self.delayed.remove(&id)),
@@ -949,12 +1041,12 @@ impl Queue {
         if let Some(old) = old
             && let Some(slot) = self.messages.get(old)
         {
-            self.levels[usize::from(slot.priority)].remove(old);
+            self.levels.remove(slot.priority, old);
             self.held.insert(old);
         }
         if let Some((id, priority)) = wanted {
             self.held.remove(&id);
-            self.levels[usize::from(priority)].insert(id.into());
+            self.levels.insert(priority, id);
         }
     }
 
@@ -964,7 +1056,7 @@ impl Queue {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.push(FORMAT);
         put_varint(out, self.number);
-        put_varint(out, self.idle_since.0);
+        put_varint(out, self.remembered_until.0);
         self.counters.all().into_iter().for_each(|number| put_varint(out, number));
         self.attributes.encode(out);
     }
@@ -974,7 +1066,7 @@ impl Queue {
         if reader.u8()? != FORMAT {
             return Err(CodecError("a queue of an unknown format"));
         }
-        let (number, idle_since) = (reader.varint()?, ClusterTime(reader.varint()?));
+        let (number, remembered_until) = (reader.varint()?, ClusterTime(reader.varint()?));
         let counters = Counters {
             pushed: reader.varint()?,
             delivered: reader.varint()?,
@@ -991,9 +1083,7 @@ impl Queue {
         if !reader.is_empty() {
             return Err(CodecError("a queue with a tail"));
         }
-        let mut queue = Queue { counters, ..Queue::new(number, idle_since) };
-        queue.set_attributes(attributes);
-        Ok(queue)
+        Ok(Queue { counters, attributes, remembered_until, ..Queue::new(number) })
     }
 
     /// Appends a message as its row keeps it, without its payload.
@@ -1018,7 +1108,7 @@ impl Queue {
         let extra = self.extras.get(&id);
         put_bool(out, extra.is_some());
         if let Some(extra) = extra {
-            for optional in [&extra.group, &extra.dedup] {
+            for optional in [&extra.group, &extra.dedup, &extra.carried] {
                 put_bool(out, optional.is_some());
                 optional.iter().for_each(|bytes| put_bytes(out, bytes));
             }
@@ -1032,7 +1122,7 @@ impl Queue {
 impl Queue {
     /// Fails unless every message is in exactly the orders of its state.
     pub(crate) fn check(&self) {
-        let mut again = Queue::new(self.number, self.idle_since);
+        let mut again = Queue::new(self.number);
         for slot in self.messages.iter() {
             again.put_in(self.record(slot.id()).expect("it is there"));
         }

@@ -10,6 +10,7 @@ use holdfast::state::queues::Counters;
 use holdfast::state::queues::Keyed;
 use holdfast::state::queues::MessageId;
 use holdfast::state::queues::StateName;
+use holdfast::state::queues::known_at;
 use holdfast::state::queues::queue_at;
 
 use crate::clients::Ask;
@@ -58,9 +59,13 @@ impl MessagesConserved {
         let (mut is_redelivered, mut is_held) = (false, false);
         for key in keys {
             let shown = String::from_utf8_lossy(key);
-            let real = queue_at(&journal.state, 0, key).flatten();
-            let (Some(queue), Some(model)) = (real, journal.model().queue_of(0, key)) else {
-                if real.is_some() || journal.model().queue_of(0, key).is_some() {
+            let is_key = queue_at(&journal.state, 0, key).flatten().is_some();
+            if is_key != journal.model().queue_of(0, key).is_some() {
+                return Err(format!("queue {shown} at {index}: that it is a key is {is_key}"));
+            }
+            let real = known_at(&journal.state, 0, key).flatten();
+            let (Some(queue), Some(model)) = (real, journal.model().known_queue(0, key)) else {
+                if real.is_some() || journal.model().known_queue(0, key).is_some() {
                     return Err(format!("queue {shown} at {index}: {real:?}"));
                 }
                 continue;
