@@ -5,3 +5,4 @@ pub mod entry;
 #[cfg(test)]
 mod hand_over_test;
 pub mod transaction;
+pub mod wants;

@@ -1122,6 +1122,7 @@ impl State {
         }
         let mut cold = std::mem::replace(&mut self.cold, Cold::none());
         cold.trim(|number, id| self.queue_of_number(number).is_some_and(|queue| queue.payload(id).is_some()));
+        cold.set_any(self.queues().any(|(_, queue)| !queue.is_hot()));
         self.cold = cold;
     }
 
@@ -1465,6 +1466,13 @@ pub(crate) mod test_support {
             let loaded = State::load(store).unwrap();
             assert_eq!(loaded.digest(), state.digest());
             *state = loaded;
+        }
+
+        /// The same, with all payloads left on disk.
+        pub fn reopen_cold(&self, state: &mut State) {
+            let store = self.store.as_ref().expect("it is open until it is dropped");
+            store.write(state.take_changes().into_batch()).unwrap();
+            *state = State::load_without_payloads(store).unwrap();
         }
     }
 

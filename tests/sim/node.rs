@@ -183,6 +183,7 @@ impl Node {
             flush_bytes: usize::MAX,
             last_flush: clock.monotonic(),
             flushed: applied,
+            has_cold: true,
         };
         let apply: Arc<Mailbox<ApplyMessage>> = Arc::default();
         let snapshots: Arc<Mailbox<SnapshotEvent>> = Arc::default();

@@ -50,6 +50,7 @@ use crate::machine::apply::BatchOutcome;
 use crate::machine::apply::apply_entry;
 use crate::machine::apply::apply_membership;
 use crate::machine::entry::SessionStamp;
+use crate::machine::wants::wants;
 use crate::peer::Channel;
 use crate::peer::Links;
 use crate::resp::Reply;
@@ -58,6 +59,7 @@ use crate::state::Membership;
 use crate::state::Pending;
 use crate::state::State;
 use crate::state::Timing;
+use crate::state::queues::cold::Read;
 use crate::telemetry::metrics::LOCK_HOLD_SECONDS;
 use crate::telemetry::metrics::LOCK_WAIT_SECONDS;
 use crate::telemetry::metrics::QUEUE_WAIT_SECONDS;
@@ -77,6 +79,8 @@ const WAIT_AT: Pending = Pending { encoded: 262_144, listed: 131_072, bytes: 256
 const WAIT_FACTOR: usize = 8;
 /// Apply gives the state's lock to readers at least this often, between entries.
 const LOCK_MICROS: u64 = 2_000;
+/// How many entries are looked at for what they will want from disk, each time before the lock is taken.
+const ENTRIES_AHEAD: usize = 64;
 /// How long the thread waits for work before it looks whether a flush is due.
 const FLUSH_LOOK: Duration = Duration::from_millis(50);
 
@@ -118,6 +122,8 @@ pub struct Applier {
     pub last_flush: Monotonic,
     /// The last index whose rows were handed to the flusher.
     pub flushed: LogIndex,
+    /// Payloads of messages may be on disk only.
+    pub has_cold: bool,
 }
 
 /// What was applied of other nodes' batches, by node and session: the last number, and the outcomes of repetitions.
@@ -126,16 +132,18 @@ type Outcomes = BTreeMap<(NodeId, u64), (u64, Vec<(u64, Outcome)>)>;
 impl Applier {
     /// Applies entries and answers. When this returns they are applied.
     pub fn apply(&mut self, job: ApplyJob) {
-        let ApplyJob { entries, batches, changes } = job;
-        let mut entries = entries.iter().zip(batches).peekable();
+        let ApplyJob { entries: all, batches, changes } = job;
+        let mut entries = all.iter().zip(batches).enumerate().peekable();
         let mut done: Vec<(Queued, BatchOutcome)> = Vec::new();
         let epoch = self.shared.session_epoch();
-        while entries.peek().is_some() {
+        while let Some((first, _)) = entries.peek() {
+            let read = if self.has_cold { self.read_ahead(&all[*first..]) } else { Read::new() };
             let started = self.clock.monotonic();
             let mut state = self.state.write();
+            state.lay_ready(read);
             let mut verify = false;
             let (mut notices, mut timings, mut own) = (Vec::new(), Vec::new(), Vec::new());
-            for (entry, batches) in entries.by_ref() {
+            for (_, (entry, batches)) in entries.by_ref() {
                 let applied = apply_one(&mut state, entry, changes.get(&entry.index));
                 if batches.is_empty() {
                     own.extend(of_session(applied.sessions, applied.outcomes, epoch));
@@ -155,6 +163,7 @@ impl Applier {
                 restart::stop_on("reading a message failed", &error);
             }
             self.shared.set_applied(&state);
+            self.has_cold = state.has_cold();
             drop(state);
             let mut outcomes = Outcomes::new();
             for (queued, outcome) in done.drain(..) {
@@ -171,6 +180,20 @@ impl Applier {
                 let digest = self.state.read().digest();
                 self.shared.set_verified(applied, digest);
             }
+        }
+    }
+
+    /// Reads what these entries will want from disk, while others read the state.
+    fn read_ahead(&self, entries: &[Entry]) -> Read {
+        let (wanted, rows) = {
+            let state = self.state.read();
+            let entries = entries.iter().take(ENTRIES_AHEAD);
+            let commands = entries.filter(|entry| entry.get_entry_type() == EntryType::EntryNormal);
+            (wants(&state, commands.map(|entry| &entry.data[..])), state.cold_rows())
+        };
+        match rows {
+            Some(rows) if !wanted.is_empty() => wanted.read(&*rows),
+            _ => Read::new(),
         }
     }
 
@@ -247,6 +270,7 @@ impl Applier {
             let mut state = self.state.write();
             state.on_disk(self.shared.counters.on_disk());
             let rows = state.take_changes();
+            self.has_cold = state.has_cold();
             (rows, state.meta().applied, state.meta().applied_term)
         };
         self.last_flush = now;
@@ -331,6 +355,7 @@ impl Applier {
     pub fn installed(&mut self, token: u64, mut state: Box<State>) {
         let membership = state.membership().clone();
         self.flushed = state.meta().applied;
+        self.has_cold = state.has_cold();
         let old = {
             let mut current = self.state.write();
             // Who subscribed before is told of what comes after.

@@ -990,6 +990,7 @@ impl Replica {
             flush_bytes: usize::try_from(geometry.data_memtable).unwrap_or(usize::MAX),
             last_flush: parts.clock.monotonic(),
             flushed: applied,
+            has_cold: true,
         };
         let apply_mailbox: Arc<Mailbox<ApplyMessage>> = Arc::default();
         let (apply, apply_thread) = match &parts.peers {

@@ -2,7 +2,7 @@
 //!
 //! A payload is in memory from its push until its row is on disk for good, and after that as long as the budget
 //! allows. Ten million messages wait on disk; those that are handed out next are read before they are asked for, many
-//! at a time.
+//! at a time. Where it is known what will be handed out ([`Wanted`]), they are read without the state's lock.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -12,8 +12,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::state::DbIndex;
+use crate::state::State;
 use crate::state::queues::MessageId;
 use crate::state::queues::Queue;
+use crate::state::queues::queue_at;
 use crate::state::rows;
 use crate::storage::ColdRows;
 use crate::storage::StorageError;
@@ -44,6 +47,8 @@ pub struct Cold {
     read_back: VecDeque<(u64, MessageId)>,
     /// It is looked through when there are more.
     trim_at: usize,
+    /// Some payload may be on disk only.
+    is_any: bool,
     /// What went wrong when apply read.
     fault: Mutex<Option<StorageError>>,
     in_log: bool,
@@ -72,6 +77,7 @@ impl Cold {
             moved: HashMap::new(),
             read_back: VecDeque::new(),
             trim_at: TRIM_AT,
+            is_any: false,
             fault: Mutex::new(None),
             in_log: false,
         }
@@ -80,7 +86,7 @@ impl Cold {
     /// Payloads above `budget` bytes are read from these rows.
     #[must_use]
     pub fn of(rows: Arc<dyn ColdRows>, budget: usize) -> Cold {
-        Cold { rows: Some(rows), budget, ..Cold::none() }
+        Cold { rows: Some(rows), budget, is_any: true, ..Cold::none() }
     }
 
     /// A payload came.
@@ -128,6 +134,11 @@ impl Cold {
             self.read_back.retain(|(queue, id)| is_hot(*queue, *id));
             self.trim_at = TRIM_AT + 2 * self.read_back.len();
         }
+    }
+
+    /// Whether some payload is on disk only.
+    pub fn set_any(&mut self, is_any: bool) {
+        self.is_any = is_any;
     }
 
     /// Bytes of payloads that stay in memory.
@@ -214,5 +225,87 @@ impl Cold {
         let Some(rows) = &self.rows else { return Ok(None) };
         let mut values = self.noted(rows.get_many(&[rows::trace_key(id).to_vec()]))?;
         Ok(values.pop().flatten())
+    }
+}
+
+/// Payloads that are about to be handed out, and that are on disk only.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    ids: Vec<(u64, MessageId)>,
+    bytes: usize,
+    /// Queues that were looked at.
+    queues: Vec<u64>,
+}
+
+/// What was read of them.
+pub type Read = Vec<(u64, MessageId, Bytes)>;
+
+impl Wanted {
+    /// True when nothing need be read.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// Adds what comes next of a queue, once half of what is read together is used up.
+    fn add(&mut self, queue: &Queue) {
+        if queue.is_hot() || self.queues.contains(&queue.number()) {
+            return;
+        }
+        self.queues.push(queue.number());
+        let is_cold = |id: &MessageId| queue.payload(*id).is_none();
+        if !queue.upcoming().take(READ_AHEAD / 2).any(|id| is_cold(&id)) {
+            return;
+        }
+        for id in queue.upcoming().take(LOOK_AHEAD).filter(is_cold) {
+            self.bytes += queue.message(id).map_or(0, |slot| slot.payload_len());
+            if self.bytes > READ_AHEAD_BYTES && !self.ids.is_empty() {
+                return;
+            }
+            self.ids.push((queue.number(), id));
+        }
+    }
+
+    /// Reads them, without the state. What cannot be read is left to who needs it, whose fault it is then.
+    #[must_use]
+    pub fn read(&self, rows: &dyn ColdRows) -> Read {
+        let keys: Vec<Vec<u8>> =
+            self.ids.iter().map(|(queue, id)| rows::message_key(rows::PAYLOAD, *queue, *id).to_vec()).collect();
+        let values = rows.get_many(&keys).unwrap_or_default();
+        let found = self.ids.iter().zip(values);
+        found.filter_map(|((queue, id), value)| Some((*queue, *id, Bytes::from(value?)))).collect()
+    }
+}
+
+impl State {
+    /// True when payloads of messages may be on disk only.
+    #[must_use]
+    pub fn has_cold(&self) -> bool {
+        self.cold.is_any
+    }
+
+    /// Where they are; `None` when everything is in memory.
+    #[must_use]
+    pub fn cold_rows(&self) -> Option<Arc<dyn ColdRows>> {
+        self.cold.rows.clone()
+    }
+
+    /// Adds the payloads of a queue that are handed out next.
+    pub fn want(&self, db: DbIndex, key: &[u8], wanted: &mut Wanted) {
+        if let Some(Some(queue)) = queue_at(self, db, key) {
+            wanted.add(queue);
+        }
+    }
+
+    /// Payloads that were read come into memory, if their messages are there and they are theirs.
+    pub fn lay_ready(&mut self, read: Read) {
+        for (number, id, payload) in read {
+            let Some(queue) = self.queue_of(number) else { continue };
+            let is_its = queue.message(id).is_some_and(|slot| slot.is_of(&payload));
+            if is_its && queue.payload(id).is_none() {
+                queue.keep_payload(id, payload);
+                self.cold.read_back.push_back((number, id));
+            }
+        }
     }
 }

@@ -651,6 +651,12 @@ impl Queue {
         self.payloads.get(&id)
     }
 
+    /// True when all payloads are in memory.
+    #[must_use]
+    pub fn is_hot(&self) -> bool {
+        self.payloads.len() == self.messages.len()
+    }
+
     /// When the next thing happens by time; NEVER when nothing does.
     #[must_use]
     pub fn earliest_timer(&self) -> ClusterTime {

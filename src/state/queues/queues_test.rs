@@ -969,6 +969,50 @@ fn payloads_leave_memory_when_they_are_on_disk_and_are_read_ahead() {
     assert!((1..=500).contains(&hot(&twins)), "{}", hot(&twins));
 }
 
+/// A disk that is gone.
+struct NoRows;
+
+impl crate::storage::ColdRows for NoRows {
+    fn get_many(&self, _: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, crate::storage::StorageError> {
+        Err(crate::storage::StorageError::Corrupt { what: "it is gone".to_owned() })
+    }
+}
+
+#[test]
+fn what_was_laid_ready_is_handed_out_without_the_disk() {
+    let dir = TestDir::new();
+    let mut twins = Twins::new(&dir);
+    for number in 0..300 {
+        push_at(&mut twins.cold, 0, &format!("payload {number}"));
+    }
+    let wanted = |state: &State| {
+        let mut wanted = cold::Wanted::default();
+        state.want(0, b"q", &mut wanted);
+        wanted
+    };
+    assert!(wanted(&twins.cold).is_empty(), "all is in memory");
+    twins.write();
+    twins.sync();
+    twins.write();
+    assert!(twins.cold.has_cold());
+    let read = wanted(&twins.cold).read(&twins.data);
+    assert_eq!(read.len(), 300);
+    assert!(wanted(&twins.cold).read(&NoRows).is_empty());
+    // What does not belong to its message, or to none, is passed over.
+    let (number, id, _) = read[0].clone();
+    let wrong = [(number, id, Bytes::from_static(b"wrong")), (99, id, Bytes::new()), (number, MessageId::FIRST, Bytes::new())];
+    twins.cold.lay_ready(wrong.to_vec());
+    assert_eq!(named(&twins.cold, b"q").map(Queue::hot_bytes), Some(0));
+    let digest = twins.cold.digest();
+    twins.cold.lay_ready(read);
+    assert_eq!(twins.cold.digest(), digest, "it is no part of the state");
+    assert!(wanted(&twins.cold).is_empty());
+    twins.cold.read_cold(Arc::new(NoRows), 0);
+    let popped = pop_at(&mut twins.cold, 1, 300, Take::Remove);
+    assert!(popped.iter().zip(0..).all(|(popped, number)| popped.payload == format!("payload {number}")));
+    assert!(twins.cold.take_fault().is_none());
+}
+
 #[test]
 fn a_message_that_left_a_queue_and_came_back_keeps_its_payload() {
     let dir = TestDir::new();
