@@ -19,6 +19,7 @@
 mod support;
 
 mod cluster {
+    mod bounds;
     mod checker;
     mod clocks;
     mod damage;

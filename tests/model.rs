@@ -45,6 +45,7 @@ use holdfast::types::Millis;
 use holdfast::types::NodeId;
 use holdfast::types::Term;
 use holdfast::types::WallMillis;
+use holdfast::types::bounds::Bounds;
 
 use sim::comparison::difference;
 use sim::comparison::confirmed;
@@ -150,6 +151,7 @@ impl Pair {
             now: ClusterTime(now),
             wall: self.state.meta().wall,
             seed: 0,
+            bounds: Bounds::DEFAULT,
         };
         let real = read(&context, &words).unwrap_or_else(Reply::from);
         let model = self.model.read(db, &words, now);
@@ -254,7 +256,7 @@ impl Pair {
         let Execute::Read(read) = spec.execute else { return Err("a command that does not read".to_owned()) };
         let now = ClusterTime(self.model.clock());
         let wall = self.state.meta().wall;
-        let context = ReadContext { state: &self.state, db, user: b"default", now, wall, seed: 0 };
+        let context = ReadContext { state: &self.state, db, user: b"default", now, wall, seed: 0, bounds: Bounds::DEFAULT };
         let Ok(Reply::Map(fields)) = read(&context, &words) else { return Ok(false) };
         let [ready, delayed, leased, dead] = model.counts().map(|count| count as u64);
         let age = |is_meant: fn(&Place) -> bool| {

@@ -8,6 +8,7 @@
 mod support;
 
 mod resp {
+    mod bounds;
     mod client_bounds;
     mod connection;
     mod disk;

@@ -22,6 +22,7 @@ use crate::commands::strings::TimeForm;
 use crate::commands::strings::deadline_in;
 use crate::commands::strings::refuse_lock_or_queue;
 use crate::commands::strings::wall_millis;
+use crate::commands::weights::Bulks;
 use crate::resp::Reply;
 use crate::resp::arguments::eq_ignore_case;
 use crate::resp::arguments::parse_i64;
@@ -127,8 +128,11 @@ fn keys(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
     let key_now = ctx.state.key_now(ctx.now);
     let wanted = |row: &Row| row.deadline().is_none_or(|at| at > key_now) && matches(args[1], row.key());
     let space = ctx.state.database(ctx.db);
-    let rows = (0..PARTS).flat_map(|part| rows_of_part(space, part, wanted));
-    Ok(Reply::Array(rows.map(|row| Reply::bulk(row.key())).collect()))
+    let mut found = Bulks::within(ctx.bounds);
+    for part in 0..PARTS {
+        rows_of_part(space, part, wanted).iter().try_for_each(|row| found.push(row.key()))?;
+    }
+    Ok(found.into_reply())
 }
 
 /// Below this many keys RANDOMKEY counts them, so that each is as likely as the others.
@@ -229,7 +233,7 @@ fn scan(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
             && scan.pattern.is_none_or(|pattern| matches(pattern, row.key()))
             && scan.type_name.is_none_or(|name| eq_ignore_case(name, row.object().type_name()))
     };
-    Ok(walk(ctx, scan.cursor, scan.count, wanted))
+    walk(ctx, scan.cursor, scan.count, wanted)
 }
 
 /// SCAN's walk over the keys of other families: those that are wanted, from a cursor on.
@@ -240,19 +244,19 @@ pub(super) fn scan_keys(
     wanted: impl Fn(&Row) -> bool,
 ) -> CommandResult {
     let cursor = parse_cursor(cursor).ok_or(CommandError::other("ERR invalid cursor"))?;
-    Ok(walk(ctx, usize::try_from(cursor).unwrap_or(PARTS), count, wanted))
+    walk(ctx, usize::try_from(cursor).unwrap_or(PARTS), count, wanted)
 }
 
-fn walk(ctx: &ReadContext<'_>, cursor: usize, count: usize, wanted: impl Fn(&Row) -> bool) -> Reply {
+fn walk(ctx: &ReadContext<'_>, cursor: usize, count: usize, wanted: impl Fn(&Row) -> bool) -> CommandResult {
     let space = ctx.state.database(ctx.db);
-    let (mut found, mut seen, mut part) = (Vec::new(), 0, cursor);
+    let (mut found, mut seen, mut part) = (Bulks::within(ctx.bounds), 0, cursor);
     while part < PARTS && seen < count {
         seen += space.part(part).count();
-        found.extend(rows_of_part(space, part, &wanted).iter().map(|row| Reply::bulk(row.key())));
+        rows_of_part(space, part, &wanted).iter().try_for_each(|row| found.push(row.key()))?;
         part += 1;
     }
     let next = if part < PARTS { part } else { 0 };
-    Reply::Array(vec![Reply::text(next.to_string()), Reply::Array(found)])
+    Ok(Reply::Array(vec![Reply::text(next.to_string()), found.into_reply()]))
 }
 
 // ---- lifetimes ----------------------------------------------------------------------------------------
@@ -829,7 +833,7 @@ pub static ROWS: &[CommandSpec] = &[
             "RENAME key newkey",
             "Gives a key another name, over whatever string has it.",
             3,
-            WRITE,
+            WRITE.and(Flags::COPIES),
             Execute::Write(rename),
         )
     },
@@ -840,7 +844,7 @@ pub static ROWS: &[CommandSpec] = &[
             "RENAMENX key newkey",
             "Gives a key another name if no key has it.",
             3,
-            WRITE_FAST,
+            WRITE_FAST.and(Flags::COPIES),
             Execute::Write(renamenx),
         )
     },
@@ -851,7 +855,7 @@ pub static ROWS: &[CommandSpec] = &[
             "COPY source destination [DB destination-db] [REPLACE]",
             "Copies a key with its deadline.",
             -3,
-            WRITE.and(Flags::DENYOOM),
+            WRITE.and(Flags::DENYOOM).and(Flags::COPIES),
             Execute::Write(copy),
         )
     },
@@ -862,7 +866,7 @@ pub static ROWS: &[CommandSpec] = &[
             "MOVE key db",
             "Moves a key to another database if no key has its name there.",
             3,
-            WRITE_FAST,
+            WRITE_FAST.and(Flags::COPIES),
             Execute::Write(move_key),
         )
     },
@@ -873,21 +877,21 @@ pub static ROWS: &[CommandSpec] = &[
             "SCAN cursor [MATCH pattern] [COUNT count] [TYPE type]",
             "Iterates over the keys of the database, some at a time.",
             -2,
-            READ,
+            READ.and(Flags::WALKS),
             Execute::Read(scan),
         )
     },
     CommandSpec {
         complexity: "O(N) where N is the number of keys.",
         acl: Categories::KEYSPACE.and(Categories::DANGEROUS),
-        ..row("keys", "KEYS pattern", "Returns all keys that match a pattern.", 2, READ, Execute::Read(keys))
+        ..row("keys", "KEYS pattern", "Returns all keys that match a pattern.", 2, READ.and(Flags::WALKS), Execute::Read(keys))
     },
     row(
         "randomkey",
         "RANDOMKEY",
         "Returns some key of the database, or null if it has none.",
         1,
-        READ,
+        READ.and(Flags::WALKS),
         Execute::Read(randomkey),
     ),
     CommandSpec {

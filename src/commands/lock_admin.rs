@@ -15,6 +15,8 @@ use crate::commands::spec::KeySpec;
 use crate::commands::spec::ReadContext;
 use crate::commands::spec::WriteContext;
 use crate::commands::spec::container;
+use crate::commands::weights::HEADER_BYTES;
+use crate::commands::weights::fits;
 use crate::resp::Reply;
 use crate::resp::arguments::eq_ignore_case;
 use crate::resp::arguments::parse_i64;
@@ -143,7 +145,13 @@ fn graph(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
     };
     let index = context.state.meta().applied.0;
     let most = usize::try_from(context.state.settings().lock_graph_max).unwrap_or(usize::MAX);
-    let edges: Vec<graph::Edge> = graph::edges(context.state).take(most.saturating_add(1)).collect();
+    let (mut edges, mut bytes): (Vec<graph::Edge>, usize) = (Vec::new(), 0);
+    for edge in graph::edges(context.state).take(most.saturating_add(1)) {
+        let names = [&edge.waiter.owner, &edge.key, &edge.holder.owner];
+        bytes += names.iter().map(|name| name.len() + HEADER_BYTES).sum::<usize>();
+        fits(bytes, context.bounds)?;
+        edges.push(edge);
+    }
     if edges.len() > most {
         let text = format!("TRYAGAIN more than lock-graph-max ({most}) pairs wait for each other");
         return Err(CommandError::other(text));
@@ -256,7 +264,7 @@ pub static ROWS: &[CommandSpec] = &[CommandSpec {
             "LOCKS LIST cursor [MATCH pattern] [OWNER owner] [COUNT count]",
             "Iterates over the locks of this database that somebody holds or waits for.",
             -3,
-            Flags::READONLY,
+            Flags::READONLY.and(Flags::WALKS),
             Execute::Read(list),
         ),
         CommandSpec {
@@ -266,7 +274,7 @@ pub static ROWS: &[CommandSpec] = &[CommandSpec {
                 "LOCKS INFO key",
                 "Returns who holds a lock, for how long, and who waits for it; null if it is free.",
                 3,
-                Flags::READONLY,
+                Flags::READONLY.and(Flags::WALKS),
                 Execute::Read(info),
             )
         },
@@ -275,7 +283,7 @@ pub static ROWS: &[CommandSpec] = &[CommandSpec {
             "LOCKS GRAPH [FORMAT LIST | FORMAT DOT]",
             "Returns the wait-for graph: who waits for whom because of which key, and the log index.",
             -2,
-            Flags::READONLY,
+            Flags::READONLY.and(Flags::WALKS),
             Execute::Read(graph),
         ),
         sub(

@@ -420,6 +420,7 @@ mod tests {
     use crate::types::LogIndex;
     use crate::types::Term;
     use crate::types::WallMillis;
+    use crate::types::bounds::Bounds;
 
     /// A state and what was told of it.
     struct Bench {
@@ -457,11 +458,12 @@ mod tests {
                         wall,
                         origin: &origin,
                         in_transaction: false,
+                        bounds: Bounds::DEFAULT,
                     };
                     execute(&mut context, &args)
                 }
                 Execute::Read(execute) => {
-                    execute(&ReadContext { state, db: 0, user, now, wall, seed: 0 }, &args)
+                    execute(&ReadContext { state, db: 0, user, now, wall, seed: 0, bounds: Bounds::DEFAULT }, &args)
                 }
                 Execute::Session(_) => panic!("lock verbs need the state"),
             };

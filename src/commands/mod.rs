@@ -18,3 +18,4 @@ pub mod session;
 pub mod spec;
 pub mod strings;
 pub mod table;
+pub mod weights;

@@ -399,7 +399,7 @@ pub static ROWS: &[CommandSpec] = &[
         "QINFO queue [FULL]",
         "Returns counts, ages and attributes of a queue; FULL adds counts by priority and by consumer.",
         -2,
-        Flags::READONLY,
+        Flags::READONLY.and(Flags::WALKS),
         Execute::Read(qinfo),
     ),
     admin(
@@ -407,7 +407,7 @@ pub static ROWS: &[CommandSpec] = &[
         "QPEEK queue [STATE state] [COUNT count] [CURSOR id]",
         "Returns messages of a queue as they are, without handing them out, and where to go on.",
         -2,
-        Flags::READONLY,
+        Flags::READONLY.and(Flags::WALKS),
         Execute::Read(qpeek),
     ),
     admin(
@@ -415,7 +415,7 @@ pub static ROWS: &[CommandSpec] = &[
         "QTRACE queue id",
         "Returns what has happened to a message, also after it is gone.",
         3,
-        Flags::READONLY,
+        Flags::READONLY.and(Flags::WALKS),
         Execute::Read(qtrace),
     ),
     admin(
@@ -423,7 +423,7 @@ pub static ROWS: &[CommandSpec] = &[
         "QDEL queue IDS count id [id ...] | STATE state | ALL",
         "Deletes messages, in flight or not, and returns how many; ALL removes the queue with its configuration, too.",
         -3,
-        Flags::WRITE,
+        Flags::WRITE.and(Flags::WALKS),
         Execute::Write(qdel),
     ),
     CommandSpec {
@@ -434,7 +434,7 @@ pub static ROWS: &[CommandSpec] = &[
             "Gives dead messages new attempts, here or in another queue, and returns how many; one whose ID another message \
              has there stays.",
             -2,
-            Flags::WRITE.and(Flags::MOVABLE_KEYS),
+            Flags::WRITE.and(Flags::MOVABLE_KEYS).and(Flags::WALKS),
             Execute::Write(qredrive),
         )
     },

@@ -19,6 +19,7 @@ use crate::state::queues;
 use crate::state::queues::By;
 use crate::state::queues::Nack;
 use crate::state::queues::PRIORITIES;
+use crate::state::queues::PopRefusal;
 use crate::state::queues::PopRequest;
 use crate::state::queues::Popped;
 use crate::state::queues::PushRequest;
@@ -30,6 +31,7 @@ use crate::state::queues::StateName;
 use crate::state::queues::WrongType;
 use crate::types::ClusterTime;
 use crate::types::Millis;
+use crate::types::bounds::Bounds;
 
 /// Most queues of one QPOP.
 const QUEUES_MAX: usize = 128;
@@ -156,6 +158,15 @@ pub(super) fn shown(word: &[u8]) -> String {
     word[..word.len().min(SHOWN_BYTES_MAX)].escape_ascii().to_string()
 }
 
+impl From<PopRefusal> for CommandError {
+    fn from(refusal: PopRefusal) -> CommandError {
+        match refusal {
+            PopRefusal::WrongType => CommandError::WrongType,
+            PopRefusal::TooLarge(message) => CommandError::MessageTooLarge(message),
+        }
+    }
+}
+
 impl From<WrongType> for CommandError {
     fn from(_: WrongType) -> CommandError {
         CommandError::WrongType
@@ -210,6 +221,7 @@ fn qpush(context: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
 fn pop_request(
     words: Args<'_>,
     db: crate::state::DbIndex,
+    bounds: Bounds,
 ) -> Result<(PopRequest, Option<Millis>), CommandError> {
     let mut options = Options::new("QPOP", words);
     let mut request = PopRequest {
@@ -220,6 +232,7 @@ fn pop_request(
         no_ack: false,
         with_meta: false,
         consumer: Box::default(),
+        reply_max: bounds.reply,
     };
     let mut block = None;
     let names = ["FROM", "COUNT", "BLOCK", "LEASE", "CONSUMER", "NOACK", "WITHMETA"];
@@ -256,7 +269,7 @@ fn pop_request(
 }
 
 fn qpop(context: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
-    let (request, block) = pop_request(&args[1..], context.db)?;
+    let (request, block) = pop_request(&args[1..], context.db, context.bounds)?;
     let popped = queues::pop(context.state, &request, context.origin, context.now)?;
     if !popped.is_empty() {
         return Ok(popped_reply(&popped, request.with_meta));
@@ -432,6 +445,7 @@ pub static ROWS: &[CommandSpec] = &[
                 .and(Flags::BLOCKING)
                 .and(Flags::MOVABLE_KEYS)
                 .and(Flags::ORIGIN)
+                .and(Flags::VALUES)
                 .and(Flags::HANDS_OUT_MESSAGES)
                 .and(Flags::ANSWERS_ARRAY),
             Execute::Write(qpop),

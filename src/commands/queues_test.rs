@@ -17,16 +17,18 @@ use crate::types::LogIndex;
 use crate::types::NodeId;
 use crate::types::Term;
 use crate::types::WallMillis;
+use crate::types::bounds::Bounds;
 
 /// A state, and a client of node 1.
 pub(super) struct Bench {
     pub(super) state: State,
     in_transaction: bool,
+    bounds: Bounds,
 }
 
 impl Bench {
     pub(super) fn new() -> Bench {
-        Bench { state: State::new(16), in_transaction: false }
+        Bench { state: State::new(16), in_transaction: false, bounds: Bounds::DEFAULT }
     }
 
     /// Runs words as an entry of their own at this time, as the machine does.
@@ -43,13 +45,13 @@ impl Bench {
             state.expire_touched(0, words[at], now);
         }
         let origin = Origin { node: NodeId(1), life: 1, client: 7, address: "addr".into() };
-        let (user, in_transaction) = (&b"default"[..], self.in_transaction);
+        let (user, in_transaction, bounds) = (&b"default"[..], self.in_transaction, self.bounds);
         let result = match spec.execute {
             Execute::Write(execute) => execute(
-                &mut WriteContext { state, db: 0, user, now, wall, origin: &origin, in_transaction },
+                &mut WriteContext { state, db: 0, user, now, wall, origin: &origin, in_transaction, bounds },
                 words,
             ),
-            Execute::Read(execute) => execute(&ReadContext { state, db: 0, user, now, wall, seed: 0 }, words),
+            Execute::Read(execute) => execute(&ReadContext { state, db: 0, user, now, wall, seed: 0, bounds }, words),
             Execute::Session(_) => panic!("queue verbs need the state"),
         };
         queues::serve_waits(&mut self.state, now);

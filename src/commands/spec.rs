@@ -10,6 +10,7 @@ use crate::state::State;
 use crate::state::notices::Origin;
 use crate::types::ClusterTime;
 use crate::types::WallMillis;
+use crate::types::bounds::Bounds;
 
 /// The words of a command, its name first.
 pub type Args<'a> = &'a [&'a [u8]];
@@ -31,6 +32,8 @@ pub struct ReadContext<'a> {
     pub wall: WallMillis,
     /// For answers that want chance (RANDOMKEY); never used by anything that is replicated.
     pub seed: u64,
+    /// How large the reply may become.
+    pub bounds: Bounds,
 }
 
 /// What a write sees inside apply: the state to change.
@@ -46,6 +49,8 @@ pub struct WriteContext<'a> {
     pub origin: &'a Origin,
     /// It is one of a transaction's, which never waits.
     pub in_transaction: bool,
+    /// How large values and the reply may become.
+    pub bounds: Bounds,
 }
 
 /// How a command runs.
@@ -129,6 +134,12 @@ impl Flags {
     pub const ANSWERS_ARRAY: Flags = Flags(1 << 22);
     /// It gives the transaction a name, as its first command.
     pub const NAMES_TRANSACTION: Flags = Flags(1 << 23);
+    /// Answers with what is stored, which may be a million times as long as the request (see `weights`).
+    pub const VALUES: Flags = Flags(1 << 28);
+    /// Makes or moves a value that is not in the request.
+    pub const COPIES: Flags = Flags(1 << 29);
+    /// Looks at keys, locks or messages that the request does not name.
+    pub const WALKS: Flags = Flags(1 << 30);
 
     /// Both sets together.
     #[must_use]
@@ -140,6 +151,12 @@ impl Flags {
     #[must_use]
     pub const fn has(self, other: Flags) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// True when one of the flags of `other` is set.
+    #[must_use]
+    pub const fn has_any(self, other: Flags) -> bool {
+        self.0 & other.0 != 0
     }
 }
 

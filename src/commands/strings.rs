@@ -17,6 +17,9 @@ use crate::commands::spec::Group;
 use crate::commands::spec::KeySpec;
 use crate::commands::spec::ReadContext;
 use crate::commands::spec::WriteContext;
+use crate::commands::weights::Bulks;
+use crate::commands::weights::HEADER_BYTES;
+use crate::commands::weights::fits;
 use crate::resp::Reply;
 use crate::resp::arguments::eq_ignore_case;
 use crate::resp::arguments::parse_i64;
@@ -26,10 +29,8 @@ use crate::state::State;
 use crate::types::ClusterTime;
 use crate::types::Millis;
 use crate::types::WallMillis;
-
-/// Longest string that APPEND and SETRANGE may make, in bytes. Replicas must agree on it, so it is no
-/// setting of a node.
-pub const MAX_STRING_BYTES: usize = 512 * 1024 * 1024;
+use crate::types::bounds::Bounds;
+use crate::types::bounds::STRING_BYTES_MAX;
 
 // ---- shared with the commands on keys -----------------------------------------------------------------
 
@@ -103,8 +104,12 @@ fn string<'a>(state: &'a State, db: DbIndex, key: &[u8]) -> Result<Option<&'a [u
     }
 }
 
-fn bulk_or_null(value: Option<&[u8]>) -> Reply {
-    value.map_or(Reply::Null, Reply::bulk)
+/// The value as a reply, if the bounds allow it.
+#[inline]
+fn bulk_or_null(value: Option<&[u8]>, bounds: Bounds) -> CommandResult {
+    let Some(value) = value else { return Ok(Reply::Null) };
+    fits(value.len() + HEADER_BYTES, bounds)?;
+    Ok(Reply::bulk(value))
 }
 
 fn length(bytes: usize) -> Reply {
@@ -243,7 +248,7 @@ fn set_with_options(ctx: &mut WriteContext<'_>, key: &[u8], value: &[u8], words:
     let old = row.and_then(|row| row.as_string());
     let holds = options.condition.holds(old);
     let reply = match (options.get, holds) {
-        (true, _) => bulk_or_null(old),
+        (true, _) => bulk_or_null(old, ctx.bounds)?,
         (false, true) => Reply::Ok,
         (false, false) => Reply::Null,
     };
@@ -312,13 +317,13 @@ fn set_for(
 }
 
 fn getset(ctx: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
-    let old = bulk_or_null(string(ctx.state, ctx.db, args[1])?);
+    let old = bulk_or_null(string(ctx.state, ctx.db, args[1])?, ctx.bounds)?;
     ctx.state.put_string(ctx.db, args[1], args[2], None);
     Ok(old)
 }
 
 fn getdel(ctx: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
-    let old = bulk_or_null(string(ctx.state, ctx.db, args[1])?);
+    let old = bulk_or_null(string(ctx.state, ctx.db, args[1])?, ctx.bounds)?;
     ctx.state.remove(ctx.db, args[1]);
     Ok(old)
 }
@@ -346,7 +351,7 @@ fn getex(ctx: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
     let (db, key) = (ctx.db, args[1]);
     let lifetime = parse_getex_option(&args[2..])?;
     let Some(value) = string(ctx.state, db, key)? else { return Ok(Reply::Null) };
-    let reply = Reply::bulk(value);
+    let reply = bulk_or_null(Some(value), ctx.bounds)?;
     match lifetime {
         Lifetime::Default | Lifetime::Keep => {}
         Lifetime::Persist => {
@@ -371,12 +376,18 @@ fn getex(ctx: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
 // ---- reading ------------------------------------------------------------------------------------------
 
 fn get(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
-    Ok(bulk_or_null(string(ctx.state, ctx.db, args[1])?))
+    bulk_or_null(string(ctx.state, ctx.db, args[1])?, ctx.bounds)
 }
 
 fn mget(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
-    let value = |key: &&[u8]| bulk_or_null(ctx.state.row(ctx.db, key).and_then(|row| row.as_string()));
-    Ok(Reply::Array(args[1..].iter().map(value).collect()))
+    let mut values = Bulks::within(ctx.bounds);
+    for key in &args[1..] {
+        match ctx.state.row(ctx.db, key).and_then(|row| row.as_string()) {
+            Some(value) => values.push(value)?,
+            None => values.push_reply(0, || Reply::Null)?,
+        }
+    }
+    Ok(values.into_reply())
 }
 
 fn strlen(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
@@ -387,7 +398,7 @@ fn getrange(ctx: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
     let start = parse_i64(args[2]).ok_or(CommandError::NotAnInteger)?;
     let end = parse_i64(args[3]).ok_or(CommandError::NotAnInteger)?;
     let value = string(ctx.state, ctx.db, args[1])?.unwrap_or_default();
-    Ok(Reply::bulk(range(value, start, end)))
+    bulk_or_null(Some(range(value, start, end)), ctx.bounds)
 }
 
 /// The bytes from `start` to `end`, both included; negative positions count from the end.
@@ -407,8 +418,8 @@ fn range(value: &[u8], start: i64, end: i64) -> &[u8] {
 // ---- changing parts -----------------------------------------------------------------------------------
 
 /// Refuses a string that would be too long.
-fn check_length(length: usize) -> Result<(), CommandError> {
-    if length > MAX_STRING_BYTES {
+fn check_length(length: usize, bounds: Bounds) -> Result<(), CommandError> {
+    if length > bounds.value.min(STRING_BYTES_MAX) {
         let text = "ERR string exceeds maximum allowed size (proto-max-bulk-len)";
         return Err(CommandError::other(text));
     }
@@ -421,7 +432,7 @@ fn append(ctx: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
         ctx.state.put_string(ctx.db, key, value, None);
         return Ok(length(value.len()));
     };
-    check_length(old.len().saturating_add(value.len()))?;
+    check_length(old.len().saturating_add(value.len()), ctx.bounds)?;
     let new_length = ctx.state.append_string(ctx.db, key, value);
     Ok(length(new_length.expect("the key was found to be a string")))
 }
@@ -434,7 +445,7 @@ fn setrange(ctx: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
     if value.is_empty() {
         return Ok(length(old.map_or(0, <[u8]>::len)));
     }
-    check_length(offset.saturating_add(value.len()))?;
+    check_length(offset.saturating_add(value.len()), ctx.bounds)?;
     if old.is_none() {
         ctx.state.put_string(ctx.db, key, b"", None);
     }
@@ -563,7 +574,7 @@ pub static ROWS: &[CommandSpec] = &[
         "GET key",
         "Returns the value of a key, or null if there is none.",
         2,
-        READ_FAST,
+        READ_FAST.and(Flags::VALUES),
         Execute::Read(get),
     ),
     row(
@@ -572,7 +583,7 @@ pub static ROWS: &[CommandSpec] = &[
          [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL]",
         "Sets a key to a value, under a condition and for a while if wanted.",
         -3,
-        WRITE,
+        WRITE.and(Flags::VALUES),
         Execute::Write(set),
     ),
     row(
@@ -604,7 +615,7 @@ pub static ROWS: &[CommandSpec] = &[
         "GETSET key value",
         "Sets a key and returns the value it had.",
         3,
-        WRITE_FAST,
+        WRITE_FAST.and(Flags::VALUES),
         Execute::Write(getset),
     ),
     row(
@@ -612,7 +623,7 @@ pub static ROWS: &[CommandSpec] = &[
         "GETDEL key",
         "Deletes a key and returns the value it had.",
         2,
-        Flags::WRITE.and(Flags::FAST),
+        Flags::WRITE.and(Flags::FAST).and(Flags::VALUES),
         Execute::Write(getdel),
     ),
     row(
@@ -621,7 +632,7 @@ pub static ROWS: &[CommandSpec] = &[
          [EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | PERSIST]",
         "Returns the value of a key and changes its time to live.",
         -2,
-        Flags::WRITE.and(Flags::FAST),
+        Flags::WRITE.and(Flags::FAST).and(Flags::VALUES),
         Execute::Write(getex),
     ),
     CommandSpec {
@@ -632,7 +643,7 @@ pub static ROWS: &[CommandSpec] = &[
             "MGET key [key ...]",
             "Returns the values of several keys, null where there is none.",
             -2,
-            READ_FAST,
+            READ_FAST.and(Flags::VALUES),
             Execute::Read(mget),
         )
     },
@@ -683,7 +694,7 @@ pub static ROWS: &[CommandSpec] = &[
             "GETRANGE key start end",
             "Returns a part of a string.",
             4,
-            READ,
+            READ.and(Flags::VALUES),
             Execute::Read(getrange),
         )
     },
@@ -694,7 +705,7 @@ pub static ROWS: &[CommandSpec] = &[
             "SUBSTR key start end",
             "Returns a part of a string; the old name of GETRANGE.",
             4,
-            READ,
+            READ.and(Flags::VALUES),
             Execute::Read(getrange),
         )
     },
@@ -705,7 +716,7 @@ pub static ROWS: &[CommandSpec] = &[
             "SETRANGE key offset value",
             "Overwrites a part of a string and returns its new length.",
             4,
-            WRITE,
+            WRITE.and(Flags::COPIES),
             Execute::Write(setrange),
         )
     },

@@ -113,6 +113,7 @@ pub(crate) mod testing {
     use crate::state::notices::Origin;
     use crate::types::ClusterTime;
     use crate::types::WallMillis;
+    use crate::types::bounds::Bounds;
 
     /// A state, and the clocks and database that commands see.
     pub(crate) struct World {
@@ -121,6 +122,7 @@ pub(crate) mod testing {
         pub(crate) wall: WallMillis,
         pub(crate) db: DbIndex,
         pub(crate) seed: u64,
+        pub(crate) bounds: Bounds,
     }
 
     impl World {
@@ -131,6 +133,7 @@ pub(crate) mod testing {
                 wall: WallMillis(1_700_000_000_000),
                 db: 0,
                 seed: 0,
+                bounds: Bounds::DEFAULT,
             }
         }
 
@@ -151,15 +154,16 @@ pub(crate) mod testing {
                 self.state.expire_touched(self.db, words[at], self.now);
             }
             let (db, user, now, wall) = (self.db, &b"default"[..], self.now, self.wall);
+            let bounds = self.bounds;
             let result = match inner.execute {
                 Execute::Read(read) => {
-                    read(&ReadContext { state: &self.state, db, user, now, wall, seed: self.seed }, words)
+                    read(&ReadContext { state: &self.state, db, user, now, wall, seed: self.seed, bounds }, words)
                 }
                 Execute::Write(write) => {
                     let (state, origin) = (&mut self.state, Origin::default());
                     let in_transaction = false;
                     write(
-                        &mut WriteContext { state, db, user, now, wall, origin: &origin, in_transaction },
+                        &mut WriteContext { state, db, user, now, wall, origin: &origin, in_transaction, bounds },
                         words,
                     )
                 }

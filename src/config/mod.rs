@@ -30,9 +30,14 @@ pub use options::Directive;
 
 use crate::types::Millis;
 use crate::types::NodeId;
+use crate::types::bounds::Bounds;
+use crate::types::bounds::FRAMING_BYTES;
 use crate::types::glob;
 use options::Scope;
 use parse::Value;
+
+/// The directive whose default depends on another one.
+const OUTPUT_LIMIT: &str = "client-output-buffer-limit";
 
 /// One checked configuration. The fields follow the directives of [`DIRECTIVES`], whose rows say what they
 /// mean; `Config::default()` is a node without file and options.
@@ -418,10 +423,13 @@ impl Values {
     }
 
     fn output_limits(&self) -> OutputLimits {
-        match self.of("client-output-buffer-limit") {
-            Value::Limits(limits) => *limits,
-            _ => OutputLimits::default(),
+        let Value::Limits(mut limits) = *self.of(OUTPUT_LIMIT) else { return OutputLimits::default() };
+        // What was accepted can be read back: a limit that nobody set follows the longest argument.
+        if limits.normal.hard == Bounds::DEFAULT.reply {
+            let longest: usize = self.number("proto-max-bulk-len");
+            limits.normal.hard = limits.normal.hard.max(longest.saturating_add(FRAMING_BYTES));
         }
+        limits
     }
 
     fn read_consistency(&self) -> ReadConsistency {
@@ -542,7 +550,10 @@ impl Config {
     }
 
     fn shown_row(&self, row: usize) -> String {
-        let text = self.values.0[row].text();
+        let text = match DIRECTIVES[row].name {
+            OUTPUT_LIMIT => Value::Limits(self.output_limits).text(),
+            _ => self.values.0[row].text(),
+        };
         if DIRECTIVES[row].secret && !text.is_empty() { "(redacted)".to_owned() } else { text }
     }
 
@@ -731,7 +742,7 @@ mod tests {
         assert_eq!(config.appendfsync, AppendFsync::Always);
         assert_eq!(config.slowlog_slower_than, Some(10_000));
         assert_eq!(config.proto_max_bulk_len, 64 << 20);
-        assert_eq!(config.output_limits.normal.hard, 64 << 20);
+        assert_eq!(config.output_limits.normal.hard, 65 << 20);
         assert_eq!(config.output_limits.pubsub.soft_for, Duration::from_secs(60));
         assert_eq!(config.lock_default_ttl, Millis(30_000));
         assert!(config.cluster_nodes.is_empty());
@@ -748,7 +759,7 @@ mod tests {
         assert_eq!(get(&config, "appendonly"), "yes");
         assert_eq!(get(&config, "proto-max-bulk-len"), "67108864");
         assert_eq!(get(&config, "bind"), "127.0.0.1 -::1");
-        let limits = "normal 67108864 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60";
+        let limits = "normal 68157440 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60";
         assert_eq!(get(&config, "client-output-buffer-limit"), limits);
         let names: Vec<String> =
             config.config_get(&["max*", "maxmemory", "MAXMEM*"]).into_iter().map(|pair| pair.0).collect();
@@ -777,8 +788,23 @@ mod tests {
     fn output_limits_are_merged_by_class() {
         let config = shared();
         config.config_set(&[("client-output-buffer-limit", "replica 1mb 0 5")]).unwrap();
-        let expected = "normal 67108864 0 0 slave 1048576 0 5 pubsub 33554432 8388608 60";
+        let expected = "normal 68157440 0 0 slave 1048576 0 5 pubsub 33554432 8388608 60";
         assert_eq!(get(&config, "client-output-buffer-limit"), expected);
+    }
+
+    #[test]
+    fn an_output_limit_that_nobody_set_follows_the_longest_argument() {
+        let config = shared();
+        let hard = |config: &SharedConfig| config.get().output_limits.normal.hard;
+        for (longest, expected) in [("1mb", 65 << 20), ("64mb", 65 << 20), ("300mb", 301 << 20)] {
+            config.config_set(&[("proto-max-bulk-len", longest)]).unwrap();
+            assert_eq!(hard(&config), expected, "{longest}");
+        }
+        assert!(get(&config, "client-output-buffer-limit").starts_with("normal 315621376 0 0 slave "));
+        config.config_set(&[("client-output-buffer-limit", "pubsub 1mb 0 0")]).unwrap();
+        assert_eq!(hard(&config), 301 << 20, "another class was set");
+        config.config_set(&[("client-output-buffer-limit", "normal 2mb 0 0")]).unwrap();
+        assert_eq!(hard(&config), 2 << 20);
     }
 
     #[test]

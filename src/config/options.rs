@@ -544,9 +544,10 @@ pub static DIRECTIVES: &[Directive] = &[
         "client-output-buffer-limit",
         Group::Limits,
         Kind::OutputLimits,
-        "normal 64mb 0 0 replica 256mb 64mb 60 pubsub 32mb 8mb 60",
+        "normal 65mb 0 0 replica 256mb 64mb 60 pubsub 32mb 8mb 60",
         "Bytes of replies and messages that a client may leave unread: closed at once above hard, or after so many \
-         seconds above soft; 0 is no bound.",
+         seconds above soft; 0 is no bound. A single reply above hard is refused, and nothing is done. While nobody \
+         sets it, hard of normal is 1mb above proto-max-bulk-len if that is raised: what was accepted can be read back.",
     )
     .settable(),
     Directive::new(

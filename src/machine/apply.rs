@@ -8,7 +8,12 @@ use bytes::Bytes;
 use crate::commands::spec::Execute;
 use crate::commands::spec::ReadContext;
 use crate::commands::spec::WriteContext;
+use crate::commands::error::CommandError;
+use crate::commands::spec::CommandResult;
 use crate::commands::table;
+use crate::commands::weights::run_read;
+use crate::machine::answers::Answers;
+use crate::machine::budget::ENTRY_REPLIES_MAX;
 use crate::machine::entry::BatchHead;
 use crate::machine::entry::Item;
 use crate::machine::entry::LeaderStart;
@@ -42,6 +47,7 @@ use crate::types::FencingToken;
 use crate::types::LogIndex;
 use crate::types::Millis;
 use crate::types::Term;
+use crate::types::bounds::Bounds;
 use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
 use crate::types::planted::Bug;
@@ -67,7 +73,7 @@ pub struct Applied {
 /// What came of one batch. Only the first executed anything now.
 #[derive(Debug, Clone, PartialEq)]
 pub enum BatchOutcome {
-    /// Executed, with these replies.
+    /// Executed, with these replies; none for a batch that nobody here waits for.
     Done(BatchReplies),
     /// Executed by an earlier entry, with these replies (see `resp::reply_codec`).
     Repeated(Bytes),
@@ -90,6 +96,18 @@ pub fn apply_entry(
     term: Term,
     data: &[u8],
 ) -> Result<Applied, CodecError> {
+    apply_entry_for(state, index, term, data, |_, _| true)
+}
+
+/// The same on a replica where nobody waits for the replies of some batches: they are not kept. `is_wanted` is given a
+/// batch's place in the entry and its session; the state does not depend on what it says.
+pub fn apply_entry_for(
+    state: &mut State,
+    index: LogIndex,
+    term: Term,
+    data: &[u8],
+    is_wanted: impl Fn(usize, Option<SessionStamp>) -> bool,
+) -> Result<Applied, CodecError> {
     let mut applied = Applied::default();
     if data.is_empty() {
         begin_without_stamps(state, index, term);
@@ -100,13 +118,17 @@ pub fn apply_entry(
     state.begin_entry(index, term, stamps.clock, stamps.wall);
     // Whatever a leader stamped, time does not go back within the log.
     let stamps = Stamps { clock: state.meta().clock, wall: state.meta().wall, ..stamps };
-    let mut scratch = Vec::new();
+    let (mut scratch, mut replied) = (Vec::new(), 0);
     while let Some(head) = decode_batch_head(&mut reader)? {
         let origin = origin_of(&head);
-        let caller = Caller { stamps: &stamps, user: head.user, origin: &origin, in_transaction: false };
-        let mut batch = OpenBatch { caller, since_last, count: head.count, verify: &mut applied.verify };
+        let is_wanted = is_wanted(applied.outcomes.len(), head.session);
+        let (user, bounds) = (head.user, head.bounds);
+        let caller =
+            Caller { stamps: &stamps, user, origin: &origin, in_transaction: false, bounds, is_wanted };
+        let (count, verify, replied) = (head.count, &mut applied.verify, &mut replied);
+        let mut batch = OpenBatch { caller, since_last, count, verify, replied };
         let outcome = match head.session {
-            None => BatchOutcome::Done(batch.execute(state, &mut reader)?),
+            None => BatchOutcome::Done(batch.execute(state, &mut reader)?.into_replies()),
             Some(session) => batch.execute_once(state, &mut reader, session, &mut scratch)?,
         };
         applied.outcomes.push(outcome);
@@ -146,6 +168,8 @@ struct OpenBatch<'a> {
     since_last: Millis,
     count: usize,
     verify: &'a mut bool,
+    /// Bytes of the replies to the entry so far.
+    replied: &'a mut usize,
 }
 
 impl OpenBatch<'_> {
@@ -163,12 +187,17 @@ impl OpenBatch<'_> {
                     // The clients of the node's earlier lives are gone.
                     end_claims_before(state, node, life_of(epoch), self.caller.stamps.clock);
                 }
-                let replies = self.execute(state, reader)?;
-                state.remember_replies(node, seq, Remembered::of(&replies, scratch));
+                let answers = self.execute(state, reader)?;
+                let bytes = answers.bytes();
+                let mut replies = answers.into_replies();
+                state.remember_replies(node, seq, Remembered::of(&replies, bytes, scratch));
+                if !self.caller.is_wanted {
+                    replies = Vec::new();
+                }
                 return Ok(BatchOutcome::Done(replies));
             }
             Admission::Repeated(_) if is_planted(Bug::RepeatedExecuted) => {
-                return Ok(BatchOutcome::Done(self.execute(state, reader)?));
+                return Ok(BatchOutcome::Done(self.execute(state, reader)?.into_replies()));
             }
             Admission::Repeated(replies) => BatchOutcome::Repeated(replies),
             Admission::Replayed => BatchOutcome::Replayed,
@@ -181,33 +210,76 @@ impl OpenBatch<'_> {
         Ok(outcome)
     }
 
-    fn execute(&mut self, state: &mut State, reader: &mut Reader<'_>) -> Result<BatchReplies, CodecError> {
-        let mut replies = Vec::with_capacity(self.count.min(4096));
+    fn execute(&mut self, state: &mut State, reader: &mut Reader<'_>) -> Result<Answers, CodecError> {
+        let mut answers = Answers::new(self.count, self.caller.is_wanted);
         for _ in 0..self.count {
             let item = decode_item(reader)?;
             *self.verify |= matches!(item, Item::Verify);
-            replies.push(match item {
+            let Answer { reply, bytes } = match item {
                 Item::LeaderStart(start) => {
                     // Two leaders that both slept through the outage must not both age the keys by it.
                     let outage = start.outage.min(self.since_last);
                     apply_leader_start(state, self.caller.stamps, &LeaderStart { outage, ..start });
-                    Reply::Ok
+                    Reply::Ok.into()
                 }
-                item => apply_item(state, &self.caller, item),
-            });
+                item => self.execute_item(state, item),
+            };
+            *self.replied = self.replied.saturating_add(bytes);
+            answers.push(reply, bytes);
             serve_waits(state, self.caller.stamps.clock);
         }
-        Ok(replies)
+        Ok(answers)
+    }
+
+    /// What stands behind large replies in an entry has less room for its own, and may have to come again.
+    #[inline]
+    fn execute_item(&self, state: &mut State, item: Item<'_>) -> Answer {
+        let whole = self.caller.bounds.reply;
+        let room = match *self.replied {
+            0 => whole,
+            replied => whole.min(ENTRY_REPLIES_MAX.saturating_sub(replied)),
+        };
+        let caller = Caller { bounds: Bounds { reply: room, ..self.caller.bounds }, ..self.caller };
+        match apply_item(state, &caller, item) {
+            Ok(answer) => answer,
+            Err(error) if error.room_wanted().is_some() && room < whole => {
+                Reply::error("TRYAGAIN Too much is being answered at once. The command was not executed.").into()
+            }
+            Err(error) => Reply::from(error).into(),
+        }
     }
 }
 
-fn apply_item(state: &mut State, caller: &Caller<'_>, item: Item<'_>) -> Reply {
-    let now = caller.stamps.clock;
+/// A reply and the bytes that it takes by [`Reply::size_hint`], which is what counts where it is not wanted and parts
+/// of it are left out.
+pub struct Answer {
+    pub reply: Reply,
+    pub bytes: usize,
+}
+
+impl From<Reply> for Answer {
+    #[inline]
+    fn from(reply: Reply) -> Answer {
+        Answer { bytes: reply.size_hint(), reply }
+    }
+}
+
+#[inline]
+fn apply_item(state: &mut State, caller: &Caller<'_>, item: Item<'_>) -> Result<Answer, CommandError> {
     match item {
-        Item::Command { db, words } => apply_command(state, caller, db, &words),
+        Item::Command { db, words } => Ok(apply_command(state, caller, db, &words)?.into()),
         Item::Transaction { watched, commands, is_atomic } => {
             apply_transaction(state, caller, &watched, &commands, is_atomic)
         }
+        item => Ok(apply_own_item(state, caller, item).into()),
+    }
+}
+
+/// What no command says.
+fn apply_own_item(state: &mut State, caller: &Caller<'_>, item: Item<'_>) -> Reply {
+    let now = caller.stamps.clock;
+    match item {
+        Item::Command { .. } | Item::Transaction { .. } => unreachable!("these are commands"),
         Item::Expire { keys } => {
             let ended = if keys.is_empty() {
                 state.expire_due(now, EXPIRE_AT_MOST)
@@ -259,38 +331,47 @@ pub struct Caller<'a> {
     pub user: &'a [u8],
     pub origin: &'a Origin,
     pub in_transaction: bool,
+    /// How large values and replies may become.
+    pub bounds: Bounds,
+    /// A client of this node waits for the reply. Nothing that is replicated may depend on it.
+    pub is_wanted: bool,
 }
 
 /// Runs one command.
-pub(super) fn apply_command(state: &mut State, caller: &Caller<'_>, db: DbIndex, words: &[&[u8]]) -> Reply {
+pub(super) fn apply_command(
+    state: &mut State,
+    caller: &Caller<'_>,
+    db: DbIndex,
+    words: &[&[u8]],
+) -> CommandResult {
     let Some(row) = words.first().and_then(|name| table::find(name)) else {
-        return Reply::error("ERR unknown command in the log");
+        return Ok(Reply::error("ERR unknown command in the log"));
     };
     if usize::from(db) >= state.databases() {
-        return Reply::error("ERR a database out of range in the log");
+        return Ok(Reply::error("ERR a database out of range in the log"));
     }
     let spec = table::leaf(row, words);
     if !spec.arity_allows(words.len()) || !row.arity_allows(words.len()) {
-        return Reply::error("ERR malformed command in the log");
+        return Ok(Reply::error("ERR malformed command in the log"));
     }
-    let Caller { stamps, user, origin, in_transaction } = *caller;
+    let Caller { stamps, user, origin, in_transaction, bounds, .. } = *caller;
     if state.anything_due(stamps.clock) {
         expire_named(state, stamps.clock, db, words);
     }
     let (now, wall, seed) = (stamps.clock, stamps.wall, stamps.seed);
-    let outcome = match spec.execute {
+    match spec.execute {
         Execute::Write(write) => {
-            write(&mut WriteContext { state, db, user, now, wall, origin, in_transaction }, words)
+            write(&mut WriteContext { state, db, user, now, wall, origin, in_transaction, bounds }, words)
         }
         Execute::Read(read) => {
             state.reads_in_log(true);
-            let reply = read(&ReadContext { state, db, user, now, wall, seed }, words);
+            let context = ReadContext { state, db, user, now, wall, seed, bounds };
+            let reply = run_read(spec, read, &context, words);
             state.reads_in_log(false);
             reply
         }
-        Execute::Session(_) => return Reply::error("ERR a connection's own command in the log"),
-    };
-    outcome.unwrap_or_else(Reply::from)
+        Execute::Session(_) => Ok(Reply::error("ERR a connection's own command in the log")),
+    }
 }
 
 /// What a command names and is due ends before the command runs (DESIGN.md D9).

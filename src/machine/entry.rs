@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! entry := version:u8 clock wall seed batch*
-//! batch := flags:u8 [node epoch seq ack] [client address] user count item*
-//!          flags bit 0: the batch has a session; bit 1: its client is named
+//! batch := flags:u8 [node epoch seq ack] [client address] [value reply] user count item*
+//!          flags bit 0: the batch has a session; bit 1: its client is named; bit 2: its bounds are not the usual ones
 //! item  := 0 db:u8 argc arg*                                           a command
 //!        | 1 n (db:u8 key changed+1)*  n (db:u8 argc arg*)*             a transaction: what it watched, what it does
 //!        | 2 n (db:u8 key)*                         EXPIRE: end what is due of these keys; of none named, of any
@@ -30,6 +30,7 @@ use crate::types::LogIndex;
 use crate::types::Millis;
 use crate::types::NodeId;
 use crate::types::WallMillis;
+use crate::types::bounds::Bounds;
 use crate::types::codec::CodecError;
 use crate::types::codec::Reader;
 use crate::types::codec::put_bytes;
@@ -54,6 +55,8 @@ const CONFIRM: u8 = 10;
 const HAS_SESSION: u8 = 1;
 /// And its client is named.
 const HAS_CLIENT: u8 = 2;
+/// And how large its values and replies may become.
+const HAS_BOUNDS: u8 = 4;
 /// The names of sessions that one life of a node uses differ in this many low bits.
 const LIFE_SHIFT: u32 = 16;
 /// Bytes of a [`SessionStamp`] at most.
@@ -115,13 +118,20 @@ pub struct Batch {
     user: Vec<u8>,
     /// Its number on its node, and its address.
     client: Option<(u64, String)>,
+    bounds: Bounds,
 }
 
 impl Batch {
     /// An empty batch of this ACL user.
     #[must_use]
     pub fn new(user: &[u8]) -> Batch {
-        Batch { items: Vec::new(), count: 0, user: user.to_vec(), client: None }
+        Batch::within(user, Bounds::DEFAULT)
+    }
+
+    /// The same, for commands whose values and replies may become so large.
+    #[must_use]
+    pub fn within(user: &[u8], bounds: Bounds) -> Batch {
+        Batch { items: Vec::new(), count: 0, user: user.to_vec(), client: None, bounds }
     }
 
     /// Names the client: for commands whose row says [`ORIGIN`](crate::commands::spec::Flags::ORIGIN).
@@ -258,7 +268,7 @@ impl Batch {
         if head.session.is_some() {
             return Err(CodecError("a batch that names its own session"));
         }
-        let (user, count) = (head.user.to_vec(), head.count);
+        let (user, count, bounds) = (head.user.to_vec(), head.count, head.bounds);
         let client = head.client.map(|(number, address)| (number, address.to_owned()));
         let items = reader.rest();
         for _ in 0..count {
@@ -276,7 +286,7 @@ impl Batch {
         if !reader.is_empty() {
             return Err(CodecError("a batch with a tail"));
         }
-        Ok(Batch { items: items.to_vec(), count, user, client })
+        Ok(Batch { items: items.to_vec(), count, user, client, bounds })
     }
 
     /// Number of items, and of replies to come.
@@ -295,12 +305,14 @@ impl Batch {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let client = self.client.as_ref().map_or(0, |(_, address)| address.len() + 12);
-        self.items.len() + self.user.len() + client + 16
+        self.items.len() + self.user.len() + client + 36
     }
 
     fn encode(&self, session: Option<SessionStamp>, out: &mut Vec<u8>) {
         let has = |is: bool, flag: u8| if is { flag } else { 0 };
-        out.push(has(session.is_some(), HAS_SESSION) | has(self.client.is_some(), HAS_CLIENT));
+        let has_bounds = self.bounds != Bounds::DEFAULT;
+        let flags = has(session.is_some(), HAS_SESSION) | has(self.client.is_some(), HAS_CLIENT);
+        out.push(flags | has(has_bounds, HAS_BOUNDS));
         if let Some(session) = session {
             for number in [session.node.0, session.epoch, session.seq, session.ack] {
                 put_varint(out, number);
@@ -309,6 +321,10 @@ impl Batch {
         if let Some((number, address)) = &self.client {
             put_varint(out, *number);
             put_bytes(out, address.as_bytes());
+        }
+        if has_bounds {
+            put_varint(out, self.bounds.value as u64);
+            put_varint(out, self.bounds.reply as u64);
         }
         put_bytes(out, &self.user);
         put_varint(out, self.count as u64);
@@ -419,6 +435,8 @@ pub struct BatchHead<'a> {
     pub session: Option<SessionStamp>,
     /// The number of its client on its node, and its address.
     pub client: Option<(u64, &'a str)>,
+    /// What its commands may make and answer.
+    pub bounds: Bounds,
 }
 
 /// Reads the head of the next batch and leaves its items. `None` at the end of the entry.
@@ -427,7 +445,7 @@ pub fn decode_batch_head<'a>(reader: &mut Reader<'a>) -> Result<Option<BatchHead
         return Ok(None);
     }
     let flags = reader.u8()?;
-    if flags & !(HAS_SESSION | HAS_CLIENT) != 0 {
+    if flags & !(HAS_SESSION | HAS_CLIENT | HAS_BOUNDS) != 0 {
         return Err(CodecError("a batch with unknown flags"));
     }
     let mut session = None;
@@ -441,9 +459,14 @@ pub fn decode_batch_head<'a>(reader: &mut Reader<'a>) -> Result<Option<BatchHead
         let address = std::str::from_utf8(reader.bytes()?);
         client = Some((number, address.map_err(|_| CodecError("an address is not UTF-8"))?));
     }
+    let mut bounds = Bounds::DEFAULT;
+    if flags & HAS_BOUNDS != 0 {
+        let size = |number: u64| usize::try_from(number).map_err(|_| CodecError("a bound out of range"));
+        bounds = Bounds { value: size(reader.varint()?)?, reply: size(reader.varint()?)? };
+    }
     let user = reader.bytes()?;
     let count = usize::try_from(reader.varint()?).map_err(|_| CodecError("count out of range"))?;
-    Ok(Some(BatchHead { user, count, session, client }))
+    Ok(Some(BatchHead { user, count, session, client, bounds }))
 }
 
 /// Reads the next item of a batch.
@@ -602,8 +625,11 @@ mod tests {
         batch.push_take_back(2, b"owner", [(&b"l"[..], 5, 1)].into_iter());
         batch.push_confirm(&[8]);
         batch.name_client(12, "127.0.0.1:4000");
+        batch.bounds = BOUNDS;
         batch
     }
+
+    const BOUNDS: Bounds = Bounds { value: 7 << 20, reply: usize::MAX };
 
     /// The whole entry as text, by `decode_item`; and `skip_item` must end where it does.
     fn unpack(data: &[u8]) -> Result<Vec<String>, CodecError> {
@@ -630,7 +656,7 @@ mod tests {
         assert_eq!(read, stamps());
         let head = decode_batch_head(&mut reader).unwrap().unwrap();
         let client = Some((12, "127.0.0.1:4000"));
-        assert_eq!(head, BatchHead { user: b"default", count: 6, session: Some(session()), client });
+        assert_eq!(head, BatchHead { user: b"default", count: 6, session: Some(session()), client, bounds: BOUNDS });
         assert!(
             matches!(decode_item(&mut reader).unwrap(), Item::Command { db: 3, words } if words.len() == 3)
         );

@@ -90,7 +90,8 @@ impl Reply {
             // `$nn`, at most 24 characters, two CRLF.
             Reply::Double(_) => 2 * HEADER,
             Reply::Simple(text) | Reply::Error(text) => text.len() + 3,
-            Reply::Bulk(value) => value.len() + HEADER + 2,
+            // `$`, its length, and two CRLF.
+            Reply::Bulk(value) => value.len() + 6 + value.len().checked_ilog10().unwrap_or(0) as usize,
             Reply::Waiting(_) => HEADER,
             Reply::Verbatim(_, text) => text.len() + 4 + HEADER + 2,
             Reply::Array(items) | Reply::Set(items) | Reply::Push(items) => {

@@ -29,6 +29,7 @@ use crate::resp::render;
 use crate::server::Services;
 use crate::server::clients::BUFFERS_KEPT;
 use crate::server::clients::ClientHandle;
+use crate::server::dispatch::FLUSH_BYTES;
 use crate::server::dispatch::Pipeline;
 use crate::server::dispatch::Step;
 use crate::server::errors;
@@ -37,6 +38,7 @@ use crate::server::lock_waits::ClientWait;
 use crate::server::lock_waits::Undelivered;
 use crate::server::raft_command;
 use crate::server::raft_command::Later;
+use crate::server::reply_bounds;
 use crate::server::session::Session;
 use crate::server::transaction::Plan;
 use crate::state::locks::ClaimId;
@@ -483,19 +485,16 @@ impl Connection {
 
     async fn exec(&mut self, plan: Plan) -> io::Result<()> {
         let from = self.services.clock.monotonic();
-        let outcome = if plan.commands.is_empty() && plan.watched.is_empty() {
-            Ok(Reply::Array(Vec::new()))
-        } else {
-            let mut batch = Batch::new(&self.session.user);
-            if plan.names_client {
-                let client = &self.session.client;
-                batch.name_client(self.services.client_number(client.id), &client.address);
-            }
-            let is_atomic = self.session.exec_mode.unwrap_or(plan.is_atomic);
-            batch.push_transaction(&plan.watched, &plan.commands, is_atomic);
-            let replies = self.services.group.propose(batch).await;
-            replies.map(|replies| replies.into_iter().next().expect("a transaction has one reply"))
-        };
+        let bounds = reply_bounds::of(&self.session.config);
+        let mut batch = Batch::within(&self.session.user, bounds);
+        if plan.names_client {
+            let client = &self.session.client;
+            batch.name_client(self.services.client_number(client.id), &client.address);
+        }
+        let is_atomic = self.session.exec_mode.unwrap_or(plan.is_atomic);
+        batch.push_transaction(&plan.watched, &plan.commands, is_atomic);
+        let replies = self.services.group.propose(batch).await;
+        let outcome = replies.map(|replies| replies.into_iter().next().expect("a transaction has one reply"));
         let micros = self.services.clock.monotonic().micros_since(from);
         self.pipeline.on_executed(&mut self.session, &self.services, plan, outcome, micros, &mut self.output);
         self.check_given();
@@ -575,7 +574,8 @@ impl Connection {
             return Ok(());
         }
         let hard = self.session.config.output_limits.normal.hard;
-        if hard > 0 && self.output.len() > hard {
+        // No single reply is larger, and little stands before it.
+        if hard > 0 && self.output.len() > hard.saturating_add(FLUSH_BYTES) {
             self.note_overrun();
             return Err(io::Error::other("output buffer limit"));
         }

@@ -7,6 +7,8 @@
 //! Reads that follow each other share one read guard on the state, writes share one batch of the log. [`Pipeline`]
 //! does all of this without an await, so that no guard can be held across one; where it has to wait it says for
 //! what ([`Step`]), the connection waits, and the pipeline goes on.
+//!
+//! A transaction that only reads is a read like others: it runs here, under a guard of its own.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,12 +28,16 @@ use crate::commands::spec::KeySpec;
 use crate::commands::spec::ReadContext;
 use crate::commands::spec::SessionCommand;
 use crate::commands::table;
+use crate::commands::weights;
+use crate::commands::weights::Sharing;
 use crate::consensus::ProposeError;
 use crate::consensus::StateGuard;
 use crate::consensus::claims::Lost;
 use crate::consensus::claims::Unheard;
 use crate::machine::entry::Batch;
 use crate::machine::entry::Queued;
+use crate::machine::transaction::WatchedKey;
+use crate::machine::transaction::read_transaction;
 use crate::resp::Reply;
 use crate::resp::Request;
 use crate::resp::arguments::eq_ignore_case;
@@ -55,6 +61,7 @@ use crate::server::transaction::Exec;
 use crate::server::transaction::Plan;
 use crate::state::DbIndex;
 use crate::state::EXPIRE_AT_MOST;
+use crate::state::State;
 use crate::types::ClusterTime;
 use crate::types::Monotonic;
 use crate::types::WallMillis;
@@ -64,7 +71,15 @@ const READS_PER_GUARD: u32 = 64;
 /// A batch of writes is proposed once it is this large, in bytes.
 const BATCH_BYTES: usize = 1 << 20;
 /// Replies are sent once they are this many bytes, even if the pipeline goes on.
-const FLUSH_BYTES: usize = 64 << 10;
+pub const FLUSH_BYTES: usize = 64 << 10;
+/// Commands of a batch that may copy the longest value each.
+const COPIES_PER_BATCH: usize = 16;
+/// Messages of one batch are to take about so many bytes together, and are so many before it is known how long they are.
+const POPPED_BYTES: usize = 16 << 20;
+const POPS_AT_FIRST: usize = 4;
+const POPS_MAX: usize = 256;
+/// Due keys of a transaction that one EXPIRE names.
+const DUE_NAMED_MAX: usize = 1024;
 /// Fast commands are timed one by one only below this threshold of the slow log, in microseconds: reading the clock
 /// costs as much as they do.
 const TIMED_BELOW_MICROS: u64 = 100;
@@ -105,6 +120,14 @@ pub struct Pipeline {
     /// The writes collected, which are the requests just before `next`.
     batch: Option<Batch>,
     writes: Vec<&'static CommandSpec>,
+    /// How many of them share the batch only with a few of their kind.
+    sparse: usize,
+    /// How many QPOPs may, as the messages were that the client took last.
+    pops_at_most: usize,
+    /// A transaction that only reads, on its way.
+    reads: Option<Plan>,
+    /// What is due of what it names.
+    due: Vec<(DbIndex, Bytes)>,
     /// How many of `writes` were answered, and the replies to the others, once the batch was applied: large ones are
     /// sent before the next are rendered.
     answered: usize,
@@ -192,6 +215,10 @@ impl Pipeline {
             next: 0,
             batch: None,
             writes: Vec::new(),
+            sparse: 0,
+            pops_at_most: POPS_AT_FIRST,
+            reads: None,
+            due: Vec::new(),
             answered: 0,
             replies: Vec::new().into_iter(),
             given: Vec::new(),
@@ -225,6 +252,13 @@ impl Pipeline {
         while self.next < self.requests.len() && !session.is_closing {
             if out.len() > FLUSH_BYTES {
                 return Step::Flush;
+            }
+            if self.reads.is_some() {
+                drop(reading.take());
+                if let Some(step) = self.run_reads(session, services, is_after_barrier, out) {
+                    return step;
+                }
+                continue;
             }
             let in_transaction = session.transaction.is_open();
             let standing = Standing {
@@ -271,9 +305,11 @@ impl Pipeline {
                     self.refuse(session, services, errors::disk_full(DiskGate::NoGrowth), out);
                     continue;
                 }
-                // A value that is returned may be a million times as long as the request: one at a time.
-                let is_last = reply_bounds::is_write_with_value(found.row, &self.requests[self.next]);
-                if self.collect(session, services, found) > BATCH_BYTES || is_last || is_waiting {
+                let sharing = weights::sharing(found.leaf(), self.requests[self.next].args());
+                if self.collect(session, services, found) > BATCH_BYTES
+                    || self.is_last(sharing)
+                    || is_waiting
+                {
                     return Step::Propose;
                 }
                 continue;
@@ -296,7 +332,17 @@ impl Pipeline {
             let stale_reads = session.stale_reads.filter(|_| !is_fence);
             let waits_for = match found.leaf().execute {
                 Execute::Read(read) => match open(&mut reading, services, stale_reads, is_after_barrier) {
-                    Ok(guard) => self.read(session, services, found, read, guard, out),
+                    Ok(guard) => match self.read(session, services, found, read, guard) {
+                        Ok(reply) => {
+                            if is_long(&reply) {
+                                // Others need not wait until it is written out.
+                                drop(reading.take());
+                            }
+                            self.answer(session, services, found.row, &reply, out);
+                            None
+                        }
+                        Err(step) => Some(step),
+                    },
                     Err(Unreadable::NeedsBarrier) => Some(Step::Barrier),
                     Err(Unreadable::TooOld(refusal)) => self.fail(session, services, &refusal, out),
                 },
@@ -343,7 +389,35 @@ impl Pipeline {
 
     /// The collected writes, for proposing them.
     pub fn take_batch(&mut self) -> Option<Batch> {
+        self.sparse = 0;
         self.batch.take()
+    }
+
+    /// True when nothing more may be added behind a write that shares its batch so: the replies to all of it come at
+    /// once.
+    #[inline]
+    fn is_last(&mut self, sharing: Sharing) -> bool {
+        let at_most = match sharing {
+            Sharing::Any => return false,
+            Sharing::Alone => return true,
+            Sharing::Few => COPIES_PER_BATCH,
+            Sharing::Messages => self.pops_at_most,
+        };
+        self.sparse += 1;
+        self.sparse >= at_most
+    }
+
+    /// Learns from the messages of a batch how many may share the next one.
+    fn note_popped(&mut self, replies: &[Reply]) {
+        let takes_messages = |row: &CommandSpec| row.flags.has(Flags::VALUES.and(Flags::BLOCKING));
+        let (mut count, mut bytes) = (0, 0);
+        for (_, reply) in self.writes.iter().zip(replies).filter(|(row, _)| takes_messages(row)) {
+            count += 1;
+            bytes += reply.size_hint();
+        }
+        if count > 0 {
+            self.pops_at_most = (POPPED_BYTES / (bytes / count).max(1)).clamp(1, POPS_MAX);
+        }
     }
 
     /// True when the writes that were proposed are one command that answers with an array.
@@ -370,6 +444,7 @@ impl Pipeline {
             Err(error) => vec![errors::propose_error(&error); self.writes.len()],
         };
         assert_eq!(replies.len(), self.writes.len(), "every item of a batch gets one reply");
+        self.note_popped(&replies);
         self.replies = replies.into_iter();
         // What does not fit follows when the pipeline goes on.
         self.answer_writes(session, services, out);
@@ -487,7 +562,14 @@ impl Pipeline {
     }
 
     /// The EXPIRE that the next request waits for: of the keys it names.
-    pub fn expire_batch(&self, session: &Session) -> Batch {
+    pub fn expire_batch(&mut self, session: &Session) -> Batch {
+        if self.reads.is_some() {
+            let mut batch = Batch::new(&session.user);
+            for (db, key) in std::mem::take(&mut self.due) {
+                batch.push_expire(db, [key.as_ref()].into_iter());
+            }
+            return batch;
+        }
         let words: Words<'_> = self.requests[self.next].args().collect();
         let leaf = table::find(words[0]).map(|row| table::leaf(row, &words));
         let positions = leaf.map(|leaf| leaf.keys.positions(&words)).unwrap_or_default();
@@ -506,10 +588,11 @@ impl Pipeline {
     ) {
         match outcome {
             Ok(replies) => {
-                let ended = match replies.first() {
-                    Some(Reply::Integer(ended)) => u64::try_from(*ended).unwrap_or(0),
+                let ended = |reply: &Reply| match reply {
+                    Reply::Integer(ended) => u64::try_from(*ended).unwrap_or(0),
                     _ => 0,
                 };
+                let ended: u64 = replies.iter().map(ended).sum();
                 services.stats.expired.fetch_add(ended, std::sync::atomic::Ordering::Relaxed);
                 // Fewer than an EXPIRE ends at most: everything that was due then ended. What became due since does not
                 // concern a read that began before.
@@ -543,7 +626,8 @@ impl Pipeline {
                 if plan.hands_out && !plan.is_named {
                     gifts = gifts_of(&plan, &logged);
                 }
-                Reply::Array(transaction::merge(plan.steps, logged, |request| {
+                let bounds = reply_bounds::of(&session.config);
+                Reply::Array(transaction::merge(plan.steps, logged, bounds, |request| {
                     session.run_in_exec(services, request)
                 }))
             }
@@ -648,6 +732,7 @@ impl Pipeline {
     ) -> Option<Step> {
         self.next += 1;
         self.is_expired_out = false;
+        self.reads = None;
         if let Reply::Error(text) = reply {
             services.stats.note_error(text);
         }
@@ -661,7 +746,8 @@ impl Pipeline {
         if found.leaf().flags.has(Flags::ADMIN) {
             note_admin(session, &self.requests[self.next]);
         }
-        let batch = self.batch.get_or_insert_with(|| Batch::new(&session.user));
+        let bounds = reply_bounds::of(&session.config);
+        let batch = self.batch.get_or_insert_with(|| Batch::within(&session.user, bounds));
         if found.leaf().flags.has(Flags::ORIGIN) {
             let client = &session.client;
             batch.name_client(services.client_number(client.id), &client.address);
@@ -710,27 +796,11 @@ impl Pipeline {
         found: Found,
         read: fn(&ReadContext<'_>, &[&[u8]]) -> CommandResult,
         reading: &mut Reading<'_>,
-        out: &mut BytesMut,
-    ) -> Option<Step> {
+    ) -> Result<Reply, Step> {
         let words: Words<'_> = self.requests[self.next].args().collect();
         let leaf = found.leaf();
         if reading.is_anything_due && !self.is_expired_out && names_due(reading, session, leaf.keys, &words) {
-            return Some(Step::Expire);
-        }
-        if found.row.name == "mget" {
-            let bytes = reply_bounds::mget_bytes(&reading.state, session.db, &words);
-            if bytes > reply_bounds::bytes_max(&session.config) {
-                drop(words);
-                self.step_over(session, services, found, None);
-                let text =
-                    format!("ERR the values take {bytes} bytes, more than client-output-buffer-limit allows");
-                self.answer(session, services, found.row, &Reply::error(text), out);
-                return None;
-            }
-            if bytes > FLUSH_BYTES && !out.is_empty() {
-                // Alone it keeps to the limit.
-                return Some(Step::Flush);
-            }
+            return Err(Step::Expire);
         }
         let from = is_timed(session, leaf).then(|| services.clock.monotonic());
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -741,8 +811,9 @@ impl Pipeline {
             now: reading.now,
             wall: reading.wall,
             seed: self.seed,
+            bounds: reply_bounds::of(&session.config),
         };
-        let reply = read(&context, &words).unwrap_or_else(errors::command_error);
+        let reply = weights::run_read(leaf, read, &context, &words).unwrap_or_else(errors::command_error);
         drop(words);
         self.step_over(session, services, found, from);
         if found.row.group == Family::String {
@@ -750,8 +821,7 @@ impl Pipeline {
             self.tally.misses += u64::from(is_miss);
             self.tally.hits += u64::from(!is_miss);
         }
-        self.answer(session, services, found.row, &reply, out);
-        None
+        Ok(reply)
     }
 
     fn watch(
@@ -800,7 +870,10 @@ impl Pipeline {
         let from = if matches!(answer, Answer::After(..) | Answer::Later(_)) { None } else { from };
         self.step_over(session, services, found, from);
         match answer {
-            Answer::Reply(reply) => self.answer(session, services, found.row, &reply, out),
+            Answer::Reply(reply) => {
+                let reply = reply_bounds::bounded(reply, reply_bounds::of(&session.config));
+                self.answer(session, services, found.row, &reply, out);
+            }
             Answer::After(length, reply) => return Some(Step::Wait(length, reply)),
             Answer::Later(later) => return Some(Step::Later(later)),
             Answer::Many(replies) => {
@@ -824,8 +897,14 @@ impl Pipeline {
         found: Found,
         out: &mut BytesMut,
     ) -> Option<Step> {
+        let outcome = session.transaction.exec();
+        if let Exec::Run(plan) = &outcome && !plan.has_writes {
+            self.last = Some(found);
+            self.reads = outcome.into_plan();
+            return None;
+        }
         self.step_over(session, services, found, None);
-        let refusal = match session.transaction.exec() {
+        let refusal = match outcome {
             Exec::Run(plan) => match refuse_large(&plan, session, services) {
                 None => return Some(Step::Exec(plan)),
                 Some(refusal) => refusal,
@@ -834,6 +913,69 @@ impl Pipeline {
             Exec::WithoutMulti => Reply::error("ERR EXEC without MULTI"),
         };
         self.answer(session, services, found.row, &refusal, out);
+        None
+    }
+
+    /// EXEC of a transaction that only reads. Whatever it has to wait for, it is whole when it comes again.
+    fn run_reads(
+        &mut self,
+        session: &mut Session,
+        services: &Services,
+        is_after_barrier: bool,
+        out: &mut BytesMut,
+    ) -> Option<Step> {
+        let plan = self.reads.as_ref()?;
+        if plan.commands.is_empty() && plan.watched.is_empty() {
+            // The connection answers everything by itself.
+            return self.answer_reads(session, services, Reply::Array(Vec::new()), 0, out);
+        }
+        // A token, or a watched key, that is compared on old data proves nothing.
+        let may_be_stale = plan.watched.is_empty() && !plan.is_atomic;
+        let stale_reads = session.stale_reads.filter(|_| may_be_stale);
+        let reading = match open_anew(services, stale_reads, is_after_barrier) {
+            Ok(reading) => reading,
+            Err(Unreadable::NeedsBarrier) => return Some(Step::Barrier),
+            Err(Unreadable::TooOld(refusal)) => return self.fail(session, services, &refusal, out),
+        };
+        if reading.is_anything_due && !self.is_expired_out {
+            let due = named_due(&reading.state, reading.now, plan);
+            if !due.is_empty() {
+                self.due = due;
+                return Some(Step::Expire);
+            }
+        }
+        let from = services.clock.monotonic();
+        let commands = reply_bounds::commands_of(&plan.commands);
+        let watched: Vec<WatchedKey<'_>> =
+            plan.watched.iter().map(|watched| (watched.db, &*watched.key, watched.changed)).collect();
+        let context = ReadContext {
+            state: &reading.state,
+            db: session.db,
+            user: &session.user,
+            now: reading.now,
+            wall: reading.wall,
+            seed: self.seed,
+            bounds: reply_bounds::of(&session.config),
+        };
+        let is_atomic = session.exec_mode.unwrap_or(plan.is_atomic);
+        let reply = read_transaction(&context, &watched, &commands, is_atomic);
+        drop((reading, commands, watched));
+        let micros = services.clock.monotonic().micros_since(from);
+        self.answer_reads(session, services, reply, micros, out)
+    }
+
+    fn answer_reads(
+        &mut self,
+        session: &mut Session,
+        services: &Services,
+        reply: Reply,
+        micros: u64,
+        out: &mut BytesMut,
+    ) -> Option<Step> {
+        let plan = self.reads.take()?;
+        self.next += 1;
+        self.is_expired_out = false;
+        self.on_executed(session, services, plan, Ok(reply), micros, out);
         None
     }
 
@@ -926,18 +1068,38 @@ fn gifts_of(plan: &Plan, logged: &[Reply]) -> Vec<(DbIndex, Gift)> {
     plan.commands.iter().zip(logged).filter_map(gift).collect()
 }
 
-/// Why a transaction may not run: its replies would take too much memory.
+/// What is due of all that a transaction names.
+fn named_due(state: &State, now: ClusterTime, plan: &Plan) -> Vec<(DbIndex, Bytes)> {
+    let of_command = |command: &Queued| {
+        let words: Words<'_> = command.args.iter().map(Bytes::as_ref).collect();
+        let row = table::find(words[0]).map(|row| table::leaf(row, &words));
+        let positions = row.map(|row| row.keys.positions(&words)).unwrap_or_default();
+        positions.into_iter().map(|at| (command.db, command.args[at].clone())).collect::<Vec<_>>()
+    };
+    let watched = plan.watched.iter().map(|watched| (watched.db, Bytes::copy_from_slice(&watched.key)));
+    let named = watched.chain(plan.commands.iter().flat_map(of_command));
+    named.filter(|(db, key)| state.is_due(*db, key, now)).take(DUE_NAMED_MAX).collect()
+}
+
+/// True for a reply that takes a while to be written out.
+fn is_long(reply: &Reply) -> bool {
+    match reply {
+        Reply::Bulk(value) => value.len() > FLUSH_BYTES,
+        Reply::Array(items) => items.len() > 1_000,
+        _ => false,
+    }
+}
+
+/// Why a transaction may not run: it would take too much.
 fn refuse_large(plan: &Plan, session: &Session, services: &Services) -> Option<Reply> {
-    if !plan.returns_values {
+    if !plan.is_heavy {
         return None;
     }
-    let bytes = reply_bounds::transaction_bytes(&services.group.read_applied(), &plan.commands);
-    (bytes > reply_bounds::bytes_max(&session.config)).then(|| {
-        Reply::error(format!(
-            "EXECABORT the replies of this transaction would take {bytes} bytes, more than \
-             client-output-buffer-limit allows"
-        ))
-    })
+    let bounds = reply_bounds::of(&session.config);
+    match reply_bounds::refuse_large(&services.group.read_applied(), bounds, &plan.commands)? {
+        Reply::Error(text) => Some(Reply::error(transaction::told_as_sent(&plan.steps, text))),
+        other => Some(other),
+    }
 }
 
 fn is_held_back(paused: Paused, found: Found, session: &Session) -> bool {

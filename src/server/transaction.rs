@@ -20,14 +20,17 @@ use crate::commands::spec::CommandSpec;
 use crate::commands::spec::Execute;
 use crate::commands::spec::Flags;
 use crate::commands::spec::Group;
+use crate::commands::weights::HEAVY;
 use crate::machine::entry::Queued;
 use crate::machine::entry::Watched;
 use crate::resp::Reply;
 use crate::resp::Request;
 use crate::server::disk::DiskNeed;
-use crate::server::reply_bounds;
+use crate::server::reply_bounds::bounded;
+use crate::server::reply_bounds::too_large;
 use crate::state::DbIndex;
 use crate::types::LogIndex;
+use crate::types::bounds::Bounds;
 
 /// Bytes that the commands of a transaction may take together (COMMANDS.md 2.8); those of watched keys, too.
 pub const BYTES_MAX: usize = 64 << 20;
@@ -61,8 +64,8 @@ pub struct Plan {
     pub needs_memory: bool,
     /// One of the commands writes something that is no deletion.
     pub has_more_than_deletions: bool,
-    /// One of them returns stored values, which may be many times larger than the commands.
-    pub returns_values: bool,
+    /// One of them takes more than its words.
+    pub is_heavy: bool,
     /// One of them is a guard, or a verb of locks or queues: all or nothing.
     pub is_atomic: bool,
     /// The log is to say which client sent them.
@@ -82,6 +85,17 @@ pub enum Exec {
     /// A command was refused before; nothing runs.
     Aborted,
     Run(Plan),
+}
+
+impl Exec {
+    /// What is to run, if anything is.
+    #[must_use]
+    pub fn into_plan(self) -> Option<Plan> {
+        match self {
+            Exec::Run(plan) => Some(plan),
+            Exec::WithoutMulti | Exec::Aborted => None,
+        }
+    }
 }
 
 /// Where a connection stands between MULTI and EXEC.
@@ -235,7 +249,7 @@ impl Transaction {
                 row.flags.has(Flags::HANDS_OUT_LOCKS) || row.flags.has(Flags::HANDS_OUT_MESSAGES);
             plan.needs_memory |= row.flags.has(Flags::DENYOOM);
             plan.has_more_than_deletions |= row.is_write() && !row.is_deletion();
-            plan.returns_values |= reply_bounds::returns_values(row, request);
+            plan.is_heavy |= row.flags.has_any(HEAVY);
         }
         Reply::simple("QUEUED")
     }
@@ -328,13 +342,26 @@ fn slice_of(kept: &Bytes, request: &Request, at: usize) -> Bytes {
 }
 
 /// Puts EXEC's reply together: what the log answered, in the places of the logged commands, and what the connection
-/// answers to its own, in order.
-pub fn merge(steps: Vec<Step>, logged: Vec<Reply>, mut answer: impl FnMut(&Request) -> Reply) -> Vec<Reply> {
+/// answers to its own, in order. Once they take more together than the bounds allow, the connection's own commands are
+/// not executed any more, and an error says so in their places.
+pub fn merge(
+    steps: Vec<Step>,
+    logged: Vec<Reply>,
+    bounds: Bounds,
+    mut answer: impl FnMut(&Request) -> Reply,
+) -> Vec<Reply> {
+    let mut bytes: usize = logged.iter().map(Reply::size_hint).sum();
     let mut logged = logged.into_iter();
     let missing = || Reply::error("ERR a reply of the transaction is missing");
     let reply = |step: Step| match step {
         Step::Logged => logged.next().unwrap_or_else(missing),
-        Step::Session(request) => answer(&request),
+        Step::Session(_) if bytes > bounds.reply => too_large(bytes, bounds.reply),
+        Step::Session(request) => {
+            let reply = answer(&request);
+            bytes = bytes.saturating_add(reply.size_hint());
+            let left = bounds.reply.saturating_sub(bytes - reply.size_hint());
+            bounded(reply, Bounds { reply: left, ..bounds })
+        }
     };
     steps.into_iter().map(reply).collect()
 }
@@ -462,18 +489,33 @@ mod tests {
         queue(&mut transaction, &["set", "k", "v"]);
         assert!(transaction.needs_memory());
         let Exec::Run(plan) = transaction.exec() else { panic!("runs") };
-        assert!(!plan.returns_values);
+        assert!(plan.is_heavy && plan.has_writes);
         transaction.begin(0);
         queue(&mut transaction, &["get", "k"]);
         let Exec::Run(plan) = transaction.exec() else { panic!("runs") };
-        assert!(plan.returns_values && !plan.needs_memory);
+        assert!(plan.is_heavy && !plan.has_writes && !plan.needs_memory);
     }
 
     #[test]
     fn replies_stand_where_their_commands_stood() {
         let ping = Request::from_args(&[b"ping"]);
         let steps = vec![Step::Logged, Step::Session(ping), Step::Logged];
-        let merged = merge(steps, vec![Reply::Integer(1), Reply::Integer(2)], |_| Reply::simple("PONG"));
+        let logged = vec![Reply::Integer(1), Reply::Integer(2)];
+        let merged = merge(steps, logged, Bounds::DEFAULT, |_| Reply::simple("PONG"));
         assert_eq!(merged, [Reply::Integer(1), Reply::simple("PONG"), Reply::Integer(2)]);
+    }
+
+    #[test]
+    fn what_a_connection_answers_in_exec_is_bounded_as_a_whole() {
+        let steps = (0..9).map(|_| Step::Session(Request::from_args(&[b"ping"]))).collect();
+        let bounds = Bounds { reply: 10_000, ..Bounds::DEFAULT };
+        let mut executed = 0;
+        let merged = merge(steps, Vec::new(), bounds, |_| {
+            executed += 1;
+            Reply::bulk([b'x'; 4_000])
+        });
+        let are_errors: Vec<bool> = merged.iter().map(Reply::is_error).collect();
+        assert_eq!(are_errors, [false, false, true, true, true, true, true, true, true]);
+        assert_eq!(executed, 3, "the rest was not even built");
     }
 }

@@ -40,7 +40,7 @@ pub const REPLY_BYTES_MAX: usize = 64 << 10;
 pub const SESSION_BYTES_MAX: usize = 32 << 20;
 
 /// Replies whose rendered size may be above this are not even encoded, to be thrown away.
-const HINT_BYTES_MAX: usize = 16 * REPLY_BYTES_MAX;
+pub const HINT_BYTES_MAX: usize = 16 * REPLY_BYTES_MAX;
 /// This many OKs are remembered as their number.
 const OKS_MAX: usize = 4096;
 /// What remembering a batch takes besides the bytes of its replies.
@@ -77,14 +77,15 @@ pub enum Remembered {
 }
 
 impl Remembered {
-    /// What to remember of these replies. `scratch` is room to encode them in; its content is lost.
+    /// What to remember of these replies, which take `bytes` by [`Reply::size_hint`]; they may be left out when that is
+    /// above [`HINT_BYTES_MAX`]. `scratch` is room to encode them in; its content is lost.
     #[must_use]
-    pub fn of(replies: &[Reply], scratch: &mut Vec<u8>) -> Remembered {
+    pub fn of(replies: &[Reply], bytes: usize, scratch: &mut Vec<u8>) -> Remembered {
+        if bytes > HINT_BYTES_MAX {
+            return Remembered::TooLarge;
+        }
         if replies.len() <= OKS_MAX && replies.iter().all(|reply| matches!(reply, Reply::Ok)) {
             return Remembered::Oks(replies.len() as u32);
-        }
-        if replies.iter().map(Reply::size_hint).sum::<usize>() > HINT_BYTES_MAX {
-            return Remembered::TooLarge;
         }
         scratch.clear();
         encode_replies(replies, scratch);
@@ -403,12 +404,15 @@ mod tests {
     #[test]
     fn oks_are_remembered_as_their_number_and_large_replies_as_a_marker() {
         let mut scratch = vec![7; 9];
-        assert_eq!(Remembered::of(&[], &mut scratch), Remembered::Oks(0));
-        assert_eq!(Remembered::of(&[Reply::Ok, Reply::Ok], &mut scratch), Remembered::Oks(2));
+        let mut of = |replies: &[Reply]| {
+            Remembered::of(replies, replies.iter().map(Reply::size_hint).sum(), &mut scratch)
+        };
+        assert_eq!(of(&[]), Remembered::Oks(0));
+        assert_eq!(of(&[Reply::Ok, Reply::Ok]), Remembered::Oks(2));
         let mixed = [Reply::Ok, Reply::Integer(3)];
         let mut encoded = Vec::new();
         encode_replies(&mixed, &mut encoded);
-        assert_eq!(Remembered::of(&mixed, &mut scratch), Remembered::Replies(Bytes::from(encoded)));
+        assert_eq!(of(&mixed), Remembered::Replies(Bytes::from(encoded)));
         let bulk = |bytes: usize| [Reply::bulk(vec![b'x'; bytes])];
         for (bytes, is_kept) in [
             (REPLY_BYTES_MAX - 64, true),
@@ -416,7 +420,7 @@ mod tests {
             (HINT_BYTES_MAX, false),
             (2 * HINT_BYTES_MAX, false),
         ] {
-            let kept = Remembered::of(&bulk(bytes), &mut scratch) != Remembered::TooLarge;
+            let kept = of(&bulk(bytes)) != Remembered::TooLarge;
             assert_eq!(kept, is_kept, "{bytes} bytes");
         }
         let mut sessions = Sessions::default();

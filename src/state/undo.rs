@@ -100,11 +100,15 @@ pub(super) struct Undo {
     last_token: FencingToken,
     notices: usize,
     pushed: u32,
+    /// How often something was about to change, and bytes of values that were copied to be put back.
+    touched: usize,
+    copied: usize,
 }
 
 impl Undo {
     /// A queue's message is about to change; `None`: it is not there yet.
     pub(super) fn save_message(&mut self, db: DbIndex, key: &[u8], id: MessageId, message: Option<Record>) {
+        self.touched += 1;
         let name: KeyName = (db, key.into());
         if self.known_messages.insert((name.clone(), id)) {
             self.messages.push((name, id, message));
@@ -131,6 +135,12 @@ impl State {
         }));
     }
 
+    /// How often something was about to change since [`State::begin_undo`], and the bytes of values that are kept to be
+    /// put back: what the transaction costs so far.
+    pub(crate) fn undo_cost(&self) -> (usize, usize) {
+        self.undo.as_ref().map_or((0, 0), |undo| (undo.touched, undo.copied))
+    }
+
     /// What was done stays done.
     pub(crate) fn end_undo(&mut self) {
         self.undo = None;
@@ -147,6 +157,7 @@ impl State {
     #[cold]
     fn save_row_now(&mut self, db: DbIndex, key: &[u8]) {
         let Some(undo) = &mut self.undo else { return };
+        undo.touched += 1;
         let name: KeyName = (db, key.into());
         if undo.known_rows.contains_key(&name) {
             return;
@@ -156,7 +167,10 @@ impl State {
             changed: row.changed,
             deadline: row.deadline,
             content: match &row.object {
-                Object::String => Saved::String(row.string_bytes().to_vec(), row.form()),
+                Object::String => {
+                    undo.copied += row.string_bytes().len();
+                    Saved::String(row.string_bytes().to_vec(), row.form())
+                }
                 Object::Lock(lock) => Saved::Lock(lock.clone()),
                 Object::Queue(queue) => Saved::Queue(Box::new(QueueHead::of(queue))),
             },

@@ -3,6 +3,7 @@
 //! A log index is not a term and a cluster time is not a length of time; the compiler keeps them
 //! apart, and arithmetic between them has a name. Nothing here does I/O.
 
+pub mod bounds;
 pub mod codec;
 pub mod glob;
 pub mod planted;

@@ -181,7 +181,7 @@ impl Journal {
         }
         self.records.push(record);
         self.committed_in.push(in_term);
-        let applied = apply_one(&mut self.state, entry, change);
+        let applied = apply_one(&mut self.state, entry, change, |_, _| true);
         if let Some(members) = change {
             if !members.voters_outgoing.is_empty() {
                 coverage.saw("a joint configuration");

@@ -81,7 +81,7 @@ const SESSION_BYTES_EACH: usize = 80;
 /// The first replica id that ALLOCATE-REPLICA gives.
 const FIRST_REPLICA: u64 = 1_000;
 /// Longest string that APPEND makes.
-const STRING_BYTES_MAX: usize = 512 << 20;
+const STRING_BYTES_MAX: usize = 64 << 20;
 
 /// A key that begins like this, the only one of an EXISTS that stands first in a batch, names the batch's operation.
 pub const MARKER: &[u8] = b"#op:";

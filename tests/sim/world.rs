@@ -55,6 +55,7 @@ use holdfast::state::locks::ClaimId;
 use holdfast::state::notices::ClaimEnd;
 use holdfast::types::Millis;
 use holdfast::types::NodeId;
+use holdfast::types::bounds::Bounds;
 use holdfast::types::planted;
 use holdfast::types::planted::Bug;
 use raft::eraftpb::Entry;
@@ -1389,6 +1390,7 @@ impl World {
             now,
             wall: running.cluster_clock.wall(),
             seed: 0,
+            bounds: Bounds::DEFAULT,
         };
         let spec = table::find(words[0]).expect("clients know the commands");
         let Execute::Read(execute) = spec.execute else { panic!("it is a read") };

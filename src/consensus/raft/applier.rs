@@ -47,7 +47,7 @@ use crate::consensus::raft::requests::Request;
 use crate::consensus::raft::restart;
 use crate::machine::apply::Applied;
 use crate::machine::apply::BatchOutcome;
-use crate::machine::apply::apply_entry;
+use crate::machine::apply::apply_entry_for;
 use crate::machine::apply::apply_membership;
 use crate::machine::entry::SessionStamp;
 use crate::machine::wants::wants;
@@ -144,7 +144,11 @@ impl Applier {
             let mut verify = false;
             let (mut notices, mut timings, mut own) = (Vec::new(), Vec::new(), Vec::new());
             for (_, (entry, batches)) in entries.by_ref() {
-                let applied = apply_one(&mut state, entry, changes.get(&entry.index));
+                let is_wanted = |at: usize, session: Option<SessionStamp>| match batches.get(at) {
+                    Some(queued) => queued.wants_replies(),
+                    None => session.is_some_and(|session| session.epoch == epoch),
+                };
+                let applied = apply_one(&mut state, entry, changes.get(&entry.index), is_wanted);
                 if batches.is_empty() {
                     own.extend(of_session(applied.sessions, applied.outcomes, epoch));
                 } else {
@@ -386,8 +390,13 @@ pub fn job_bytes(entries: &[Entry]) -> u64 {
     entries.iter().map(|entry| entry.data.len() as u64 + 100).sum()
 }
 
-/// Applies one entry. `change`: the members after it, when it changes them.
-pub fn apply_one(state: &mut State, entry: &Entry, change: Option<&Membership>) -> Applied {
+/// Applies one entry. `change`: the members after it, when it changes them. `is_wanted`: as [`apply_entry_for`] asks it.
+pub fn apply_one(
+    state: &mut State,
+    entry: &Entry,
+    change: Option<&Membership>,
+    is_wanted: impl Fn(usize, Option<SessionStamp>) -> bool,
+) -> Applied {
     let (index, term) = (LogIndex(entry.index), Term(entry.term));
     if entry.get_entry_type() != EntryType::EntryNormal {
         let known = state.membership();
@@ -398,7 +407,7 @@ pub fn apply_one(state: &mut State, entry: &Entry, change: Option<&Membership>) 
         apply_membership(state, index, term, membership);
         return Applied::default();
     }
-    match apply_entry(state, index, term, &entry.data) {
+    match apply_entry_for(state, index, term, &entry.data, is_wanted) {
         Ok(applied) => applied,
         Err(error) => stop_process(&format!("entry {index} cannot be applied"), &error),
     }

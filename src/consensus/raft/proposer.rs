@@ -46,6 +46,17 @@ pub struct Queued {
     pub reply_to: ReplyTo,
 }
 
+impl Queued {
+    /// True when its replies are told to somebody, and not only remembered.
+    #[must_use]
+    pub fn wants_replies(&self) -> bool {
+        match self.reply_to {
+            ReplyTo::Submitter | ReplyTo::Joiner { .. } => true,
+            ReplyTo::Node { is_repeat, .. } => is_repeat,
+        }
+    }
+}
+
 /// Batches packed for one entry.
 pub struct Packed {
     pub batches: Vec<Queued>,

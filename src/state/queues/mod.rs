@@ -23,6 +23,7 @@ pub mod rules;
 pub mod trace;
 
 use bytes::Bytes;
+use thiserror::Error;
 
 use crate::state::DbIndex;
 use crate::state::Keyspace;
@@ -98,6 +99,10 @@ pub const HANDED_OUT_BYTES: usize = 16 << 20;
 const MOVED_BYTES: usize = 32 << 20;
 /// Messages whose payloads are read together when they move.
 const MOVED_TOGETHER: usize = 128;
+/// What a reply takes besides its messages, a message besides its payload and its names, and more WITHMETA, in bytes.
+const FRAME_BYTES: usize = 32;
+const TOLD_BYTES: usize = 200;
+const META_BYTES: usize = 600;
 /// A message's hand-outs beyond this many are not in its trace.
 const TRACED_DELIVERIES: u32 = 1_000;
 /// QPOPs that may wait for one queue.
@@ -174,6 +179,46 @@ pub enum Which {
 /// The key holds another type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WrongType;
+
+/// A message that whoever asks for it cannot be told of: the reply would be too large.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error(
+    "ERR the next message of {queue} takes {bytes} bytes in a reply, and client-output-buffer-limit allows {max}. It \
+     stays where it is: raise the limit, or take it on a node that allows more"
+)]
+pub struct TooLargeToTell {
+    queue: String,
+    bytes: usize,
+    max: usize,
+}
+
+impl TooLargeToTell {
+    /// Bytes that the reply would take, at least.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Why QPOP hands nothing out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PopRefusal {
+    /// A key holds another type.
+    WrongType,
+    TooLarge(TooLargeToTell),
+}
+
+impl From<WrongType> for PopRefusal {
+    fn from(_: WrongType) -> PopRefusal {
+        PopRefusal::WrongType
+    }
+}
+
+impl From<TooLargeToTell> for PopRefusal {
+    fn from(message: TooLargeToTell) -> PopRefusal {
+        PopRefusal::TooLarge(message)
+    }
+}
 
 /// Where a change comes from.
 #[derive(Debug, Clone, Copy)]
@@ -347,16 +392,23 @@ pub fn pop(
     request: &PopRequest,
     origin: &Origin,
     now: ClusterTime,
-) -> Result<Vec<Popped>, WrongType> {
+) -> Result<Vec<Popped>, PopRefusal> {
     for key in &request.queues {
         check_type(state, request.db, key)?;
     }
-    Ok(pop_available(state, request, origin, now))
+    Ok(pop_available(state, request, origin, now)?)
 }
 
-fn pop_available(state: &mut State, request: &PopRequest, origin: &Origin, now: ClusterTime) -> Vec<Popped> {
+/// Hands out what there is and fits the reply. A message that does not fit stays in its place, and nothing behind it is
+/// handed out in its stead: whoever skips it would never know.
+fn pop_available(
+    state: &mut State,
+    request: &PopRequest,
+    origin: &Origin,
+    now: ClusterTime,
+) -> Result<Vec<Popped>, TooLargeToTell> {
     let mut popped = Vec::new();
-    let mut bytes = 0;
+    let (mut bytes, mut reply_bytes) = (0, FRAME_BYTES);
     let by = By { now, node: origin.node.0, reason: b"" };
     for key in &request.queues {
         if popped.len() >= request.count {
@@ -367,8 +419,13 @@ fn pop_available(state: &mut State, request: &PopRequest, origin: &Origin, now: 
             && let Some(id) = open.queue.next_available(now)
         {
             bytes += open.queue.message(id).map_or(0, Slot::payload_len);
-            if bytes > HANDED_OUT_BYTES && !popped.is_empty() {
-                return popped;
+            reply_bytes += open.told_bytes(id, request.with_meta);
+            if (bytes > HANDED_OUT_BYTES || reply_bytes > request.reply_max) && !popped.is_empty() {
+                return Ok(popped);
+            }
+            if reply_bytes > request.reply_max {
+                let queue = shown(key);
+                return Err(TooLargeToTell { queue, bytes: reply_bytes, max: request.reply_max });
             }
             let Some(message) = open.hand_out(id, request, by) else { break };
             popped.push(message);
@@ -378,7 +435,7 @@ fn pop_available(state: &mut State, request: &PopRequest, origin: &Origin, now: 
             settle(state, request.db, key);
         }
     }
-    popped
+    Ok(popped)
 }
 
 /// A QPOP that found nothing waits, and is told by this number how that ended. `None`: too many wait already.
@@ -441,10 +498,14 @@ pub(crate) fn serve_waits(state: &mut State, now: ClusterTime) {
             && matches!(queue_at(state, name.0, &name.1), Some(Some(queue)) if queue.next_available(now).is_some())
         {
             let Some(wait) = state.pop_waits.get(claim).cloned() else { break };
-            let messages = pop_available(state, &wait.request, &wait.claim.origin, now);
-            if messages.is_empty() {
-                break;
-            }
+            let messages = match pop_available(state, &wait.request, &wait.claim.origin, now) {
+                Ok(messages) if messages.is_empty() => break,
+                Ok(messages) => messages,
+                Err(message) => {
+                    end_wait(state, claim, ClaimEnd::Failed(message.to_string()), now);
+                    continue;
+                }
+            };
             let PopRequest { db, with_meta, no_ack, .. } = wait.request;
             deliver(state, claim, Delivered { db, with_meta, no_ack, messages }, now);
         }
@@ -854,6 +915,16 @@ impl<'a> OpenQueue<'a> {
         }
         self.cold.read(self.queue, id);
         self.queue.payload(id).cloned().unwrap_or_default()
+    }
+
+    /// Bytes that a message takes in a reply, at most.
+    fn told_bytes(&self, id: MessageId, with_meta: bool) -> usize {
+        let payload = self.queue.message(id).map_or(0, Slot::payload_len);
+        let meta = || {
+            let names = |extra: &Extra| extra.group.as_ref().map_or(0, |group| group.len()) + extra.reason.len();
+            META_BYTES + self.queue.extra(id).map_or(0, names)
+        };
+        TOLD_BYTES + self.key.len() + payload + if with_meta { meta() } else { 0 }
     }
 
     fn backoff(&self, id: MessageId) -> Millis {

@@ -36,6 +36,8 @@ pub struct PopRequest {
     pub no_ack: bool,
     pub with_meta: bool,
     pub consumer: Box<[u8]>,
+    /// Bytes that its reply may take.
+    pub reply_max: usize,
 }
 
 impl PopRequest {
@@ -57,7 +59,7 @@ pub struct PopWait {
 impl PopWait {
     /// Appends the wait as its row keeps it.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let PopRequest { db, queues, count, lease, no_ack, with_meta, consumer } = &self.request;
+        let PopRequest { db, queues, count, lease, no_ack, with_meta, consumer, reply_max } = &self.request;
         out.push(FORMAT);
         out.push(*db);
         put_varint(out, queues.len() as u64);
@@ -67,6 +69,7 @@ impl PopWait {
         put_bool(out, *no_ack);
         put_bool(out, *with_meta);
         put_bytes(out, consumer);
+        put_varint(out, *reply_max as u64);
         put_varint(out, self.since.0);
         put_varint(out, self.claim.until.0);
         encode_origin(&self.claim.origin, out);
@@ -86,12 +89,13 @@ impl PopWait {
         let lease = reader.varint()?.checked_sub(1).map(Millis);
         let (no_ack, with_meta) = (reader.bool()?, reader.bool()?);
         let consumer = reader.bytes()?.into();
+        let reply_max = usize::try_from(reader.varint()?).map_err(|_| CodecError("a bound out of range"))?;
         let (since, until) = (ClusterTime(reader.varint()?), ClusterTime(reader.varint()?));
         let claim = Claim { id: claim, until, origin: decode_origin(reader)? };
         if !reader.is_empty() || queues.is_empty() {
             return Err(CodecError("a waiting QPOP is not whole"));
         }
-        let request = PopRequest { db, queues, count, lease, no_ack, with_meta, consumer };
+        let request = PopRequest { db, queues, count, lease, no_ack, with_meta, consumer, reply_max };
         Ok(PopWait { request, claim, since })
     }
 }
@@ -194,6 +198,7 @@ mod tests {
             no_ack: true,
             with_meta: false,
             consumer: (*b"me").into(),
+            reply_max: 1 << 20,
         };
         let origin = Origin { node: NodeId(2), life: 7, client: 3, address: "x:1".into() };
         let claim = Claim { id: ClaimId(5), until: ClusterTime::NEVER, origin };

@@ -16,6 +16,7 @@ use crate::storage::test_support::TestDir;
 use crate::types::NodeId;
 use crate::types::Term;
 use crate::types::WallMillis;
+use crate::types::bounds::Bounds;
 
 /// The queues of these tests; what dies in the first may go to the second.
 const NAMES: [&[u8]; 2] = [b"q", b"r"];
@@ -45,7 +46,8 @@ fn request(queues: &[&[u8]], count: usize, take: Take) -> PopRequest {
         Take::Remove => (None, true),
     };
     let queues = queues.iter().map(|name| Box::from(*name)).collect();
-    PopRequest { db: 0, queues, count, lease, no_ack, with_meta: false, consumer: (*b"w").into() }
+    let (consumer, reply_max) = ((*b"w").into(), Bounds::DEFAULT.reply);
+    PopRequest { db: 0, queues, count, lease, no_ack, with_meta: false, consumer, reply_max }
 }
 
 fn push_at(state: &mut State, now: u64, payload: &str) -> MessageId {
@@ -291,7 +293,7 @@ fn a_key_of_another_type_is_left_alone() {
     let before = state.digest();
     let push_request = PushRequest { payload: b"p", ..PushRequest::default() };
     assert_eq!(push(&mut state, 0, b"q", &push_request, by(now)), Err(WrongType));
-    assert_eq!(pop(&mut state, &request(&[b"r", b"q"], 1, Take::Remove), &origin(), now), Err(WrongType));
+    assert_eq!(pop(&mut state, &request(&[b"r", b"q"], 1, Take::Remove), &origin(), now), Err(PopRefusal::WrongType));
     assert_eq!(ack(&mut state, 0, b"q", &[], by(now)), Err(WrongType));
     assert_eq!(nack(&mut state, 0, b"q", &[], Nack::Fatal, by(now)), Err(WrongType));
     assert_eq!(extend(&mut state, 0, b"q", &[], Millis(1), by(now)), Err(WrongType));
