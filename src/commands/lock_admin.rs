@@ -34,6 +34,9 @@ use crate::types::glob::matches;
 
 /// Longest REASON, in bytes.
 const REASON_BYTES_MAX: usize = 512;
+/// Pairs that LOCKS GRAPH shows, at most: nobody reads more, and writes wait while it looks.
+const GRAPH_EDGES_MAX: usize = 10_000;
+const GRAPH_SYNTAX: &str = "ERR syntax error: LOCKS GRAPH takes FORMAT LIST or FORMAT DOT, and LIMIT limit";
 
 const HELP: &[&str] = &[
     "LOCKS <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
@@ -41,12 +44,14 @@ const HELP: &[&str] = &[
     "    Iterate over the locks that somebody holds or waits for.",
     "INFO <key>",
     "    Return who holds a lock, for how long, and who waits for it.",
-    "GRAPH [FORMAT LIST|DOT]",
-    "    Return who waits for whom, with the log index as of which it is so.",
+    "GRAPH [FORMAT LIST|DOT] [LIMIT <limit>]",
+    "    Return who waits for whom, with the log index as of which it is so. There is a third",
+    "    element, the word more, when there are more pairs than LIMIT, at most and by default 10000.",
     "DEADLOCKS [COUNT <count>]",
     "    Return the last deadlocks, the newest first.",
     "RELEASE <owner>",
-    "    Release all locks of an owner and cancel its waits.",
+    "    Cancel the waits of an owner and release its locks, 10000 of both at most, and return how",
+    "    many: 0 when none are left.",
     "KILL <key> [OWNER <owner>] [REASON <text>]",
     "    Break the holds of a lock, and end the delay after one. Tokens are void from then on.",
     "HELP",
@@ -114,10 +119,10 @@ fn info(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
             Reply::bulk(address),
         ])
     };
-    let mode = match lock.holds() {
-        [] if lock.delayed_until() > context.now => "delayed",
-        [] => "free",
-        _ => lock.mode().name(),
+    let mode = match lock.holds().is_empty() {
+        true if lock.delayed_until() > context.now => "delayed",
+        true => "free",
+        false => lock.mode().name(),
     };
     let waiters = lock.waiters().filter_map(|id| context.state.waits().get(id)).map(waiter);
     let data = lock.holds().iter().find_map(Hold::data);
@@ -135,27 +140,39 @@ fn info(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
 }
 
 fn graph(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
-    let is_dot = match &args[2..] {
-        [] => false,
-        [word, form] if eq_ignore_case(word, "FORMAT") && eq_ignore_case(form, "LIST") => false,
-        [word, form] if eq_ignore_case(word, "FORMAT") && eq_ignore_case(form, "DOT") => true,
-        _ => {
-            return Err(CommandError::other("ERR syntax error: LOCKS GRAPH takes FORMAT LIST or FORMAT DOT"));
+    let (mut form, mut limit) = (None, None);
+    for pair in args[2..].chunks(2) {
+        match pair {
+            [word, value] if eq_ignore_case(word, "FORMAT") && form.is_none() => form = Some(*value),
+            [word, value] if eq_ignore_case(word, "LIMIT") && limit.is_none() => limit = Some(*value),
+            _ => return Err(CommandError::other(GRAPH_SYNTAX)),
+        }
+    }
+    let is_dot = match form {
+        None => false,
+        Some(form) if eq_ignore_case(form, "LIST") => false,
+        Some(form) if eq_ignore_case(form, "DOT") => true,
+        Some(_) => return Err(CommandError::other(GRAPH_SYNTAX)),
+    };
+    let most = match limit {
+        None => GRAPH_EDGES_MAX,
+        Some(limit) => {
+            let number = parse_i64(limit).ok_or(CommandError::NotAnInteger)?;
+            let in_range = usize::try_from(number).ok().filter(|limit| (1..=GRAPH_EDGES_MAX).contains(limit));
+            let text = || CommandError::other(format!("ERR LIMIT must be between 1 and {GRAPH_EDGES_MAX}"));
+            in_range.ok_or_else(text)?
         }
     };
     let index = context.state.meta().applied.0;
-    let most = usize::try_from(context.state.settings().lock_graph_max).unwrap_or(usize::MAX);
     let (mut edges, mut bytes): (Vec<graph::Edge>, usize) = (Vec::new(), 0);
-    for edge in graph::edges(context.state).take(most.saturating_add(1)) {
+    for edge in graph::edges(context.state).take(most + 1) {
         let names = [&edge.waiter.owner, &edge.key, &edge.holder.owner];
         bytes += names.iter().map(|name| name.len() + HEADER_BYTES).sum::<usize>();
         fits(bytes, context.bounds)?;
         edges.push(edge);
     }
-    if edges.len() > most {
-        let text = format!("TRYAGAIN more than lock-graph-max ({most}) pairs wait for each other");
-        return Err(CommandError::other(text));
-    }
+    let is_cut = edges.len() > most;
+    edges.truncate(most);
     if is_dot {
         let mut text = format!("// log index {index}\ndigraph locks {{\n");
         for edge in edges {
@@ -164,13 +181,18 @@ fn graph(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
                 [&edge.waiter.owner, &edge.key, &edge.holder.owner].map(|name| shown(name));
             text.push_str(&format!("  \"{waiter}\" -> \"{holder}\" [label=\"{key}\"{style}];\n"));
         }
+        if is_cut {
+            text.push_str("  // more\n");
+        }
         return Ok(Reply::Verbatim("txt", text + "}\n"));
     }
     let edge = |edge: graph::Edge| {
         let names = [&edge.waiter.owner, &edge.key, &edge.holder.owner];
         Reply::Array(names.into_iter().map(Reply::bulk).collect())
     };
-    Ok(Reply::Array(vec![millis(index), Reply::Array(edges.into_iter().map(edge).collect())]))
+    let mut reply = vec![millis(index), Reply::Array(edges.into_iter().map(edge).collect())];
+    reply.extend(is_cut.then(|| Reply::bulk("more")));
+    Ok(Reply::Array(reply))
 }
 
 fn deadlocks(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
@@ -280,8 +302,8 @@ pub static ROWS: &[CommandSpec] = &[CommandSpec {
         },
         sub(
             "graph",
-            "LOCKS GRAPH [FORMAT LIST | FORMAT DOT]",
-            "Returns the wait-for graph: who waits for whom because of which key, and the log index.",
+            "LOCKS GRAPH [FORMAT LIST | FORMAT DOT] [LIMIT limit]",
+            "Returns the log index and the wait-for graph: who waits for whom because of which key, 10000 pairs at most, and the word more when there are others.",
             -2,
             Flags::READONLY.and(Flags::WALKS),
             Execute::Read(graph),
@@ -297,7 +319,7 @@ pub static ROWS: &[CommandSpec] = &[CommandSpec {
         sub(
             "release",
             "LOCKS RELEASE owner",
-            "Releases all locks of an owner in this database, cancels its waits, and returns how many of both.",
+            "Cancels an owner's waits in this database, releases its locks, and returns how many of both, 10000 at most; 0 when none are left.",
             3,
             Flags::WRITE,
             Execute::Write(release),

@@ -18,6 +18,7 @@ use crate::resp::arguments::eq_ignore_case;
 use crate::resp::arguments::parse_i64;
 use crate::state::locks;
 use crate::state::locks::Acquired;
+use crate::state::locks::CHANGED_AT_ONCE;
 use crate::state::locks::HOLDERS_MAX;
 use crate::state::locks::LockRequest;
 use crate::state::locks::Mode;
@@ -223,7 +224,8 @@ fn lockextend(context: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
     let (extended, lost) = match named_keys(&args[3..])? {
         None => {
             let origin = context.origin;
-            (locks::extend_all(context.state, context.db, &owner, lease, origin, context.now), Vec::new())
+            let all = locks::extend_all(context.state, context.db, &owner, lease, origin, context.now);
+            (all.ok_or_else(too_many_locks)?, Vec::new())
         }
         Some(keys) => extend_named(context, &owner, lease, keys)?,
     };
@@ -250,6 +252,11 @@ fn named_keys<'a>(words: Args<'a>) -> Result<Option<Args<'a>>, CommandError> {
     Ok(Some(keys))
 }
 
+fn too_many_locks() -> CommandError {
+    let text = format!("ERR LOCKEXTEND extends {CHANGED_AT_ONCE} locks at most: name some of them with KEYS");
+    CommandError::other(text)
+}
+
 /// Extends the named locks and lists those that were lost; a key named twice counts once.
 fn extend_named(
     context: &mut WriteContext<'_>,
@@ -257,6 +264,9 @@ fn extend_named(
     lease: Millis,
     keys: Args<'_>,
 ) -> Result<(usize, Vec<Reply>), CommandError> {
+    if keys.len() > CHANGED_AT_ONCE {
+        return Err(too_many_locks());
+    }
     if keys.iter().any(|key| locks::lock_at(context.state, context.db, key).is_none()) {
         return Err(CommandError::WrongType);
     }
@@ -394,8 +404,8 @@ pub static ROWS: &[CommandSpec] = &[
         syntax: "LOCKEXTEND owner milliseconds [KEYS numkeys key [key ...]]",
         group: Group::Locks,
         since: "0.1.0",
-        summary: "Sets the remaining lease of the owner's locks in this database, all or the named ones.",
-        complexity: "O(N) with N being the number of locks",
+        summary: "Sets the remaining lease of the owner's locks in this database, all or the named ones, 10000 at most.",
+        complexity: "O(N*log(M)) with N being the number of locks and M that of all locks held",
         arity: -3,
         flags: Flags::WRITE.and(Flags::FAST).and(Flags::MOVABLE_KEYS).and(Flags::ORIGIN),
         keys: KeySpec::KeywordNumKeys { word: "KEYS", from: 3 },
@@ -478,7 +488,7 @@ mod tests {
         fn expire(&mut self, now: u64) -> usize {
             let (index, now) = (LogIndex(self.state.meta().applied.0 + 1), ClusterTime(now));
             self.state.begin_entry(index, Term(1), now, WallMillis(0));
-            self.state.expire_due(now, 1024)
+            std::iter::from_fn(|| Some(self.state.expire_due(now)).filter(|ended| *ended > 0)).sum()
         }
 
         /// How waits ended since the last call: "claim: reply". What was handed to them is confirmed.
@@ -550,6 +560,81 @@ mod tests {
             (2_021, "LOCKEXTEND a 9000 KEYS 2 x y", "{extended: :1, lost: [y]}"),
             (2_022, "LOCKEXTEND nobody 9000", "{extended: :0, lost: []}"),
         ]);
+    }
+
+    #[test]
+    fn a_lock_with_many_sharers_goes_on_as_one_with_few() {
+        let mut bench = Bench::new();
+        for n in 0..60 {
+            let lease = 1_000 + 100 * (n % 7);
+            assert_eq!(bench.run(0, &format!("LOCK k o{n} SHARED PX {lease}")), format!(":{}", n + 1));
+        }
+        bench.check(&[
+            (10, "LOCK k o9 SHARED PX 9000", ":10"),
+            (
+                10,
+                "LOCK k o9 SHARED LIMIT 70",
+                "-ERR this lock is shared without a LIMIT; ask for it without one",
+            ),
+            (20, "UNLOCK k o7 TOKEN 9", ":0"),
+            (20, "UNLOCK k o7 TOKEN 8", ":1"),
+            (20, "UNLOCK k o7", ":0"),
+            (20, "LOCK k o7 SHARED PX 9000", ":61"),
+            (30, "LOCKEXTEND o11 9000 KEYS 1 k", "{extended: :1, lost: []}"),
+            (30, "LOCK k w BLOCK 0", "waiting 1"),
+            (40, "FENCE k 30", "OK"),
+        ]);
+        // Each seventh of the others ends first, and so on; three live on.
+        assert_eq!(bench.expire(1_000), 8);
+        assert_eq!(bench.expire(1_599), 49 - 8);
+        assert_eq!(bench.expire(1_600), 8);
+        assert_eq!(bench.run(1_600, "LOCK k o9"), "null", "an upgrade waits for the others");
+        bench.check(&[
+            (1_600, "UNLOCK k o7", ":1"),
+            (1_600, "UNLOCK k o11", ":1"),
+            (1_600, "UNLOCK k o9", ":1"),
+        ]);
+        assert_eq!(bench.ends(), ["1: :62"]);
+    }
+
+    #[test]
+    fn no_command_extends_or_releases_more_locks_than_others_can_wait_for() {
+        let mut bench = Bench::new();
+        for n in 0..=CHANGED_AT_ONCE {
+            bench.run(0, &format!("LOCK k{n} me PX 60000"));
+        }
+        let refused = "-ERR LOCKEXTEND extends 10000 locks at most: name some of them with KEYS";
+        let named = (0..=CHANGED_AT_ONCE).map(|n| format!(" k{n}")).collect::<String>();
+        bench.check(&[
+            (0, "LOCK k0 you PX 60000 BLOCK 0", "waiting 1"),
+            (0, "LOCK k1 me PX 60000", ":2"),
+            (1, "LOCKEXTEND me 90000", refused),
+            (1, &format!("LOCKEXTEND me 90000 KEYS 10001{named}"), refused),
+            (1, "LOCKEXTEND me 90000 KEYS 2 k0 k1", "{extended: :2, lost: []}"),
+            (2, "LOCKS RELEASE me", ":10000"),
+            (2, "LOCKEXTEND me 90000", "{extended: :1, lost: []}"),
+            (2, "LOCKS RELEASE me", ":1"),
+            (2, "LOCKS RELEASE me", ":0"),
+        ]);
+        assert_eq!(bench.ends(), ["1: :10002"]);
+    }
+
+    #[test]
+    fn the_graph_is_cut_at_its_limit_and_says_so() {
+        let mut bench = Bench::new();
+        for n in 0..3 {
+            bench.run(0, &format!("LOCK k o{n} SHARED"));
+        }
+        bench.run(0, "LOCK k w BLOCK 0");
+        bench.run(0, "LOCK k v SHARED BLOCK 0");
+        bench.check(&[
+            (0, "LOCKS GRAPH", "[:5 [[w k o0] [w k o1] [w k o2] [v k w]]]"),
+            (0, "LOCKS GRAPH LIMIT 4", "[:7 [[w k o0] [w k o1] [w k o2] [v k w]]]"),
+            (0, "LOCKS GRAPH FORMAT LIST LIMIT 2", "[:8 [[w k o0] [w k o1]] more]"),
+            (0, "LOCKS GRAPH LIMIT 0", "-ERR LIMIT must be between 1 and 10000"),
+        ]);
+        let dot = bench.run(0, "LOCKS GRAPH LIMIT 3 FORMAT DOT");
+        assert!(dot.contains("// more\n}") && !dot.contains("\"v\""), "{dot}");
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Bench {
     fn expire(&mut self, now: u64) {
         let (index, now) = (LogIndex(self.state.meta().applied.0 + 1), ClusterTime(now));
         self.state.begin_entry(index, Term(1), now, WallMillis(1_000_000 + now.0));
-        self.state.expire_due(now, 1024);
+        while self.state.expire_due(now) > 0 {}
         queues::serve_waits(&mut self.state, now);
     }
 

@@ -27,7 +27,6 @@ use crate::machine::entry::skip_item;
 use crate::machine::transaction::apply_transaction;
 use crate::resp::Reply;
 use crate::state::DbIndex;
-use crate::state::EXPIRE_AT_MOST;
 use crate::state::State;
 use crate::state::Timing;
 use crate::state::confirm::confirm;
@@ -282,7 +281,7 @@ fn apply_own_item(state: &mut State, caller: &Caller<'_>, item: Item<'_>) -> Rep
         Item::Command { .. } | Item::Transaction { .. } => unreachable!("these are commands"),
         Item::Expire { keys } => {
             let ended = if keys.is_empty() {
-                state.expire_due(now, EXPIRE_AT_MOST)
+                state.expire_due(now)
             } else {
                 let end = |(db, key)| state.expire_touched(db, key, now);
                 keys.into_iter().map(end).sum()
@@ -395,6 +394,7 @@ mod tests {
     use crate::machine::entry::Queued;
     use crate::machine::entry::encode_entry;
     use crate::resp::reply_codec::encode_replies;
+    use crate::state::expiry::Track;
     use crate::state::membership::FIRST_ALLOCATED;
     use crate::state::membership::NodeAddress;
     use crate::state::test_support::TestStore;
@@ -512,6 +512,91 @@ mod tests {
             let replies = apply(&mut state, index, 100, |batch| batch.push_expire(0, std::iter::empty()));
             assert_eq!(replies, [Reply::Integer(ended)]);
         }
+    }
+
+    /// How many keys and idle locks are left, and what became of those who wait: `[l's holder, messages ready in q]`.
+    fn left(state: &State) -> (usize, usize, [String; 2]) {
+        let lock = crate::state::locks::lock_at(state, 0, b"l").flatten();
+        let holder = lock.and_then(|lock| lock.holds().first()).map(|hold| hold.owner().owner.escape_ascii());
+        let queue = crate::state::queues::queue_at(state, 0, b"q").flatten();
+        let ready = queue.map_or(0, |queue| queue.count(crate::state::queues::StateName::Ready));
+        let waited = [holder.map_or_else(String::new, |holder| holder.to_string()), ready.to_string()];
+        (state.expiring_keys(0), state.locks_held(), waited)
+    }
+
+    #[test]
+    fn what_somebody_waits_for_ends_before_whatever_else_is_due() {
+        let store = TestStore::new();
+        let mut state = State::new(16);
+        let expire = |state: &mut State, index, clock| {
+            apply(state, index, clock, |batch| batch.push_expire(0, std::iter::empty()))
+        };
+        apply(&mut state, 1, 0, |batch| {
+            for n in 0..100 {
+                push(batch, &["SET", &format!("k{n}"), "v", "PX", "100"]);
+                push(batch, &["LOCK", &format!("idle{n}"), "o", "PX", "100"]);
+            }
+            push(batch, &["LOCK", "l", "h", "PX", "200"]);
+            push(batch, &["LOCK", "other", "h", "PX", "60000"]);
+            push(batch, &["QPUSH", "q", "m", "DELAY", "200"]);
+            push(batch, &["QPUSH", "q", "m"]);
+            push(batch, &["QPOP", "LEASE", "200", "FROM", "q"]);
+        });
+        for line in [["LOCK", "l", "w", "BLOCK", "60000"], ["LOCK", "other", "w", "BLOCK", "200"]] {
+            let index = state.meta().applied.0 + 1;
+            apply(&mut state, index, 0, |batch| push(batch, &line));
+        }
+        store.reopen(&mut state);
+        state.check_deadlines();
+        assert_eq!(left(&state), (100, 102, ["h".to_owned(), "0".to_owned()]));
+        // The hold of l, the wait for other, both messages; then a quarter of the rest, keys first among equals.
+        assert_eq!(expire(&mut state, 4, 200), [Reply::Integer(4 + 16)]);
+        assert_eq!(left(&state), (84, 102, ["w".to_owned(), "2".to_owned()]));
+        assert_eq!(state.waits().len(), 0);
+        // Nobody waits for what is left.
+        for (index, ended, keys, holds) in [(5, 64, 20, 102), (6, 64, 0, 58), (7, 56, 0, 2), (8, 0, 0, 2)] {
+            assert_eq!(expire(&mut state, index, 200), [Reply::Integer(ended)]);
+            let (keys_left, holds_left, _) = left(&state);
+            assert_eq!((keys_left, holds_left), (keys, holds));
+        }
+        assert_eq!(state.keys_expired(), 100);
+    }
+
+    #[test]
+    fn a_lock_is_waited_for_from_the_first_that_waits_to_the_last() {
+        let store = TestStore::new();
+        let mut state = State::new(16);
+        let awaited = |state: &State| {
+            state.check_deadlines();
+            state.earliest_on(Track::Awaited)
+        };
+        let run = |state: &mut State, lines: &[&str], is_atomic| {
+            let index = state.meta().applied.0 + 1;
+            let words =
+                |line: &str| line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect();
+            let commands: Vec<Queued> =
+                lines.iter().map(|line| Queued { db: 0, args: words(line) }).collect();
+            apply(state, index, 0, |batch| match is_atomic {
+                true => batch.push_transaction(&[], &commands, true),
+                false => lines.iter().for_each(|line| push(batch, &line.split(' ').collect::<Vec<_>>())),
+            })
+        };
+        run(&mut state, &["LOCK l h PX 500 GRACE 1000", "LOCK m h PX 700 SHARED"], false);
+        assert_eq!(awaited(&state), ClusterTime::NEVER);
+        run(&mut state, &["LOCK l a BLOCK 0", "MLOCK 2 l m b BLOCK 0"], false);
+        assert_eq!(awaited(&state), ClusterTime(500));
+        store.reopen(&mut state);
+        assert_eq!(awaited(&state), ClusterTime(500));
+        // What is taken back leaves no trace.
+        run(&mut state, &["UNLOCK l a", "UNLOCK m b", "UNLOCK l h", "INCR x", "LOCK m x"], true);
+        assert_eq!(awaited(&state), ClusterTime(500));
+        run(&mut state, &["UNLOCK l a"], false);
+        assert_eq!(awaited(&state), ClusterTime(500), "the other waits for both");
+        run(&mut state, &["UNLOCK l h"], false);
+        assert_eq!(awaited(&state), ClusterTime(700));
+        run(&mut state, &["UNLOCK m b"], false);
+        assert_eq!(awaited(&state), ClusterTime::NEVER);
+        assert_eq!(state.earliest_on(Track::Idle), ClusterTime(700));
     }
 
     #[test]
@@ -931,6 +1016,8 @@ mod tests {
     /// What is due later ends alike on both, whatever they know of when that is: the index of deadlines may have a
     /// queue before its first timer.
     fn end_alike(first: &mut State, second: &mut State, index: u64, mut clock: u64) {
+        first.check_deadlines();
+        second.check_deadlines();
         for (passes, index) in
             [0, 1, 500, 5_000, 60_000, 5_000_000].into_iter().cycle().take(60).zip(index + 1..)
         {
@@ -968,6 +1055,7 @@ mod tests {
                 assert_eq!(applied, again, "{lines:?}");
                 receipts.extend(receipts_in(&format!("{applied:?}")));
                 assert_eq!(whole.digest(), restarted.digest(), "{lines:?}");
+                whole.check_deadlines();
                 match draw[0] % 8 {
                     0 | 1 => store.reopen(&mut restarted),
                     2 => store.write(&mut restarted),
@@ -1022,6 +1110,7 @@ mod tests {
                     receipts.extend(receipts_in(&format!("{applied:?}")));
                 }
                 assert_eq!(with.digest(), without.digest(), "{lines:?}");
+                with.check_deadlines();
                 match draw[0] % 16 {
                     1 | 2 => store.reopen(&mut with),
                     3 => store.write(&mut with),

@@ -236,6 +236,7 @@ fn sample_state(services: &Services) {
                 .set(state.expiring_keys(number) as f64);
         }
     }
+    counter!(names::KEYSPACE_EXPIRED_TOTAL).absolute(state.keys_expired());
     let locks = state.lock_figures();
     gauge!(names::LOCKS_HELD, "mode" => "exclusive")
         .set((state.locks_held() as u64 - locks.held_shared) as f64);

@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use crate::config::OutputLimits;
 use crate::resp::Reply;
 use crate::server::gates::Found;
+use crate::server::losses::Losses;
 use crate::server::stats;
 use crate::types::ClientId;
 use crate::types::Millis;
@@ -81,6 +82,10 @@ pub struct ClientHandle {
     above_soft_since: AtomicU64,
     /// It was closed for what it left unread.
     is_overrun: AtomicBool,
+    /// It took or extended a lock while it spoke RESP3.
+    takes_losses: AtomicBool,
+    /// It was told of losses since its last reply.
+    has_losses: AtomicBool,
     /// How its wait is to end that another client ends: 0 is not at all, 1 as in time, 2 with an error.
     unblock: AtomicU8,
     /// What it is sent besides replies, and about how much memory that takes.
@@ -102,6 +107,13 @@ pub struct ClientHandle {
 struct HardLimits {
     normal: AtomicUsize,
     pubsub: AtomicUsize,
+}
+
+/// What waits to be sent to a client besides replies.
+#[derive(Debug, Default)]
+struct Inbox {
+    messages: Vec<Reply>,
+    losses: Losses,
 }
 
 /// The names a client goes by.
@@ -149,7 +161,7 @@ impl ClientHandle {
         let bytes = message.size_hint() + MESSAGE_BYTES;
         let unread = {
             let mut inbox = self.inbox.lock();
-            inbox.push(message);
+            inbox.messages.push(message);
             self.inbox_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes
         };
         let hard = if self.is_subscribed() { &self.hard_limits.pubsub } else { &self.hard_limits.normal };
@@ -159,6 +171,11 @@ impl ClientHandle {
         } else {
             self.wake.notify_one();
         }
+    }
+
+    fn put(&self, inbox: &mut Inbox, message: Reply) {
+        self.inbox_bytes.fetch_add(message.size_hint() + MESSAGE_BYTES, Ordering::Relaxed);
+        inbox.messages.push(message);
     }
 
     /// Closes it for what it left unread, which nobody needs any more.
@@ -210,6 +227,54 @@ impl ClientHandle {
         false
     }
 
+    /// From now on it is told of the locks that it loses, or not any more.
+    pub fn take_losses(&self, takes: bool) {
+        self.takes_losses.store(takes, Ordering::Relaxed);
+    }
+
+    /// True when it is to be told of locks that it lost.
+    pub fn wants_losses(&self) -> bool {
+        self.speaks_resp3() && self.takes_losses.load(Ordering::Relaxed)
+    }
+
+    /// It lost a lock: it is told so, by name or by a count later. True when [`ClientHandle::count_losses`] is to be
+    /// called once it is quiet.
+    pub fn lose(&self, message: impl FnOnce() -> Reply) -> bool {
+        let mut inbox = self.inbox.lock();
+        self.has_losses.store(true, Ordering::Release);
+        if inbox.losses.lose() {
+            self.put(&mut inbox, message());
+            self.wake.notify_one();
+        }
+        inbox.losses.wants_count()
+    }
+
+    /// Tells it how many losses it was not told of, if it is due to hear that before its next reply.
+    pub fn count_losses(&self) {
+        let mut inbox = self.inbox.lock();
+        if let Some(message) = inbox.losses.count() {
+            self.put(&mut inbox, message);
+            self.wake.notify_one();
+        }
+    }
+
+    /// A reply comes next: what is to be written before it.
+    #[inline]
+    pub fn losses_before_reply(&self) -> Option<Reply> {
+        let has_losses = self.has_losses.load(Ordering::Acquire);
+        has_losses.then(|| self.inbox.lock().losses.before_reply()).flatten()
+    }
+
+    /// Replies were written.
+    #[inline]
+    pub fn has_replied(&self) {
+        if self.has_losses.load(Ordering::Relaxed) {
+            let mut inbox = self.inbox.lock();
+            inbox.losses.replied();
+            self.has_losses.store(!inbox.losses.is_empty(), Ordering::Relaxed);
+        }
+    }
+
     /// True while it is subscribed to a channel or a pattern.
     pub fn is_subscribed(&self) -> bool {
         self.channels.load(Ordering::Relaxed) + self.patterns.load(Ordering::Relaxed) > 0
@@ -218,8 +283,9 @@ impl ClientHandle {
     /// What it was sent since the last call.
     pub fn take_inbox(&self) -> Vec<Reply> {
         let mut inbox = self.inbox.lock();
+        inbox.losses.wrote();
         self.inbox_bytes.store(0, Ordering::Relaxed);
-        std::mem::take(&mut *inbox)
+        std::mem::take(&mut inbox.messages)
     }
 
     /// Ends its wait, if it waits for a lock. False when it does not.
@@ -475,6 +541,8 @@ impl Clients {
             stranger_since: AtomicU64::new(0),
             above_soft_since: AtomicU64::new(0),
             is_overrun: AtomicBool::new(false),
+            takes_losses: AtomicBool::new(false),
+            has_losses: AtomicBool::new(false),
             unblock: AtomicU8::new(0),
             inbox: Mutex::default(),
             inbox_bytes: AtomicUsize::new(0),

@@ -32,7 +32,7 @@ pub fn run(services: &Services, sub: &str, request: &Request) -> Reply {
             Err(error) => Reply::error(format!("ERR Rewriting config file: {error}")),
         },
         "resetstat" => {
-            services.stats.reset();
+            services.stats.reset(services.group.read_applied().keys_expired());
             Reply::Ok
         }
         "help" => help(HELP),

@@ -39,6 +39,7 @@ use crate::server::lock_waits::Undelivered;
 use crate::server::raft_command;
 use crate::server::raft_command::Later;
 use crate::server::reply_bounds;
+use crate::server::session::Replies;
 use crate::server::session::Session;
 use crate::server::transaction::Plan;
 use crate::state::locks::ClaimId;
@@ -294,6 +295,11 @@ impl Connection {
         let now = self.services.clock.monotonic();
         self.session.client.note_transfer(now);
         self.session.client.is_executing.store(true, Ordering::Relaxed);
+        if let Some(losses) = self.session.client.losses_before_reply()
+            && self.session.protocol == Protocol::Resp3
+        {
+            render(&losses, self.session.protocol, &mut self.output);
+        }
         self.pipeline.begin(now);
         loop {
             match self.pipeline.advance(&mut self.session, &self.services, &mut self.output) {
@@ -312,6 +318,9 @@ impl Connection {
             }
         }
         self.pipeline.finish(&self.session, &self.services);
+        if self.session.replies == Replies::On {
+            self.session.client.has_replied();
+        }
         self.session.client.is_executing.store(false, Ordering::Relaxed);
         Ok(())
     }

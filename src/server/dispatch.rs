@@ -38,6 +38,7 @@ use crate::machine::entry::Batch;
 use crate::machine::entry::Queued;
 use crate::machine::transaction::WatchedKey;
 use crate::machine::transaction::read_transaction;
+use crate::resp::Protocol;
 use crate::resp::Reply;
 use crate::resp::Request;
 use crate::resp::arguments::eq_ignore_case;
@@ -593,7 +594,6 @@ impl Pipeline {
                     _ => 0,
                 };
                 let ended: u64 = replies.iter().map(ended).sum();
-                services.stats.expired.fetch_add(ended, std::sync::atomic::Ordering::Relaxed);
                 // Fewer than an EXPIRE ends at most: everything that was due then ended. What became due since does not
                 // concern a read that began before.
                 self.is_expired_out = ended < EXPIRE_AT_MOST as u64;
@@ -751,6 +751,7 @@ impl Pipeline {
         if found.leaf().flags.has(Flags::ORIGIN) {
             let client = &session.client;
             batch.name_client(services.client_number(client.id), &client.address);
+            note_lock(session, found.leaf());
         }
         batch.push_command(session.db, self.requests[self.next].args());
         self.writes.push(found.row);
@@ -764,6 +765,7 @@ impl Pipeline {
         if found.leaf().flags.has(Flags::ADMIN) && found.leaf().is_write() {
             note_admin(session, request);
         }
+        note_lock(session, found.leaf());
         let refusal = match found.row.execute {
             Execute::Session(SessionCommand::Client) => client_command::why_not_queued(request),
             _ => None,
@@ -1128,6 +1130,14 @@ fn note_admin(session: &Session, request: &Request) {
     let words: Vec<String> = request.args().take(ADMIN_WORDS).map(shown).collect();
     let user = session.user.escape_ascii();
     tracing::info!("{} by user {user} from {}", words.join(" "), session.client.address);
+}
+
+/// Who takes a lock and understands pushes is told when it is lost.
+fn note_lock(session: &Session, leaf: &CommandSpec) {
+    let takes_lock = leaf.flags.has(Flags::ORIGIN) && leaf.group == Family::Locks;
+    if takes_lock && session.protocol == Protocol::Resp3 {
+        session.client.take_losses(true);
+    }
 }
 
 /// True when the command may wait for others: a LOCK with BLOCK.

@@ -181,7 +181,9 @@ fn statistics(services: &Services, text: &mut String) {
     line(text, format_args!("total_net_output_bytes:{}", load(&stats.output_bytes)));
     line(text, format_args!("rejected_connections:{}", load(&stats.rejected_connections)));
     line(text, format_args!("sync_full:0"));
-    line(text, format_args!("expired_keys:{}", load(&stats.expired)));
+    let expired = services.group.read_applied().keys_expired();
+    let expired = expired.saturating_sub(load(&stats.keys_expired_before));
+    line(text, format_args!("expired_keys:{expired}"));
     line(text, format_args!("evicted_keys:0"));
     line(text, format_args!("evicted_clients:{}", load(&stats.evicted_clients)));
     line(text, format_args!("keyspace_hits:{}", load(&stats.keyspace_hits)));

@@ -1,5 +1,6 @@
 //! What happens to locks, for this node's clients: pushes and channels, and the work that waits leave behind.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +15,14 @@ use crate::consensus::claims::Told;
 use crate::consensus::claims::WaitOutcome;
 use crate::resp::Reply;
 use crate::server::Services;
+use crate::server::clients::ClientHandle;
+use crate::server::losses;
 use crate::server::pubsub::LOCK_CHANNEL;
 use crate::state::locks::ClaimId;
 use crate::state::notices::ClaimEnd;
 use crate::state::notices::LockChange;
 use crate::state::notices::Notice;
+use crate::types::ClientId;
 
 /// How often it is looked for work that nobody announced.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -37,29 +41,57 @@ pub async fn tell_clients(services: Arc<Services>) {
     });
     // Some subscribed before.
     services.group.tell_lock_changes(|| !services.pubsub.is_empty());
-    while let Some(notice) = notices.recv().await {
-        tell(&services, &notice);
+    // Clients that lost more than they are told of by name, and whether one came since the last look.
+    let mut crowded: BTreeMap<ClientId, (Arc<ClientHandle>, bool)> = BTreeMap::new();
+    let mut look = tokio::time::interval(losses::QUIET);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            notice = notices.recv() => {
+                let Some(notice) = notice else { return };
+                if let Some(client) = tell_holder(&services, &notice) {
+                    crowded.insert(client.id, (client, true));
+                }
+                tell_subscribers(&services, &notice).await;
+            }
+            _ = look.tick(), if !crowded.is_empty() => {
+                crowded.retain(|_, (client, is_fresh)| {
+                    let stays = std::mem::take(is_fresh);
+                    if !stays {
+                        client.count_losses();
+                    }
+                    stays
+                });
+            }
+        }
     }
 }
 
-fn tell(services: &Services, notice: &Notice) {
-    let Notice::Lock { key, owner, token, change, origin, .. } = notice else { return };
+/// Tells whoever lost a lock. Gives the client that is to be told how many it was not told of, once it is quiet.
+fn tell_holder(services: &Services, notice: &Notice) -> Option<Arc<ClientHandle>> {
+    let Notice::Lock { key, owner, token, change, origin, .. } = notice else { return None };
     let is_loss = matches!(change, LockChange::Expired | LockChange::Killed);
-    if is_loss
-        && services.group.claims().is_own(origin)
-        && let Some(client) = services.client_of(origin.client)
-        && client.speaks_resp3()
-    {
+    if !is_loss || !services.group.claims().is_own(origin) {
+        return None;
+    }
+    let client = services.client_of(origin.client).filter(|client| client.wants_losses())?;
+    let push = || {
         let token = Reply::Integer(i64::try_from(token.0).unwrap_or(i64::MAX));
-        let words = [&b"lock-lost"[..], key, &owner.owner].map(Reply::bulk);
-        let mut push = words.to_vec();
-        push.extend([token, Reply::bulk(change.name())]);
-        client.push(Reply::Push(push));
+        let [lost, key, owner] = [&b"lock-lost"[..], key, &owner.owner].map(Reply::bulk);
+        Reply::Push(vec![lost, key, owner, token, Reply::bulk(change.name())])
+    };
+    client.lose(push).then_some(client)
+}
+
+async fn tell_subscribers(services: &Services, notice: &Notice) {
+    let Notice::Lock { key, owner, token, change, .. } = notice else { return };
+    if services.pubsub.is_empty() {
+        return;
     }
     let channel = [LOCK_CHANNEL, key].concat();
     let message =
         [change.name().as_bytes(), b" ", &owner.owner, b" ", token.0.to_string().as_bytes()].concat();
-    services.pubsub.publish(&channel, &Bytes::from(message));
+    services.pubsub.publish(&channel, &Bytes::from(message)).await;
 }
 
 /// Proposes what waits leave behind: confirms what was handed to those who wait, cancels the waits of clients that are gone,

@@ -22,6 +22,7 @@ mod info;
 mod listener;
 pub mod lock_waits;
 mod login_failures;
+mod losses;
 pub mod members;
 pub mod pubsub;
 mod raft_command;

@@ -2,9 +2,13 @@
 //!
 //! What is published in this version are changes of locks, on `__lock__:<key>`: every node learns of them as it applies
 //! the log, and tells its own clients, at most once each.
+//!
+//! Patterns are found by what they begin with, up to their first special byte. A hundred thousand that begin alike are
+//! looked through in turns, between which other tasks of the thread run and subscriptions change.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,12 +22,93 @@ use crate::types::glob::matches;
 /// What channels that tell of locks begin with.
 pub const LOCK_CHANNEL: &[u8] = b"__lock__:";
 
+/// Patterns that are looked at in one turn, and pushes sent, at most.
+const TURN: usize = 256;
+
 type Subscribers = BTreeMap<ClientId, Arc<ClientHandle>>;
 
 #[derive(Default)]
 struct Tables {
     channels: BTreeMap<Bytes, Subscribers>,
-    patterns: BTreeMap<Bytes, Subscribers>,
+    patterns: Patterns,
+}
+
+/// Patterns by their literal beginnings.
+#[derive(Default)]
+struct Patterns {
+    /// By the length of its beginning, then the beginning itself.
+    by_start: BTreeMap<usize, BTreeMap<Bytes, BTreeMap<Bytes, Subscribers>>>,
+    count: usize,
+}
+
+/// Where the search for the patterns that match a channel stands: behind this beginning's length and pattern.
+type Place = (usize, Option<Bytes>);
+
+/// How many bytes of a pattern stand for themselves before the first that does not.
+fn literal_len(pattern: &[u8]) -> usize {
+    pattern.iter().position(|byte| b"*?[\\".contains(byte)).unwrap_or(pattern.len())
+}
+
+impl Patterns {
+    fn add(&mut self, pattern: &Bytes, client: &Arc<ClientHandle>) {
+        let start = pattern.slice(..literal_len(pattern));
+        let alike = self.by_start.entry(start.len()).or_default().entry(start).or_default();
+        self.count += usize::from(!alike.contains_key(pattern));
+        alike.entry(pattern.clone()).or_default().insert(client.id, Arc::clone(client));
+    }
+
+    fn remove(&mut self, pattern: &[u8], client: ClientId) {
+        let start = &pattern[..literal_len(pattern)];
+        let Some(starts) = self.by_start.get_mut(&start.len()) else { return };
+        let Some(alike) = starts.get_mut(start) else { return };
+        let Some(subscribers) = alike.get_mut(pattern) else { return };
+        subscribers.remove(&client);
+        if !subscribers.is_empty() {
+            return;
+        }
+        alike.remove(pattern);
+        self.count -= 1;
+        if alike.is_empty() {
+            starts.remove(start);
+            if starts.is_empty() {
+                self.by_start.remove(&start.len());
+            }
+        }
+    }
+
+    /// Looks at some patterns from a place on and calls `found` for each subscriber of those that match. `None`: all
+    /// were looked at.
+    fn turn(
+        &self,
+        from: Place,
+        channel: &[u8],
+        mut found: impl FnMut(&Bytes, &Arc<ClientHandle>),
+    ) -> Option<Place> {
+        let mut left = TURN;
+        let (length, mut behind) = from;
+        for (length, starts) in self.by_start.range(length..=channel.len()) {
+            let alike = starts.get(&channel[..*length]).into_iter();
+            let behind = behind.take_if(|_| *length == from.0);
+            let first = behind.map_or(Bound::Unbounded, Bound::Excluded);
+            for (pattern, subscribers) in
+                alike.flat_map(|alike| alike.range::<Bytes, _>((first.clone(), Bound::Unbounded)))
+            {
+                left = left.saturating_sub(1);
+                if matches(pattern, channel, false) {
+                    left = left.saturating_sub(subscribers.len());
+                    subscribers.values().for_each(|client| found(pattern, client));
+                }
+                if left == 0 {
+                    return Some((*length, Some(pattern.clone())));
+                }
+            }
+            left = left.saturating_sub(1);
+            if left == 0 {
+                return Some((*length + 1, None));
+            }
+        }
+        None
+    }
 }
 
 /// The subscriptions of this node's clients.
@@ -53,54 +138,61 @@ impl Subscriptions {
     }
 }
 
-fn table(tables: &mut Tables, is_pattern: bool) -> &mut BTreeMap<Bytes, Subscribers> {
-    if is_pattern { &mut tables.patterns } else { &mut tables.channels }
+impl Tables {
+    fn is_empty(&self) -> bool {
+        self.channels.is_empty() && self.patterns.count == 0
+    }
 }
 
 impl PubSub {
     /// Adds a subscription. True when it is the first of all.
     pub fn add(&self, client: &Arc<ClientHandle>, name: &Bytes, is_pattern: bool) -> bool {
         let mut tables = self.tables.write();
-        let was_empty = tables.channels.is_empty() && tables.patterns.is_empty();
-        let subscribers = table(&mut tables, is_pattern).entry(name.clone()).or_default();
-        subscribers.insert(client.id, Arc::clone(client));
+        let was_empty = tables.is_empty();
+        if is_pattern {
+            tables.patterns.add(name, client);
+        } else {
+            tables.channels.entry(name.clone()).or_default().insert(client.id, Arc::clone(client));
+        }
         was_empty
     }
 
     /// Ends a subscription. True when none are left.
     pub fn remove(&self, client: ClientId, name: &Bytes, is_pattern: bool) -> bool {
         let mut tables = self.tables.write();
-        let table = table(&mut tables, is_pattern);
-        if let Some(subscribers) = table.get_mut(name) {
+        if is_pattern {
+            tables.patterns.remove(name, client);
+        } else if let Some(subscribers) = tables.channels.get_mut(name) {
             subscribers.remove(&client);
             if subscribers.is_empty() {
-                table.remove(name);
+                tables.channels.remove(name);
             }
         }
-        tables.channels.is_empty() && tables.patterns.is_empty()
+        tables.is_empty()
     }
 
     /// True when nobody is subscribed to anything.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let tables = self.tables.read();
-        tables.channels.is_empty() && tables.patterns.is_empty()
+        self.tables.read().is_empty()
     }
 
-    /// Sends a message to whoever subscribed to the channel.
-    pub fn publish(&self, channel: &[u8], message: &Bytes) {
-        let tables = self.tables.read();
-        let bulk = |bytes: &[u8]| Reply::bulk(bytes);
-        for client in tables.channels.get(channel).into_iter().flat_map(BTreeMap::values) {
+    /// Sends a message to whoever subscribed to the channel; who subscribes meanwhile may miss it. Lets other tasks run
+    /// while it looks through many patterns.
+    pub async fn publish(&self, channel: &[u8], message: &Bytes) {
+        for client in self.tables.read().channels.get(channel).into_iter().flat_map(BTreeMap::values) {
             let message = Reply::Bulk(message.clone());
-            client.push(Reply::Push(vec![bulk(b"message"), bulk(channel), message]));
+            client.push(Reply::Push(vec![Reply::bulk("message"), Reply::bulk(channel), message]));
         }
-        for (pattern, subscribers) in &tables.patterns {
-            if matches(pattern, channel, false) {
-                for client in subscribers.values() {
-                    let message = Reply::Bulk(message.clone());
-                    client.push(Reply::Push(vec![bulk(b"pmessage"), bulk(pattern), bulk(channel), message]));
-                }
+        let mut place = Some((0, None));
+        while let Some(from) = place {
+            place = self.tables.read().patterns.turn(from, channel, |pattern, client| {
+                let (pattern, message) = (Reply::Bulk(pattern.clone()), Reply::Bulk(message.clone()));
+                let words = vec![Reply::bulk("pmessage"), pattern, Reply::bulk(channel), message];
+                client.push(Reply::Push(words));
+            });
+            if place.is_some() {
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -122,6 +214,6 @@ impl PubSub {
     /// How many patterns somebody subscribed to.
     #[must_use]
     pub fn patterns(&self) -> usize {
-        self.tables.read().patterns.len()
+        self.tables.read().patterns.count
     }
 }

@@ -320,6 +320,7 @@ impl Session {
         self.client.note_stranger((!self.is_logged_in).then(|| services.clock.monotonic()));
         self.client.is_unevictable.store(false, Ordering::Relaxed);
         self.client.leaves_keys_untouched.store(false, Ordering::Relaxed);
+        self.client.take_losses(false);
         self.client.names.lock().name.clear();
         Reply::simple("RESET")
     }

@@ -61,8 +61,8 @@ pub struct Stats {
     pub errors: AtomicU64,
     pub keyspace_hits: AtomicU64,
     pub keyspace_misses: AtomicU64,
-    /// Items that ended because their time had come, by entries that this node proposed.
-    pub expired: AtomicU64,
+    /// What the state's count of expired keys was when these were reset.
+    pub keys_expired_before: AtomicU64,
     /// Clients closed because their replies passed `client-output-buffer-limit`.
     pub output_limit_disconnections: AtomicU64,
     /// Clients closed because all together took more than `maxmemory-clients`.
@@ -91,7 +91,7 @@ impl Default for Stats {
             errors: AtomicU64::new(0),
             keyspace_hits: AtomicU64::new(0),
             keyspace_misses: AtomicU64::new(0),
-            expired: AtomicU64::new(0),
+            keys_expired_before: AtomicU64::new(0),
             output_limit_disconnections: AtomicU64::new(0),
             evicted_clients: AtomicU64::new(0),
             login_timeouts: AtomicU64::new(0),
@@ -129,8 +129,8 @@ impl Stats {
         }
     }
 
-    /// CONFIG RESETSTAT.
-    pub fn reset(&self) {
+    /// CONFIG RESETSTAT. `keys_expired`: the state's count now.
+    pub fn reset(&self, keys_expired: u64) {
         let counters = [
             &self.commands,
             &self.connections,
@@ -140,7 +140,6 @@ impl Stats {
             &self.errors,
             &self.keyspace_hits,
             &self.keyspace_misses,
-            &self.expired,
             &self.output_limit_disconnections,
             &self.evicted_clients,
             &self.login_timeouts,
@@ -152,6 +151,7 @@ impl Stats {
         for counter in counters.into_iter().chain(by_row) {
             counter.store(0, Ordering::Relaxed);
         }
+        self.keys_expired_before.store(keys_expired, Ordering::Relaxed);
         self.errors_by_code.lock().clear();
     }
 }
@@ -239,7 +239,7 @@ mod tests {
         stats.note_error("WRONGTYPE c");
         let expected = BTreeMap::from([("ERR".to_owned(), 2), ("WRONGTYPE".to_owned(), 1)]);
         assert_eq!(stats.errors_by_code(), expected);
-        stats.reset();
+        stats.reset(0);
         assert!(stats.errors_by_code().is_empty());
     }
 }

@@ -31,6 +31,8 @@ use crate::state::changes::Changes;
 use crate::state::expiry::ExpiryIndex;
 use crate::state::expiry::KeyName;
 use crate::state::expiry::LeaseName;
+use crate::state::expiry::Leases;
+use crate::state::expiry::Track;
 use crate::state::handed::HandOver;
 use crate::state::handed::HandOvers;
 use crate::state::locks::Claim;
@@ -77,6 +79,7 @@ use crate::types::codec::Reader;
 use crate::types::codec::put_varint;
 use crate::types::planted::Bug;
 use crate::types::planted::is_planted;
+use crate::types::planted::scaled;
 
 pub use changes::Pending;
 pub use changes::RowBatch;
@@ -94,6 +97,18 @@ pub type DbIndex = u8;
 /// At most this many items end in one EXPIRE (COMMANDS.md 3.2, rule 3, allows 1024): a hundred thousand leases that end
 /// at once must not hold up what stands behind them in the log.
 pub const EXPIRE_AT_MOST: usize = 64;
+/// Beside what somebody waits for, an EXPIRE ends this part of them of other items: few, so that it is done soon, but
+/// some, so that they do not pile up for ever.
+const EXPIRE_BESIDE_PART: usize = 4;
+/// Smaller bounds of the simulator do not go below this: it has an eye on how many EXPIREs there are.
+const EXPIRE_SCALED_MIN: u64 = 4;
+
+/// [`EXPIRE_AT_MOST`], and less in a simulation that wants it so.
+#[must_use]
+pub fn expire_at_most() -> usize {
+    let scaled = scaled(EXPIRE_AT_MOST as u64).max(EXPIRE_SCALED_MIN);
+    usize::try_from(scaled).unwrap_or(EXPIRE_AT_MOST)
+}
 
 /// Directives of scope `cluster`: part of the state, the same on every replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,8 +255,8 @@ pub struct State {
     changes: Changes,
     /// Keys with a time to live, in key time.
     expiring: ExpiryIndex<KeyName>,
-    /// Locks held and messages in flight, in cluster time.
-    leases: ExpiryIndex<LeaseName>,
+    /// Everything else that ends by time, in cluster time.
+    leases: Leases,
     /// Which locks an owner holds.
     lock_owners: LockOwners,
     /// Requests that wait for locks.
@@ -260,6 +275,8 @@ pub struct State {
     /// Somebody on this node wants to know of every change of a lock.
     tells_lock_changes: bool,
     lock_figures: LockFigures,
+    /// Keys that ended because their time had come, since the process started; no part of the state.
+    keys_expired: u64,
     /// How to take back what the transaction did that is being applied.
     undo: Option<Box<Undo>>,
     /// The queues there are, also those at rest, by their numbers.
@@ -295,7 +312,7 @@ impl State {
             resting: (0..=DbIndex::MAX).map(|_| Keyspace::default()).collect(),
             changes: Changes::default(),
             expiring: ExpiryIndex::default(),
-            leases: ExpiryIndex::default(),
+            leases: Leases::default(),
             lock_owners: LockOwners::default(),
             waits: Waits::default(),
             handed: HandOvers::default(),
@@ -306,6 +323,7 @@ impl State {
             timings: Vec::new(),
             tells_lock_changes: false,
             lock_figures: LockFigures::default(),
+            keys_expired: 0,
             undo: None,
             queue_names: BTreeMap::new(),
             pop_waits: PopWaits::default(),
@@ -367,12 +385,22 @@ impl State {
     /// The earliest cluster time at which something ends: a key, a lock's lease, a message's lease.
     #[must_use]
     pub fn earliest_deadline(&self) -> ClusterTime {
-        let ahead = self.meta.key_clock_ahead.0;
-        let keys = match self.expiring.earliest() {
+        self.earliest_on(Track::Awaited).min(self.earliest_on(Track::Idle))
+    }
+
+    /// The same of one track.
+    #[must_use]
+    pub fn earliest_on(&self, track: Track) -> ClusterTime {
+        let leases = self.leases.on(track).earliest();
+        if track == Track::Idle { leases.min(self.earliest_key()) } else { leases }
+    }
+
+    /// The earliest cluster time at which a key ends.
+    fn earliest_key(&self) -> ClusterTime {
+        match self.expiring.earliest() {
             ClusterTime::NEVER => ClusterTime::NEVER,
-            ClusterTime(at) => ClusterTime(at.saturating_sub(ahead)),
-        };
-        keys.min(self.leases.earliest())
+            ClusterTime(at) => ClusterTime(at.saturating_sub(self.meta.key_clock_ahead.0)),
+        }
     }
 
     /// True when something is due that has not been expired yet.
@@ -389,7 +417,7 @@ impl State {
         };
         match row.object() {
             Object::String => row.deadline <= self.key_now(now),
-            Object::Lock(lock) => locks::is_due(self, lock, now),
+            Object::Lock(lock) => locks::is_due(self, db, key, lock, now),
             Object::Queue(queue) => queue.earliest_timer() <= now,
         }
     }
@@ -435,6 +463,19 @@ impl State {
     #[must_use]
     pub fn lock_figures(&self) -> LockFigures {
         self.lock_figures
+    }
+
+    /// Keys that ended here because their time had come, since the process started.
+    #[must_use]
+    pub fn keys_expired(&self) -> u64 {
+        self.keys_expired
+    }
+
+    /// This state takes the place of another one in the same process, whose counts go on.
+    pub(crate) fn go_on_counting(&mut self, before: &State) {
+        self.keys_expired = before.keys_expired;
+        let held_shared = self.lock_figures.held_shared;
+        self.lock_figures = LockFigures { held_shared, ..before.lock_figures };
     }
 
     /// The last deadlocks, the newest last.
@@ -542,7 +583,7 @@ impl State {
     /// Keeps a named transaction. Older ones lose their replies for it when there are too many bytes of them.
     pub(crate) fn remember_once(&mut self, name: OnceName, record: OnceRecord) {
         self.forget_once(&name);
-        self.leases.insert(record.until, LeaseName::Once(name.clone()));
+        self.leases.insert(Track::Idle, record.until, LeaseName::Once(name.clone()));
         self.changes.once.push(name.clone());
         self.changes.bytes += record.reply.as_ref().map_or(0, |reply| reply.len());
         self.once.insert(name, record);
@@ -553,7 +594,7 @@ impl State {
 
     fn forget_once(&mut self, name: &OnceName) {
         if let Some(record) = self.once.remove(name) {
-            self.leases.remove(record.until, LeaseName::Once(name.clone()));
+            self.leases.remove(Track::Idle, record.until, LeaseName::Once(name.clone()));
             self.changes.once.push(name.clone());
         }
     }
@@ -600,13 +641,13 @@ impl State {
     /// Enters when these clients wait no more.
     fn index_claims<'a>(&mut self, claims: impl IntoIterator<Item = &'a Claim>) {
         for claim in claims.into_iter().filter(|claim| claim.until != ClusterTime::NEVER) {
-            self.leases.insert(claim.until, LeaseName::Claim(claim.id));
+            self.leases.insert(Track::Awaited, claim.until, LeaseName::Claim(claim.id));
         }
     }
 
     fn unindex_claims<'a>(&mut self, claims: impl IntoIterator<Item = &'a Claim>) {
         for claim in claims {
-            self.leases.remove(claim.until, LeaseName::Claim(claim.id));
+            self.leases.remove(Track::Awaited, claim.until, LeaseName::Claim(claim.id));
         }
     }
 
@@ -828,7 +869,7 @@ impl State {
             self.move_deadline(db, row.key(), ClusterTime::NEVER, row.deadline);
         }
         if let Object::Lock(lock) = &row.object {
-            lock.deadlines(db, row.key()).for_each(|(until, name)| self.leases.insert(until, name));
+            self.move_lock(db, row.key(), None, lock.deadline());
             lock.holds().iter().for_each(|hold| self.lock_owners.insert(hold.owner(), db, row.key()));
             self.lock_figures.held_shared += lock.shared_holds();
         }
@@ -843,13 +884,16 @@ impl State {
             self.move_deadline(db, row.key(), row.deadline, ClusterTime::NEVER);
         }
         if let Object::Lock(lock) = &row.object {
-            lock.deadlines(db, row.key()).for_each(|(until, name)| self.leases.remove(until, name));
+            self.move_lock(db, row.key(), lock.deadline(), None);
             lock.holds().iter().for_each(|hold| self.lock_owners.remove(hold.owner(), db, row.key()));
             self.lock_figures.held_shared -= lock.shared_holds();
         }
         if let Object::Queue(queue) = &row.object {
             self.queue_names.remove(&queue.number());
-            self.leases.remove(queue.indexed_at, LeaseName::Queue(db, row.key().into()));
+            for track in Track::ALL {
+                let name = LeaseName::Queue(db, row.key().into());
+                self.leases.remove(track, queue.indexed_at[track as usize], name);
+            }
         }
     }
 
@@ -858,33 +902,46 @@ impl State {
     /// Ends what is due of this key, before a command runs that names it (DESIGN.md D9), and says how many
     /// items ended. Of a queue's leases no more than [`EXPIRE_AT_MOST`].
     pub fn expire_touched(&mut self, db: DbIndex, key: &[u8], now: ClusterTime) -> usize {
-        if self.is_due(db, key, now) { self.expire_key(db, key, now, EXPIRE_AT_MOST) } else { 0 }
+        if self.is_due(db, key, now) { self.expire_key(db, key, now, expire_at_most()) } else { 0 }
     }
 
-    /// Ends up to `at_most` due items, earliest first, and says how many: the work of an EXPIRE entry.
-    pub fn expire_due(&mut self, now: ClusterTime, at_most: usize) -> usize {
+    /// Ends what is due, and says how many items: the work of an EXPIRE that names no key.
+    ///
+    /// What somebody waits for goes first, up to [`EXPIRE_AT_MOST`] items of it, and then up to a quarter as many others;
+    /// when nobody waits for anything that is due, as many. On a track the earliest goes first.
+    pub fn expire_due(&mut self, now: ClusterTime) -> usize {
+        let most = expire_at_most();
+        if is_planted(Bug::AwaitedEndsLast) {
+            let idle = self.expire_track(Track::Idle, now, most);
+            return idle + self.expire_track(Track::Awaited, now, most - idle);
+        }
+        let awaited = self.expire_track(Track::Awaited, now, most);
+        let beside = if awaited > 0 { most / EXPIRE_BESIDE_PART } else { most };
+        awaited + self.expire_track(Track::Idle, now, beside)
+    }
+
+    fn expire_track(&mut self, track: Track, now: ClusterTime, at_most: usize) -> usize {
         let mut ended = 0;
         while ended < at_most {
-            if let Some((db, key)) = self.expiring.first_due(self.key_now(now)) {
-                ended += self.expire_key(db, &key, now, at_most - ended);
+            let left = at_most - ended;
+            let is_keys_turn =
+                track == Track::Idle && self.earliest_key() <= now.min(self.leases.on(track).earliest());
+            if is_keys_turn && let Some((db, key)) = self.expiring.first_due(self.key_now(now)) {
+                ended += self.expire_key(db, &key, now, left);
                 continue;
             }
-            let Some(lease) = self.leases.first_due(now) else { break };
+            let Some(lease) = self.leases.on(track).first_due(now) else { break };
             ended += match lease {
+                LeaseName::Lock(db, key) => {
+                    locks::end_first(self, db, &key, now);
+                    1
+                }
                 LeaseName::Claim(claim) => usize::from(locks::end_claim(self, claim, now)),
-                LeaseName::Delay(db, key) => {
-                    locks::end_delay(self, db, &key, now);
-                    1
-                }
-                LeaseName::Hold(db, key, token) => {
-                    locks::expire_hold(self, db, &key, token, now);
-                    1
-                }
                 LeaseName::Once(name) => {
                     self.forget_once(&name);
                     1
                 }
-                LeaseName::Queue(db, key) => self.expire_queue(db, &key, now, at_most - ended),
+                LeaseName::Queue(db, key) => self.expire_queue(track, db, &key, now, left),
             };
         }
         ended
@@ -894,34 +951,51 @@ impl State {
         match self.row(db, key).map(Row::object) {
             Some(Object::String) => {
                 self.remove(db, key);
+                self.keys_expired += 1;
                 1
             }
             Some(Object::Lock(_)) => locks::expire(self, db, key, now, at_most),
-            Some(Object::Queue(_)) | None => queues::expire(self, db, key, now, at_most),
+            Some(Object::Queue(_)) | None => Track::ALL
+                .into_iter()
+                .fold(0, |ended, track| ended + queues::expire(self, track, db, key, now, at_most - ended)),
         }
     }
 
-    /// Ends what is due of a queue that stands first in the index. The index may know it under a time before its first
+    /// Ends what is due of a queue that stands first on this track. The index may know it under a time before its first
     /// timer; then it only moves to its place, so that replicas end the same things in the same order.
-    fn expire_queue(&mut self, db: DbIndex, key: &[u8], now: ClusterTime, at_most: usize) -> usize {
+    fn expire_queue(
+        &mut self,
+        track: Track,
+        db: DbIndex,
+        key: &[u8],
+        now: ClusterTime,
+        at_most: usize,
+    ) -> usize {
         let name: KeyName = (db, key.into());
-        if self.index_queue(&name) { 0 } else { queues::expire(self, db, key, now, at_most) }
+        if self.index_queue_on(track, &name) { 0 } else { queues::expire(self, track, db, key, now, at_most) }
     }
 
-    /// Moves a queue to its place in the index of deadlines; false when it stands there.
-    fn index_queue(&mut self, name: &KeyName) -> bool {
+    /// Moves a queue to its places in the index of deadlines.
+    fn index_queue(&mut self, name: &KeyName) {
+        for track in Track::ALL {
+            self.index_queue_on(track, name);
+        }
+    }
+
+    /// Moves a queue to its place on one track; false when it stands there.
+    fn index_queue_on(&mut self, track: Track, name: &KeyName) -> bool {
         let Some(queue) = queues::queue_row(&mut self.databases, &mut self.resting, name.0, &name.1) else {
             return false;
         };
-        let (known, earliest) = (queue.indexed_at, queue.earliest_timer());
-        queue.indexed_at = earliest;
+        let earliest = queue.earliest_on(track);
+        let known = std::mem::replace(&mut queue.indexed_at[track as usize], earliest);
         if known == earliest {
             return false;
         }
         let lease = || LeaseName::Queue(name.0, name.1.clone());
-        self.leases.remove(known, lease());
+        self.leases.remove(track, known, lease());
         if earliest != ClusterTime::NEVER {
-            self.leases.insert(earliest, lease());
+            self.leases.insert(track, earliest, lease());
         }
         true
     }
@@ -943,16 +1017,15 @@ impl State {
     /// A new leader stands: leases whose holders could not renew live on for a while (COMMANDS.md 3.2, rule 5).
     pub(crate) fn grant_grace(&mut self, now: ClusterTime) {
         let grace = self.meta.settings.lease_failover_grace;
-        let soon: Vec<LeaseName> = self
-            .leases
-            .iter()
-            .take_while(|(until, _)| *until < now.after(grace))
+        let soon: Vec<LeaseName> = Track::ALL
+            .into_iter()
+            .flat_map(|track| self.leases.on(track).iter().take_while(|(until, _)| *until < now.after(grace)))
             .map(|(_, name)| name.clone())
             .collect();
         for name in soon {
             match name {
-                LeaseName::Hold(db, key, token) => locks::grant_grace(self, db, &key, token, now, grace),
-                LeaseName::Claim(_) | LeaseName::Delay(..) | LeaseName::Once(_) => {}
+                LeaseName::Lock(db, key) => locks::grant_grace(self, db, &key, now, grace),
+                LeaseName::Claim(_) | LeaseName::Once(_) => {}
                 LeaseName::Queue(db, key) => queues::grant_grace(self, db, &key, now, grace),
             }
         }
@@ -1222,7 +1295,7 @@ impl State {
         store.scan(&[rows::ONCE], &mut |row_key, value| {
             let name = rows::decode_once_key(row_key).map_err(corrupt)?;
             let record = OnceRecord::decode(value).map_err(corrupt)?;
-            state.leases.insert(record.until, LeaseName::Once(name.clone()));
+            state.leases.insert(Track::Idle, record.until, LeaseName::Once(name.clone()));
             state.once.insert(name, record);
             Ok(())
         })?;
@@ -1425,6 +1498,56 @@ impl Meta {
 }
 
 #[cfg(test)]
+impl State {
+    /// Fails unless everything that ends by time stands where it should in the index of deadlines; queues may stand
+    /// before their place.
+    pub(crate) fn check_deadlines(&self) {
+        let mut wanted: BTreeSet<(Track, ClusterTime, LeaseName)> = BTreeSet::new();
+        for (db, space) in (0..).zip(&self.databases) {
+            for row in space.iter() {
+                let key = || Box::from(row.key());
+                match &row.object {
+                    Object::String => {}
+                    Object::Lock(lock) => {
+                        wanted.extend(
+                            lock.deadline().map(|(track, at)| (track, at, LeaseName::Lock(db, key()))),
+                        );
+                        let due: Vec<ClaimId> =
+                            self.waits.due(db, row.key(), ClusterTime(u64::MAX - 1)).collect();
+                        let waits = lock.waiters().filter_map(|id| self.waits.get(id));
+                        let claims = waits.flat_map(|wait| &wait.claims);
+                        let ends = claims.filter(|claim| claim.until != ClusterTime::NEVER);
+                        let mut ends: Vec<_> = ends.map(|claim| (claim.until, claim.id)).collect();
+                        ends.sort_unstable();
+                        assert_eq!(due, ends.into_iter().map(|(_, id)| id).collect::<Vec<_>>());
+                    }
+                    Object::Queue(queue) => {
+                        for track in Track::ALL {
+                            let at = queue.indexed_at[track as usize];
+                            assert!(at <= queue.earliest_on(track));
+                            wanted.extend(
+                                (at != ClusterTime::NEVER).then(|| (track, at, LeaseName::Queue(db, key()))),
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        let claims = self.claims().filter(|claim| claim.until != ClusterTime::NEVER);
+        wanted.extend(claims.map(|claim| (Track::Awaited, claim.until, LeaseName::Claim(claim.id))));
+        wanted.extend(
+            self.once.iter().map(|(name, once)| (Track::Idle, once.until, LeaseName::Once(name.clone()))),
+        );
+        let on = |track| self.leases.on(track).iter().map(move |(at, name)| (track, at, name.clone()));
+        assert_eq!(wanted, Track::ALL.into_iter().flat_map(on).collect());
+        for track in Track::ALL {
+            let first = self.leases.on(track).iter().next().map_or(ClusterTime::NEVER, |(at, _)| at);
+            assert_eq!(self.leases.on(track).earliest(), first);
+        }
+    }
+}
+
+#[cfg(test)]
 pub(crate) mod test_support {
     //! A real row store in a directory of its own, removed at the end.
 
@@ -1499,7 +1622,7 @@ mod tests {
             let now = ClusterTime(n * 100);
             state.begin_entry(LogIndex(n + 1), Term(n), now, WallMillis(0));
             state.grant_grace(now);
-            if state.expire_due(now, 10) > 0 {
+            if state.expire_due(now) > 0 {
                 ended = Some(now);
                 break;
             }

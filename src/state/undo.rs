@@ -103,6 +103,7 @@ pub(super) struct Undo {
     /// How often something was about to change, and bytes of values that were copied to be put back.
     touched: usize,
     copied: usize,
+    keys_expired: u64,
 }
 
 impl Undo {
@@ -128,6 +129,7 @@ impl State {
             last_token: self.meta.last_token,
             notices: self.notices.len(),
             pushed: self.pushed_in_entry,
+            keys_expired: self.keys_expired,
             finished: self.finished.before(),
             traces: self.traces.len(),
             last_queue: self.meta.last_queue,
@@ -232,6 +234,7 @@ impl State {
             last_token,
             notices,
             pushed,
+            keys_expired,
             ..
         } = *undo;
         // Queues come back before their messages do.
@@ -287,6 +290,7 @@ impl State {
         self.meta.last_token = last_token;
         self.notices.truncate(notices);
         self.pushed_in_entry = pushed;
+        self.keys_expired = keys_expired;
     }
 
     fn put_message_back(&mut self, name: &KeyName, id: MessageId, message: Option<Record>) {

@@ -105,6 +105,7 @@ pub const INDOUBT_TOTAL: &str = "holdfast_indoubt_total";
 
 pub const KEYSPACE_KEYS: &str = "holdfast_keyspace_keys";
 pub const KEYSPACE_EXPIRING_KEYS: &str = "holdfast_keyspace_expiring_keys";
+pub const KEYSPACE_EXPIRED_TOTAL: &str = "holdfast_keyspace_expired_total";
 pub const KEYSPACE_BYTES: &str = "holdfast_keyspace_bytes";
 pub const LOCKS_HELD: &str = "holdfast_locks_held";
 pub const LOCK_WAITERS: &str = "holdfast_lock_waiters";
@@ -201,6 +202,7 @@ pub const METRICS: &[MetricSpec] = &[
     counter(INDOUBT_TOTAL, "replies", "Replies that had to leave open whether the command executed."),
     gauge(KEYSPACE_KEYS, "keys", "Keys, by database.").by(&["db"]),
     gauge(KEYSPACE_EXPIRING_KEYS, "keys", "Keys with a time to live, by database.").by(&["db"]),
+    counter(KEYSPACE_EXPIRED_TOTAL, "keys", "Keys that ended because their time had come, applied here."),
     gauge(KEYSPACE_BYTES, "bytes", "Memory that keys and values take."),
     gauge(LOCKS_HELD, "holds", "Holds of locks now, by mode.").by(&["mode"]),
     gauge(LOCK_WAITERS, "requests", "Requests that wait for locks."),

@@ -68,11 +68,13 @@ pub enum Bug {
     GivenUnheard,
     /// A leader that is deposed counts the time that it led as time without a leader.
     OwnLeadIsSilence,
+    /// What somebody waits for ends behind whatever else is due.
+    AwaitedEndsLast,
 }
 
 impl Bug {
     /// Every bug, in the order above.
-    pub const ALL: [Bug; 30] = [
+    pub const ALL: [Bug; 31] = [
         Bug::CommitOffByOne,
         Bug::RowsWithoutIndex,
         Bug::AckBeforePersist,
@@ -103,6 +105,7 @@ impl Bug {
         Bug::HandedToTheGone,
         Bug::GivenUnheard,
         Bug::OwnLeadIsSilence,
+        Bug::AwaitedEndsLast,
     ];
 }
 

@@ -723,7 +723,7 @@ fn check_replicas(replicas: &mut [State; 2]) {
         drop(state.take_changes().into_batch());
         assert_eq!(state.digest(), digest, "a flush changes nothing");
         // Whatever is left can end.
-        while state.expire_due(ClusterTime(u64::MAX - 1), 100) > 0 {}
+        while state.expire_due(ClusterTime(u64::MAX - 1)) > 0 {}
     }
 }
 

@@ -265,7 +265,11 @@ fn wrong_uses_are_told_and_change_nothing() {
             ("LOCKEXTEND o 1000 KEYS 2 k", "ERR LOCKEXTEND numkeys does not match the number of keys"),
             ("LOCKS LIST x", "ERR invalid cursor"),
             ("LOCKS INFO s", wrong_type),
-            ("LOCKS GRAPH FORMAT svg", "ERR syntax error: LOCKS GRAPH takes FORMAT LIST or FORMAT DOT"),
+            (
+                "LOCKS GRAPH FORMAT svg",
+                "ERR syntax error: LOCKS GRAPH takes FORMAT LIST or FORMAT DOT, and LIMIT limit",
+            ),
+            ("LOCKS GRAPH LIMIT 10001", "ERR LIMIT must be between 1 and 10000"),
             ("LOCKS DEADLOCKS COUNT 129", "ERR COUNT must be between 1 and 128"),
             (
                 "LOCKS KILL k OWNER a OWNER b",

@@ -98,6 +98,105 @@ fn a_loss_is_told_while_the_holder_waits_and_after_it_was_busy() {
 }
 
 #[test]
+fn of_many_losses_at_once_a_hundred_pushes_are_told_and_the_others_are_counted() {
+    let (mut holder, mut other) = (resp3(), client());
+    let take = |holder: &mut Client, count: usize| {
+        let keys: Vec<String> = (0..count).map(|n| format!("lost:many:{n}")).collect();
+        let taken = holder.pipeline(&keys.iter().map(|key| vec!["LOCK", key, "many"]).collect::<Vec<_>>());
+        assert!(taken.iter().all(|token| token.integer() > 0), "{taken:?}");
+    };
+    let is_count = |push: &Value| push.items().get(1) == Some(&bulk("*"));
+    let counted = |push: &Value| match push.items() {
+        [lost, star, count] if *lost == bulk("lock-lost") && *star == bulk("*") => count.integer() as usize,
+        [lost, _, owner, _, why]
+            if [lost, owner, why] == [&bulk("lock-lost"), &bulk("many"), &bulk("EXPIRED")] =>
+        {
+            1
+        }
+        _ => panic!("{push:?}"),
+    };
+    take(&mut holder, 500);
+    assert_eq!(holder.cmd(&["LOCKEXTEND", "many", "100"]).field("extended"), &int(500));
+    // Whoever only listens is told by name, and then how many there were besides.
+    let mut told: Vec<Value> = Vec::new();
+    while !told.last().is_some_and(is_count) {
+        told.push(holder.read());
+    }
+    assert!(told.len() < 100 && told.iter().map(counted).sum::<usize>() <= 500, "{}", told.len());
+    wait_for("all leases to end", Millis(10_000), || {
+        let list = other.cmd(&["LOCKS", "LIST", "0", "OWNER", "many", "COUNT", "1000000"]);
+        list.items()[1].items().is_empty().then_some(())
+    });
+    // Before the next reply it is told of the others, if there were more.
+    let mut sum = told.iter().map(counted).sum::<usize>();
+    let mut in_a_row = told.len();
+    wait_for("every loss to be told or counted", Millis(10_000), || {
+        holder.send(&["PING"]);
+        loop {
+            let next = holder.read();
+            if next == simple("PONG") {
+                break;
+            }
+            sum += counted(&next);
+            in_a_row += 1;
+        }
+        assert!(std::mem::take(&mut in_a_row) <= 100);
+        (sum >= 500).then_some(())
+    });
+    assert_eq!(sum, 500);
+    // After a reply they have names again.
+    let token = hold(&mut holder, "lost:many:0", "many");
+    assert_eq!(other.cmd(&["LOCKS", "KILL", "lost:many:0"]), int(1));
+    assert_eq!(holder.read(), lost("lost:many:0", "many", token, "KILLED"));
+}
+
+#[test]
+fn who_took_its_locks_in_the_old_protocol_is_told_nothing_in_the_new_one() {
+    let (mut holder, mut other) = (client(), client());
+    hold(&mut holder, "lost:old", "me");
+    assert!(matches!(holder.cmd(&["HELLO", "3"]), Value::Map(_)));
+    assert_eq!(other.cmd(&["LOCKS", "KILL", "lost:old"]), int(1));
+    assert!(holder.is_quiet());
+    // In a transaction it takes one as well.
+    let exec = holder.pipeline(&[vec!["MULTI"], vec!["LOCK", "lost:new", "me"], vec!["EXEC"]]).pop().unwrap();
+    let token = exec.items()[0].integer();
+    assert_eq!(other.cmd(&["LOCKS", "KILL", "lost:new"]), int(1));
+    assert_eq!(holder.read(), lost("lost:new", "me", token, "KILLED"));
+    assert_eq!(holder.cmd(&["RESET"]), simple("RESET"));
+    assert!(matches!(holder.cmd(&["HELLO", "3"]), Value::Map(_)));
+    assert!(holder.is_quiet());
+}
+
+#[test]
+fn a_pattern_is_found_among_thousands_that_begin_like_it_or_otherwise() {
+    let (mut reader, mut crowd, mut other) = (client(), client(), client());
+    for form in ["__lock__:crowd:*%", "crowd%*", "__lock__:crow[d]:no%", "?%"] {
+        let patterns: Vec<String> = (0..1_000).map(|n| form.replace('%', &n.to_string())).collect();
+        let words: Vec<&str> = patterns.iter().map(String::as_str).collect();
+        crowd.send(&[&["PSUBSCRIBE"], &words[..]].concat());
+        (0..1_000).for_each(|_| drop(crowd.read()));
+    }
+    let patterns =
+        ["__lock__:crowd:*", "*:crowd:x", "_?lock__:crowd:[x]", "__lock__:crowd:\\x", "__lock__:crowd:x"];
+    let none = ["__lock__:crowd:y*", "*:crowd", "__lock__:crowd:x?"];
+    for pattern in patterns.iter().chain(&none) {
+        reader.cmd(&["PSUBSCRIBE", pattern]);
+    }
+    let token = hold(&mut other, "crowd:x", "me");
+    let mut found: Vec<String> = patterns.iter().map(|_| reader.read().items()[1].text()).collect();
+    found.sort_unstable();
+    let mut wanted = patterns.map(str::to_owned);
+    wanted.sort_unstable();
+    assert_eq!(found, wanted);
+    assert_eq!(crowd.cmd(&["PUNSUBSCRIBE", "crowd1*"]).items()[2], int(3_999));
+    assert_eq!(reader.cmd(&["PUNSUBSCRIBE", patterns[0]]).items()[2], int(7));
+    other.cmd(&["UNLOCK", "crowd:x", "me"]);
+    let told = reader.read();
+    assert_eq!(told.items()[3], bulk(&format!("RELEASED me {token}")));
+    assert_ne!(told.items()[1], bulk(patterns[0]));
+}
+
+#[test]
 fn a_channel_tells_what_becomes_of_a_lock() {
     for protocol in ["2", "3"] {
         let (mut reader, mut other) = (client(), client());

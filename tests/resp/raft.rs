@@ -191,17 +191,36 @@ fn a_readonly_connection_reads_what_is_applied_and_writes_as_before() {
 }
 
 #[test]
-fn a_readonly_connection_proposes_no_end_of_what_is_due() {
+fn keys_that_ended_are_counted_whoever_found_them_due() {
     let node = Node::start(&[]);
     let mut client = node.client();
-    assert_eq!(client.cmd(&["SET", "due", "v", "PX", "1"]), ok());
+    let expired = |client: &mut Client| {
+        let info = client.cmd(&["INFO", "stats"]).text();
+        info.lines().find_map(|line| line.strip_prefix("expired_keys:")).unwrap().parse::<u64>().unwrap()
+    };
+    // Who reads what is old ends nothing; the leader does, by itself.
     client.cmd(&["READONLY"]);
-    // The leader ends it by itself.
+    let sets: Vec<[String; 5]> =
+        (0..200).map(|n| ["SET", &format!("due:{n}"), "v", "PX", "1"].map(str::to_owned)).collect();
+    client.pipeline(&sets.iter().map(|words| words.to_vec()).collect::<Vec<_>>());
+    crate::support::wait_for("the keys to end", holdfast::types::Millis(10_000), || {
+        (client.cmd(&["DBSIZE"]) == int(0)).then_some(())
+    });
+    assert_eq!(expired(&mut client), 200);
+    client.cmd(&["READWRITE"]);
+    client.cmd(&["SET", "due", "v", "PX", "1"]);
     crate::support::wait_for("the key to end", holdfast::types::Millis(5_000), || {
         (client.cmd(&["GET", "due"]) == Value::Null).then_some(())
     });
-    let expired = client.cmd(&["INFO", "stats"]).text();
-    assert!(expired.lines().any(|line| line == "expired_keys:0"), "{expired}");
+    // A key that is deleted or replaced did not expire.
+    client.cmd(&["SET", "k", "v", "PX", "60000"]);
+    client.cmd(&["SET", "k", "w", "PX", "60000"]);
+    client.cmd(&["DEL", "k"]);
+    assert_eq!(expired(&mut client), 201);
+    let (_, metrics) = node.http("/metrics");
+    assert!(metrics.lines().any(|line| line == "holdfast_keyspace_expired_total 201"), "{metrics}");
+    client.cmd(&["CONFIG", "RESETSTAT"]);
+    assert_eq!(expired(&mut client), 0);
 }
 
 #[test]

@@ -155,9 +155,10 @@ pub fn difference(real: &Queue, model: &model::Queue) -> Option<String> {
     if config != model.config {
         return Some(format!("{config:?}, the model {:?}", model.config));
     }
-    if (real.number(), real.earliest_timer().0) != (model.number, model.earliest()) {
+    let earliest = model.earliest(true).min(model.earliest(false));
+    if (real.number(), real.earliest_timer().0) != (model.number, earliest) {
         let (number, timer) = (real.number(), real.earliest_timer());
-        return Some(format!("{number} until {timer:?}, the model {} {}", model.number, model.earliest()));
+        return Some(format!("{number} until {timer:?}, the model {} {earliest}", model.number));
     }
     if real.len() != model.messages.len() {
         return Some(format!("{} messages, the model {:?}", real.len(), model.messages));

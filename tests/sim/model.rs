@@ -11,7 +11,7 @@
 //!   batch without one                      executed
 //!     command, transaction                 first ends what is due of the keys that are named, then does it
 //!     atomic transaction                   the same, or nothing: then all is as it was
-//!     EXPIRE                               ends what is due, 64 items at most
+//!     EXPIRE                               ends what is due, what somebody waits for first, a bounded number of items
 //!     CANCEL, TAKE-BACK, END-CLAIMS        ends waits, and grants that nobody heard of
 //!     CONFIRM                              what was handed to clients stays theirs, if it is still given
 //!     LEADER-START                         settings of a new log, key time goes on by the outage, leases get grace
@@ -70,8 +70,11 @@ pub use queues::Queue;
 #[allow(unused_imports, reason = "each test binary asks its own questions")]
 pub use queues::Totals;
 
-/// At most this many items end in one EXPIRE, or of one queue before a command.
-const EXPIRE_AT_MOST: usize = 64;
+/// At most this many items end in one EXPIRE, or of one queue before a command; less where the simulator makes bounds
+/// smaller.
+fn expire_at_most() -> usize {
+    (holdfast::types::planted::scaled(64) as usize).max(4)
+}
 /// Replies that take more bytes than this between nodes are not remembered.
 const REMEMBERED_BYTES_MAX: usize = 64 << 10;
 /// A session remembers this many bytes of replies, and 80 for each batch besides.
@@ -262,8 +265,8 @@ pub struct Model {
 /// Something that ends by time, in the order in which such things end at one moment.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
-    Hold(u8, Vec<u8>, u64),
-    Delay(u8, Vec<u8>),
+    String(u8, Vec<u8>),
+    Lock(u8, Vec<u8>),
     Claim(u64),
     Once((Vec<u8>, Vec<u8>)),
     Queue(u8, Vec<u8>),
@@ -445,7 +448,7 @@ impl Model {
                 }
                 Item::Expire { keys } if keys.is_empty() => count_reply(self.end_whatever_is_due()),
                 Item::Expire { keys } => {
-                    count_reply(keys.iter().map(|(db, key)| self.end_due(*db, key, EXPIRE_AT_MOST)).sum())
+                    count_reply(keys.iter().map(|(db, key)| self.end_due(*db, key, expire_at_most())).sum())
                 }
                 Item::LeaderStart(start) => {
                     self.start_leader(&start, since_last);
@@ -512,7 +515,7 @@ impl Model {
             named = Some((name, rest, kept));
         }
         for (db, key, _) in watched {
-            self.end_due(*db, key, EXPIRE_AT_MOST);
+            self.end_due(*db, key, expire_at_most());
         }
         let is_unchanged = |(db, key, changed): &(u8, &[u8], Option<u64>)| self.changed(*db, key) == *changed;
         if !watched.iter().all(is_unchanged) {
@@ -572,7 +575,7 @@ impl Model {
                 return Err("ERR wrong number of arguments for 'fence' command".into());
             }
             for pair in words[1..].chunks(2) {
-                self.end_due(db, pair[0], EXPIRE_AT_MOST);
+                self.end_due(db, pair[0], expire_at_most());
             }
             for pair in words[1..].chunks(2) {
                 self.check_token(db, pair[0], pair[1])?;
@@ -581,7 +584,7 @@ impl Model {
             && let Some(Ok(SetOptions { fence: Some((key, token)), .. })) =
                 words.get(3..).map(SetOptions::parse)
         {
-            self.end_due(db, key, EXPIRE_AT_MOST);
+            self.end_due(db, key, expire_at_most());
             self.check_token(db, key, token)?;
         }
         Ok(())
@@ -676,75 +679,72 @@ impl Model {
                 1
             }
             Thing::Lock(_) => self.end_due_of_lock(db, key, at_most),
-            Thing::Queue(_) => self.end_due_of_queue(db, key, at_most),
+            Thing::Queue(_) => {
+                let awaited = self.end_due_of_queue(db, key, true, at_most);
+                awaited + self.end_due_of_queue(db, key, false, at_most - awaited)
+            }
             Thing::String(..) => 0,
         }
     }
 
-    /// An EXPIRE that names nothing: strings by deadline, then whatever is leased by deadline; with the first lease of a
-    /// queue all that are due of it.
+    /// An EXPIRE that names nothing: what somebody waits for, then a quarter as many of what nobody does; as many when
+    /// nothing that somebody waits for is due.
     fn end_whatever_is_due(&mut self) -> usize {
-        let (now, key_now) = (self.clock, self.key_clock());
-        let mut strings = Vec::new();
+        let most = expire_at_most();
+        let awaited = self.end_some(true, most);
+        awaited + self.end_some(false, if awaited == 0 { most } else { most / 4 })
+    }
+
+    /// The earliest of what somebody waits for, or of the rest, again and again; with a queue all that are due of it,
+    /// if they are not too many.
+    fn end_some(&mut self, is_awaited: bool, at_most: usize) -> usize {
+        let mut ended = 0;
+        while ended < at_most
+            && let Some((_, due)) = self.first_due(is_awaited)
+        {
+            ended += match due {
+                Due::String(db, key) => self.end_due(db, &key, 1),
+                Due::Lock(db, key) => self.end_first_of_lock(db, &key),
+                Due::Claim(claim) => usize::from(self.end_claim(claim)),
+                Due::Once(name) => usize::from(self.once.remove(&name).is_some()),
+                Due::Queue(db, key) => self.end_due_of_queue(db, &key, is_awaited, at_most - ended),
+            };
+        }
+        ended
+    }
+
+    fn first_due(&self, is_awaited: bool) -> Option<(u64, Due)> {
         let mut due: BTreeSet<(u64, Due)> = BTreeSet::new();
         for (db, slots) in &self.databases {
             for (key, slot) in slots {
+                let key = key.clone();
                 match &slot.thing {
-                    Thing::String(_, Some(deadline)) if *deadline <= key_now => {
-                        strings.push((*deadline, *db, key.clone()));
+                    Thing::String(_, deadline) => {
+                        let at = deadline.filter(|_| !is_awaited).map(|at| at.saturating_sub(self.ahead));
+                        due.extend(at.map(|at| (at, Due::String(*db, key))));
                     }
-                    Thing::String(..) => {}
-                    Thing::Lock(lock) => {
-                        let holds = lock.holds.iter();
-                        due.extend(holds.map(|hold| (hold.until, Due::Hold(*db, key.clone(), hold.token))));
-                        if lock.delayed_until != 0 {
-                            due.insert((lock.delayed_until, Due::Delay(*db, key.clone())));
-                        }
+                    Thing::Lock(lock) if lock.queue.is_empty() != is_awaited => {
+                        due.extend(lock.first_end().map(|(at, _)| (at, Due::Lock(*db, key))));
                     }
+                    Thing::Lock(_) => {}
                     Thing::Queue(queue) => {
-                        due.insert((queue.earliest(), Due::Queue(*db, key.clone())));
+                        due.insert((queue.earliest(is_awaited), Due::Queue(*db, key)));
                     }
                 }
             }
         }
         let resting = self.resting.iter();
-        due.extend(resting.map(|((db, key), queue)| (queue.earliest(), Due::Queue(*db, key.clone()))));
-        let claims = self.waits.values().flat_map(|wait| &wait.claims);
-        due.extend(claims.map(|claim| (claim.until, Due::Claim(claim.id))));
-        due.extend(self.pop_waits.iter().map(|wait| (wait.claim.until, Due::Claim(wait.claim.id))));
-        due.extend(self.once.iter().map(|(name, known)| (known.until, Due::Once(name.clone()))));
-        strings.sort_unstable();
-        let mut ended = 0;
-        for (_, db, key) in strings.into_iter().take(EXPIRE_AT_MOST) {
-            ended += self.end_due(db, &key, 1);
+        due.extend(
+            resting.map(|((db, key), queue)| (queue.earliest(is_awaited), Due::Queue(*db, key.clone()))),
+        );
+        if is_awaited {
+            let claims = self.waits.values().flat_map(|wait| &wait.claims);
+            due.extend(claims.map(|claim| (claim.until, Due::Claim(claim.id))));
+            due.extend(self.pop_waits.iter().map(|wait| (wait.claim.until, Due::Claim(wait.claim.id))));
+        } else {
+            due.extend(self.once.iter().map(|(name, known)| (known.until, Due::Once(name.clone()))));
         }
-        // What ends one may give another a new deadline.
-        for (at, due) in due.into_iter().take_while(|(at, _)| *at <= now) {
-            if ended == EXPIRE_AT_MOST {
-                break;
-            }
-            ended += match due {
-                Due::Hold(db, key, token) => {
-                    let is_it = |hold: &Hold| (hold.token, hold.until) == (token, at);
-                    let is_there = self.lock_of(db, &key).is_some_and(|lock| lock.holds.iter().any(is_it));
-                    if is_there {
-                        self.end_hold_by_time(db, &key, token);
-                    }
-                    usize::from(is_there)
-                }
-                Due::Delay(db, key) => {
-                    let is_there = self.lock_of(db, &key).is_some_and(|lock| lock.delayed_until == at);
-                    if is_there {
-                        self.end_delay(db, &key);
-                    }
-                    usize::from(is_there)
-                }
-                Due::Claim(claim) => usize::from(self.end_claim(claim)),
-                Due::Once(name) => usize::from(self.once.remove(&name).is_some()),
-                Due::Queue(db, key) => self.end_due_of_queue(db, &key, EXPIRE_AT_MOST - ended),
-            };
-        }
-        ended
+        due.pop_first().filter(|(at, _)| *at <= self.clock)
     }
 
     // ---- questions ------------------------------------------------------------------------------------
@@ -1043,7 +1043,7 @@ impl Model {
             return Ok(Reply::error("ERR malformed command in the log"));
         }
         for key in keys.of(call.words) {
-            self.end_due(call.db, key, EXPIRE_AT_MOST);
+            self.end_due(call.db, key, expire_at_most());
         }
         Ok(reply_of(match run {
             Run::Read(run) => run(&Present { model: self, now: self.clock }, call),
@@ -1081,7 +1081,7 @@ impl Model {
         let left = options.lifetime.map(|(unit, word)| self.time_left(unit, word)).transpose()?;
         self.refuse_lock_or_queue(db, key)?;
         if let Some((fence, token)) = options.fence.filter(|_| !call.in_transaction) {
-            self.end_due(db, fence, EXPIRE_AT_MOST);
+            self.end_due(db, fence, expire_at_most());
             self.check_token(db, fence, token)?;
         }
         let (old, old_deadline) = self.string(db, key)?.unzip();

@@ -58,6 +58,17 @@ impl Lock {
         self.holds.iter().find(|hold| hold.who() == *who)
     }
 
+    /// What ends first by time, and when: a hold by its token, or the delay.
+    pub(super) fn first_end(&self) -> Option<(u64, Option<u64>)> {
+        let hold = self.holds.iter().map(|hold| (hold.until, hold.token)).min();
+        match hold {
+            Some((until, token)) if self.delayed_until == 0 || until <= self.delayed_until => {
+                Some((until, Some(token)))
+            }
+            _ => (self.delayed_until != 0).then_some((self.delayed_until, None)),
+        }
+    }
+
     fn is_full(&self) -> bool {
         self.holds.len() >= if self.limit == 0 { HOLDERS_MAX } else { self.limit as usize }
     }
@@ -731,26 +742,34 @@ impl Model {
         self.hand_over(db, key);
     }
 
-    pub(super) fn end_hold_by_time(&mut self, db: u8, key: &[u8], token: u64) {
-        self.end_hold(db, key, token, true);
+    /// Ends what of a lock ends first.
+    pub(super) fn end_first_of_lock(&mut self, db: u8, key: &[u8]) -> usize {
+        match self.lock_of(db, key).and_then(Lock::first_end) {
+            Some((_, Some(token))) => self.end_hold(db, key, token, true),
+            Some((_, None)) => self.end_delay(db, key),
+            None => return 0,
+        }
+        1
     }
 
-    pub(super) fn end_delay(&mut self, db: u8, key: &[u8]) {
+    fn end_delay(&mut self, db: u8, key: &[u8]) {
         let lock = self.lock_mut(db, key);
         (lock.delayed_until, lock.delayed_by) = (0, None);
         self.hand_over(db, key);
     }
 
-    /// Ends what is due of one lock: claims in the order of the queue, the delay, then holds by token.
+    /// Ends what is due of one lock: claims, the delay, then holds; claims and holds by their ends.
     pub(super) fn end_due_of_lock(&mut self, db: u8, key: &[u8], at_most: usize) -> usize {
         let Some(lock) = self.lock_of(db, key).cloned() else { return 0 };
         let now = self.clock;
+        let first = |mut ends: Vec<(u64, u64)>, at_most| -> Vec<u64> {
+            ends.sort_unstable();
+            ends.into_iter().filter(|(until, _)| *until <= now).map(|(_, id)| id).take(at_most).collect()
+        };
         let waiting = lock.queue.iter().flat_map(|id| &self.waits[id].claims);
-        let claims: Vec<u64> =
-            waiting.filter(|claim| claim.until <= now).map(|claim| claim.id).take(at_most).collect();
-        let left = at_most - claims.len();
-        let holds: Vec<u64> =
-            lock.holds.iter().filter(|hold| hold.until <= now).map(|hold| hold.token).take(left).collect();
+        let claims = first(waiting.map(|claim| (claim.until, claim.id)).collect(), at_most);
+        let holds = lock.holds.iter().map(|hold| (hold.until, hold.token)).collect();
+        let holds = first(holds, at_most - claims.len());
         let mut ended = claims.into_iter().filter(|claim| self.end_claim(*claim)).count();
         if lock.delayed_until != 0 && lock.delayed_until <= now {
             self.end_delay(db, key);
@@ -867,7 +886,7 @@ impl Model {
         let until = now.saturating_add(lease);
         for key in keys {
             if named.is_none() {
-                self.end_due(db, &key, EXPIRE_AT_MOST);
+                self.end_due(db, &key, expire_at_most());
             }
             let is_held = |lock: &Lock| lock.hold_of(&who).is_some_and(|hold| hold.until > now);
             if self.lock_of(db, &key).is_some_and(is_held) {
@@ -900,7 +919,7 @@ impl Model {
                 self.end_wait(id, false, &End::Over);
             }
             for key in self.held_by(db, &who) {
-                self.end_due(db, &key, EXPIRE_AT_MOST);
+                self.end_due(db, &key, expire_at_most());
                 ended += usize::from(self.release(db, &key, &who, None)?);
             }
             return Ok(count_reply(ended));

@@ -321,9 +321,10 @@ impl Queue {
         timers
     }
 
-    /// When the next thing happens by time.
-    pub fn earliest(&self) -> u64 {
-        self.timers().into_iter().map(|(at, _)| at).min().unwrap_or(NEVER)
+    /// When the next thing happens by time that somebody waits for, or that nobody does: consumers wait for messages.
+    pub fn earliest(&self, is_awaited: bool) -> u64 {
+        let is_meant = |(_, timer): &(u64, Timer)| matches!(timer, Timer::Message(_)) == is_awaited;
+        self.timers().into_iter().filter(is_meant).map(|(at, _)| at).min().unwrap_or(NEVER)
     }
 }
 
@@ -803,13 +804,15 @@ impl Model {
         message.is_some_and(|it| matches!(it.place, Place::Leased(..)) && it.delivery == delivery)
     }
 
-    /// Ends what is due of a queue, earliest first.
-    pub(super) fn end_due_of_queue(&mut self, db: u8, key: &[u8], at_most: usize) -> usize {
+    /// Ends what is due of a queue, earliest first: what consumers wait for, or the rest.
+    pub(super) fn end_due_of_queue(&mut self, db: u8, key: &[u8], is_awaited: bool, at_most: usize) -> usize {
         let now = self.clock;
         let (mut ended, mut dying) = (0, Vec::new());
         while ended < at_most {
             let timers = self.known_queue(db, key).map(Queue::timers).unwrap_or_default();
-            let Some((_, timer)) = timers.into_iter().filter(|(at, _)| *at <= now).min() else { break };
+            let is_meant =
+                |(at, timer): &(u64, Timer)| *at <= now && matches!(timer, Timer::Message(_)) == is_awaited;
+            let Some((_, timer)) = timers.into_iter().filter(is_meant).min() else { break };
             ended += 1;
             match timer {
                 Timer::Message(id) | Timer::Lifetime(id) => self.time_passes(db, key, id, &mut dying),

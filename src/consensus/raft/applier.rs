@@ -364,6 +364,7 @@ impl Applier {
             let mut current = self.state.write();
             // Who subscribed before is told of what comes after.
             state.tell_lock_changes(current.tells_lock_changes());
+            state.go_on_counting(&current);
             let old = std::mem::replace(&mut *current, *state);
             self.shared.set_applied(&current);
             self.shared.claims.reconcile(&current, self.clock.monotonic());

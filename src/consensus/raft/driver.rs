@@ -87,6 +87,7 @@ use crate::peer::Links;
 use crate::state::Membership;
 use crate::state::NodeAddress;
 use crate::state::Settings;
+use crate::state::expiry::Track;
 use crate::storage::HardStateRecord;
 use crate::storage::disk::DiskGauge;
 use crate::types::Boottime;
@@ -127,11 +128,13 @@ const TICKS_LATE: u64 = 4;
 /// While anything has a deadline, the log gets a stamp at least this often: after a total outage the
 /// cluster clock goes on from the last stamp, so leases are late by no more than this.
 const STAMP_INTERVAL: Millis = Millis(10_000);
-/// Between two EXPIREs other commands have their turn.
+/// Between two EXPIREs other commands have their turn, unless somebody waits for what is due.
 const EXPIRE_PAUSE: Millis = Millis(2);
 /// When something is due for longer than this, ends come faster than EXPIREs with pauses can take them away. There is
 /// no pause then, and each entry holds this many EXPIREs: what is due must not pile up for ever.
 const EXPIRE_LATE: Millis = Millis(3_000);
+/// The same for what somebody waits for.
+const AWAITED_LATE: Millis = Millis(20);
 const EXPIRES_WHEN_LATE: usize = 4;
 
 /// What can arrive.
@@ -428,7 +431,8 @@ impl Driver {
         let deadline = if self.expire_pending || !self.leading {
             tick
         } else {
-            self.cluster_clock.now().until(self.shared.earliest_deadline()).max(self.pause_left(now))
+            let left = |track| self.cluster_clock.now().until(self.shared.earliest_on(track));
+            left(Track::Awaited).min(left(Track::Idle).max(self.pause_left(now)))
         };
         Duration::from_millis(tick.min(deadline).0.clamp(1, self.tick.0))
     }
@@ -689,10 +693,13 @@ impl Driver {
         if !self.leading || self.expire_pending || self.stopping {
             return;
         }
-        let (earliest, cluster_now) = (self.shared.earliest_deadline(), self.cluster_clock.now());
-        let is_late = earliest.until(cluster_now) > EXPIRE_LATE;
-        let due = earliest <= cluster_now && (is_late || self.pause_left(now) == Millis(0));
-        let stamp_old = earliest != ClusterTime::NEVER && now.since(self.last_proposal) >= STAMP_INTERVAL;
+        let cluster_now = self.cluster_clock.now();
+        let (awaited, idle) = (self.shared.earliest_on(Track::Awaited), self.shared.earliest_on(Track::Idle));
+        let is_late = awaited.until(cluster_now) > AWAITED_LATE || idle.until(cluster_now) > EXPIRE_LATE;
+        let is_idle_due = idle <= cluster_now && (is_late || self.pause_left(now) == Millis(0));
+        let due = awaited <= cluster_now || is_idle_due;
+        let has_deadlines = awaited.min(idle) != ClusterTime::NEVER;
+        let stamp_old = has_deadlines && now.since(self.last_proposal) >= STAMP_INTERVAL;
         if due || stamp_old {
             let mut batch = Batch::new(b"");
             for _ in 0..if is_late { EXPIRES_WHEN_LATE } else { 1 } {

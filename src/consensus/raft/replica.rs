@@ -80,6 +80,7 @@ use crate::state::Membership;
 use crate::state::NodeAddress;
 use crate::state::Settings;
 use crate::state::State;
+use crate::state::expiry::Track;
 use crate::state::locks::graph::VictimChoice;
 use crate::storage::LogBatch;
 use crate::storage::LogContents;
@@ -251,7 +252,8 @@ pub struct Shared {
     /// The stamps of the last entry that was applied.
     applied_clock: AtomicU64,
     applied_wall: AtomicU64,
-    earliest_deadline: AtomicU64,
+    /// By track.
+    earliest: [AtomicU64; 2],
     role: AtomicU8,
     term: AtomicU64,
     leader: AtomicU64,
@@ -305,7 +307,7 @@ impl Shared {
             applied: AtomicU64::new(state.meta().applied.0),
             applied_clock: AtomicU64::new(state.meta().clock.0),
             applied_wall: AtomicU64::new(state.meta().wall.0),
-            earliest_deadline: AtomicU64::new(state.earliest_deadline().0),
+            earliest: Track::ALL.map(|track| AtomicU64::new(state.earliest_on(track).0)),
             role: AtomicU8::new(role_code(Role::Follower)),
             term: AtomicU64::new(0),
             leader: AtomicU64::new(0),
@@ -336,7 +338,9 @@ impl Shared {
     /// The state stands here: everything up to its applied index is applied.
     pub fn set_applied(&self, state: &State) {
         let meta = state.meta();
-        self.earliest_deadline.store(state.earliest_deadline().0, Ordering::Release);
+        for track in Track::ALL {
+            self.earliest[track as usize].store(state.earliest_on(track).0, Ordering::Release);
+        }
         self.applied_clock.store(meta.clock.0, Ordering::Release);
         self.applied_wall.store(meta.wall.0, Ordering::Release);
         let mut waiting = self.waiting_nodes.lock();
@@ -367,10 +371,10 @@ impl Shared {
         (ClusterTime(clock), WallMillis(self.applied_wall.load(Ordering::Acquire)))
     }
 
-    /// When something ends next.
+    /// When something ends next on a track.
     #[must_use]
-    pub fn earliest_deadline(&self) -> ClusterTime {
-        ClusterTime(self.earliest_deadline.load(Ordering::Acquire))
+    pub fn earliest_on(&self, track: Track) -> ClusterTime {
+        ClusterTime(self.earliest[track as usize].load(Ordering::Acquire))
     }
 
     /// Says where the group stands. `leader` is a replica.

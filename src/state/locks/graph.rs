@@ -10,6 +10,9 @@
 //! An owner is stuck when something that it waits for can never come. Without alternatives that is a cycle, found by a
 //! depth-first search; with them an owner is free as soon as one alternative is free, so the search first finds what
 //! can still go on (the largest set that finishes, as for Dijkstra's banker), and looks for the cycle in the rest.
+//!
+//! Whoever waits for nothing can go on, so the search looks only at owners that wait: of a lock with many holders it
+//! asks for those of the few who wait that hold it.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -17,6 +20,7 @@ use std::fmt::Write;
 
 use crate::state::State;
 use crate::state::locks::Hold;
+use crate::state::locks::Holds;
 use crate::state::locks::Lock;
 use crate::state::locks::Mode;
 use crate::state::locks::OwnerName;
@@ -81,39 +85,59 @@ struct Blockers<'a> {
     all: Vec<&'a OwnerName>,
     /// One of these, if there are any.
     any: Vec<&'a OwnerName>,
+    /// How many owners were looked at.
+    looked_at: usize,
 }
 
+/// Those who wait themselves; whoever does not is in nobody's way for ever.
 fn blockers<'a>(state: &'a State, lock: &'a Lock, id: WaitId, wait: &Wait) -> Blockers<'a> {
-    let mut blockers = Blockers { all: Vec::new(), any: Vec::new() };
-    let is_in_the_way = |hold: &&Hold| rules::stands_in_the_way(lock, hold, &wait.owner, &wait.wanted);
-    let holders = lock.holds().iter().filter(is_in_the_way).map(Hold::owner);
-    if lock.mode() == Mode::Shared && wait.wanted.mode == Mode::Shared {
-        blockers.any.extend(holders);
-    } else {
-        blockers.all.extend(holders);
+    let mut blockers = Blockers { all: Vec::new(), any: Vec::new(), looked_at: 1 };
+    if rules::stand_in_the_way(lock, &wait.wanted) {
+        let holds = lock.holds();
+        let is_waiting = |hold: &&Hold| state.waits.of(hold.owner()).next().is_some();
+        let mut waiting: Vec<&Hold> = if state.waits.owners().len() < holds.len() {
+            state.waits.owners().filter_map(|owner| holds.of(owner)).collect()
+        } else {
+            holds.iter().filter(is_waiting).collect()
+        };
+        blockers.looked_at += state.waits.owners().len().min(holds.len());
+        waiting.sort_unstable_by_key(|hold| hold.token());
+        let are_all = waiting.len() == holds.len();
+        let others = waiting.into_iter().map(Hold::owner).filter(|owner| **owner != wait.owner);
+        if lock.mode() == Mode::Exclusive || wait.wanted.mode == Mode::Exclusive {
+            blockers.all.extend(others);
+        } else if are_all {
+            blockers.any.extend(others);
+        }
     }
-    let before = lock.before(id).and_then(|before| state.waits.get(before)).map(|before| &before.owner);
-    blockers.all.extend(before.filter(|before| **before != wait.owner));
+    blockers.all.extend(before(state, lock, id, wait));
     blockers
 }
 
-/// Everybody who waits, and for whom: direct edges, in a fixed order.
+/// Who waits before a request, if that is somebody else.
+fn before<'a>(state: &'a State, lock: &Lock, id: WaitId, wait: &Wait) -> Option<&'a OwnerName> {
+    let before = lock.before(id).and_then(|before| state.waits.get(before)).map(|before| &before.owner);
+    before.filter(|before| **before != wait.owner)
+}
+
+/// Everybody who waits, and for whom: direct edges, in a fixed order. As many are looked for as are taken.
 pub fn edges(state: &State) -> impl Iterator<Item = Edge> {
-    state.waits.iter().flat_map(move |(id, wait)| {
-        wait.keys.iter().flat_map(move |key| {
-            let lock = lock_at(state, wait.db, &key.key).flatten();
-            let blockers = lock.map(|lock| (lock, blockers(state, lock, id, wait)));
-            let edge = move |lock: &Lock, holder: &OwnerName| Edge {
-                waiter: wait.owner.clone(),
-                key: key.key.clone(),
-                holder: holder.clone(),
-                is_held: lock.hold_of(holder).is_some(),
-            };
-            let found: Vec<Edge> = blockers.map_or_else(Vec::new, |(lock, blockers)| {
-                blockers.all.into_iter().chain(blockers.any).map(|holder| edge(lock, holder)).collect()
-            });
-            found
-        })
+    let keys = state.waits.iter().flat_map(|(id, wait)| wait.keys.iter().map(move |key| (id, wait, key)));
+    keys.flat_map(move |(id, wait, key)| {
+        let edge = move |holder: &OwnerName, is_held| Edge {
+            waiter: wait.owner.clone(),
+            key: key.key.clone(),
+            holder: holder.clone(),
+            is_held,
+        };
+        let lock = lock_at(state, wait.db, &key.key).flatten();
+        let holds = lock.filter(|lock| rules::stand_in_the_way(lock, &wait.wanted)).map(Lock::holds);
+        let holders = holds.into_iter().flat_map(Holds::iter).map(Hold::owner);
+        let held = holders.filter(|holder| **holder != wait.owner).map(move |holder| edge(holder, true));
+        let before = lock.and_then(|lock| {
+            before(state, lock, id, wait).map(|before| edge(before, lock.hold_of(before).is_some()))
+        });
+        held.chain(before)
     })
 }
 
@@ -121,9 +145,17 @@ pub fn edges(state: &State) -> impl Iterator<Item = Edge> {
 /// most requests.
 pub(super) fn may_close_a_cycle(state: &State, id: WaitId, wait: &Wait) -> bool {
     let waits_elsewhere = state.waits.of(&wait.owner).any(|other| other != id);
-    let is_waited_for =
-        |(db, key): &(u8, Box<[u8]>)| lock_at(state, *db, key).flatten().is_some_and(Lock::is_waited_for);
-    waits_elsewhere || state.lock_owners.of(&wait.owner).any(is_waited_for)
+    if waits_elsewhere || state.lock_owners.count_of(&wait.owner) == 0 {
+        return waits_elsewhere;
+    }
+    let lock = |db, key| lock_at(state, db, key).flatten();
+    if state.waits.len() < state.lock_owners.count_of(&wait.owner) {
+        let mut keys =
+            state.waits.iter().flat_map(|(_, wait)| wait.keys.iter().map(|key| (wait.db, &key.key)));
+        return keys.any(|(db, key)| lock(db, key).is_some_and(|lock| lock.hold_of(&wait.owner).is_some()));
+    }
+    let mut held = state.lock_owners.of(&wait.owner);
+    held.any(|(db, key)| lock(*db, key).is_some_and(Lock::is_waited_for))
 }
 
 /// The graph is larger than `lock-graph-max`.
@@ -181,12 +213,12 @@ pub(super) fn find_cycle<'a>(
             for key in &wait.keys {
                 let Some(Some(lock)) = lock_at(state, wait.db, &key.key) else { continue };
                 let blockers = blockers(state, lock, id, wait);
+                edges += blockers.looked_at as u64;
+                if edges > edges_max {
+                    return Err(TooLarge);
+                }
                 let alone = blockers.all.into_iter().map(|owner| vec![owner]);
                 for owners in alone.chain((!blockers.any.is_empty()).then_some(blockers.any)) {
-                    edges += owners.len() as u64;
-                    if edges > edges_max {
-                        return Err(TooLarge);
-                    }
                     let of: Vec<usize> =
                         owners.into_iter().map(|owner| node_of(&mut nodes, &mut known, owner)).collect();
                     let need = nodes[at].needs.len();

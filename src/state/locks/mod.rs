@@ -7,6 +7,7 @@
 //! Whatever makes room hands the lock over in the same entry ([`hand_over`]).
 
 pub mod graph;
+pub mod holds;
 pub mod releases;
 pub mod rules;
 pub mod waits;
@@ -23,6 +24,7 @@ use crate::state::expiry::KeyName;
 use crate::state::expiry::LeaseName;
 use crate::state::handed::Handed;
 use crate::state::handed::HandedLock;
+use crate::state::expiry::Track;
 use crate::state::lease_after_grace;
 use crate::state::notices::ClaimEnd;
 use crate::state::notices::Grant;
@@ -42,6 +44,7 @@ use crate::types::codec::put_varint;
 use crate::types::planted::Bug;
 use crate::types::planted::is_planted;
 
+pub use holds::Holds;
 pub use rules::Mode;
 pub use rules::Verdict;
 pub use rules::Wanted;
@@ -61,6 +64,8 @@ const FORMAT: u8 = 3;
 pub const WAITERS_MAX: usize = 10_000;
 /// At most this many share a lock.
 pub const HOLDERS_MAX: usize = 100_000;
+/// Locks that one command extends or releases, at most: others wait meanwhile.
+pub const CHANGED_AT_ONCE: usize = 10_000;
 
 /// Who holds a lock: an owner as the client names it, within its ACL user, so that nobody unlocks by
 /// guessing another user's owners.
@@ -182,8 +187,7 @@ type Place = (bool, WaitId);
 pub struct Lock {
     mode: Mode,
     limit: u32,
-    /// By their tokens.
-    holds: Vec<Hold>,
+    holds: Holds,
     /// Rows of their own on disk.
     waiters: BTreeSet<Place>,
     delayed_until: ClusterTime,
@@ -198,7 +202,7 @@ impl Default for Lock {
         Lock {
             mode: Mode::Exclusive,
             limit: 0,
-            holds: Vec::new(),
+            holds: Holds::default(),
             waiters: BTreeSet::new(),
             delayed_until: ClusterTime(0),
             delayed_by: None,
@@ -223,24 +227,20 @@ impl Lock {
 
     /// Who holds it, by their tokens.
     #[must_use]
-    pub fn holds(&self) -> &[Hold] {
+    pub fn holds(&self) -> &Holds {
         &self.holds
     }
 
     /// The hold of an owner.
     #[must_use]
     pub fn hold_of(&self, owner: &OwnerName) -> Option<&Hold> {
-        self.holds.iter().find(|hold| hold.owner == *owner)
+        self.holds.of(owner)
     }
 
     /// The hold under a token.
     #[must_use]
     pub fn hold_under(&self, token: FencingToken) -> Option<&Hold> {
-        self.holds.binary_search_by_key(&token, Hold::token).ok().map(|at| &self.holds[at])
-    }
-
-    fn hold_under_mut(&mut self, token: FencingToken) -> Option<&mut Hold> {
-        self.holds.binary_search_by_key(&token, Hold::token).ok().map(|at| &mut self.holds[at])
+        self.holds.under(token)
     }
 
     /// True when one more may share it.
@@ -321,19 +321,17 @@ impl Lock {
         self.holds.is_empty() && self.waiters.is_empty() && self.delayed_until == ClusterTime(0)
     }
 
-    /// What of it ends by time, but for the claims of those who wait.
-    pub(super) fn deadlines<'a>(
-        &'a self,
-        db: DbIndex,
-        key: &'a [u8],
-    ) -> impl Iterator<Item = (ClusterTime, LeaseName)> + 'a {
-        let delay = (self.delayed_until != ClusterTime(0))
-            .then(|| (self.delayed_until, LeaseName::Delay(db, key.into())));
-        let holds = self
-            .holds
-            .iter()
-            .map(move |hold| (hold.lease_until, LeaseName::Hold(db, key.into(), hold.token)));
-        holds.chain(delay)
+    /// What of it ends by time first, but for the claims of those who wait; a hold before a delay.
+    fn first_end(&self) -> Option<(ClusterTime, End)> {
+        let hold = self.holds.first_end().map(|(until, token)| (until, End::Hold(token)));
+        let delay = (self.delayed_until != ClusterTime(0)).then_some((self.delayed_until, End::Delay));
+        [hold, delay].into_iter().flatten().min_by_key(|(until, _)| *until)
+    }
+
+    /// Where it stands among the deadlines of the group: it moves as the first begins to wait and as the last leaves.
+    pub(super) fn deadline(&self) -> Option<(Track, ClusterTime)> {
+        let track = if self.is_waited_for() { Track::Awaited } else { Track::Idle };
+        self.first_end().map(|(until, _)| (track, until))
     }
 
     /// Appends the lock to a row's value.
@@ -370,12 +368,22 @@ impl Lock {
         if reader.bool()? {
             lock.delayed_by = Some(OwnerName::new(reader.bytes()?, reader.bytes()?));
         }
+        let mut is_whole = true;
         for _ in 0..holds {
-            lock.holds.push(Hold::decode(reader)?);
+            let hold = Hold::decode(reader)?;
+            is_whole &= lock.holds.last().is_none_or(|last| last.token < hold.token);
+            is_whole &= lock.holds.of(&hold.owner).is_none();
+            lock.holds.push(hold);
         }
-        let is_sorted = lock.holds.is_sorted_by(|a, b| a.token < b.token);
-        if is_sorted && reader.is_empty() { Ok(lock) } else { Err(CodecError("a lock is not whole")) }
+        if is_whole && reader.is_empty() { Ok(lock) } else { Err(CodecError("a lock is not whole")) }
     }
+}
+
+/// Something of a lock that ends by time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Hold(FencingToken),
+    Delay,
 }
 
 /// Which locks each owner holds, in a fixed order.
@@ -405,9 +413,21 @@ impl LockOwners {
         }
     }
 
+    /// The owner's locks in a database, by key.
+    pub fn of_db(&self, owner: &OwnerName, db: DbIndex) -> impl Iterator<Item = &[u8]> {
+        let locks = self.held.get(owner).map(|locks| locks.range((db, Box::default())..));
+        locks.into_iter().flatten().take_while(move |(of, _)| *of == db).map(|(_, key)| &**key)
+    }
+
     /// The owner's locks, by database and key.
     pub fn of(&self, owner: &OwnerName) -> impl Iterator<Item = &KeyName> {
         self.held.get(owner).into_iter().flatten()
+    }
+
+    /// How many locks the owner holds.
+    #[must_use]
+    pub fn count_of(&self, owner: &OwnerName) -> usize {
+        self.held.get(owner).map_or(0, BTreeSet::len)
     }
 
     /// How many holds there are.
@@ -633,7 +653,7 @@ pub(crate) fn end_claim(state: &mut State, claim: ClaimId, now: ClusterTime) -> 
     }
     state.save_wait(id);
     if let Some(claim) = state.waits.remove_claim(claim) {
-        state.leases.remove(claim.until, LeaseName::Claim(claim.id));
+        state.unindex_claims([&claim]);
         tell_claims(state, [&claim], &ClaimEnd::Over);
         state.changes.waits.push(id);
     }
@@ -767,7 +787,8 @@ pub fn extend(
     Some(true)
 }
 
-/// LOCKEXTEND without names: all locks of the owner in this database. Says how many were extended.
+/// LOCKEXTEND without names: all locks of the owner in this database. Says how many were extended; `None`, and nothing
+/// was, when they are more than [`CHANGED_AT_ONCE`].
 ///
 /// The command names no keys, so those among its locks that are due are expired here.
 pub fn extend_all(
@@ -777,30 +798,38 @@ pub fn extend_all(
     lease: Millis,
     origin: &Origin,
     now: ClusterTime,
-) -> usize {
+) -> Option<usize> {
+    let keys = held_keys(state, db, owner, CHANGED_AT_ONCE + 1);
+    if keys.len() > CHANGED_AT_ONCE {
+        return None;
+    }
     let mut extended = 0;
-    for key in held_keys(state, db, owner) {
+    for key in keys {
         state.expire_touched(db, &key, now);
         extended += usize::from(extend(state, db, &key, owner, lease, origin, now) == Some(true));
     }
-    extended
+    Some(extended)
 }
 
-fn held_keys(state: &State, db: DbIndex, owner: &OwnerName) -> Vec<Box<[u8]>> {
-    state.lock_owners.of(owner).filter(|(of, _)| *of == db).map(|(_, key)| key.clone()).collect()
+/// Up to `at_most` locks of an owner.
+fn held_keys(state: &State, db: DbIndex, owner: &OwnerName, at_most: usize) -> Vec<Box<[u8]>> {
+    state.lock_owners.of_db(owner, db).map(Box::from).take(at_most).collect()
 }
 
-/// LOCKS RELEASE: ends all holds and waits of an owner in this database, and says how many.
+/// LOCKS RELEASE: ends the waits and holds of an owner in this database, [`CHANGED_AT_ONCE`] at most, waits first, and
+/// says how many.
 pub fn release_all(state: &mut State, db: DbIndex, owner: &OwnerName, now: ClusterTime) -> usize {
     let mut ended = 0;
-    let waits: Vec<WaitId> = state.waits.of(owner).collect();
+    let is_here = |id: &WaitId| state.waits.get(*id).is_some_and(|wait| wait.db == db);
+    let waits: Vec<WaitId> = state.waits.of(owner).filter(is_here).take(CHANGED_AT_ONCE).collect();
     for id in waits {
-        if state.waits.get(id).is_some_and(|wait| wait.db == db) {
+        // It may have been granted when another one made room.
+        if state.waits.get(id).is_some() {
             end_wait(state, id, &ClaimEnd::Over, now);
             ended += 1;
         }
     }
-    for key in held_keys(state, db, owner) {
+    for key in held_keys(state, db, owner, CHANGED_AT_ONCE - ended) {
         state.expire_touched(db, &key, now);
         ended += usize::from(release(state, db, &key, owner, None, now) == Some(true));
     }
@@ -821,8 +850,8 @@ pub fn kill(
     let tokens: Vec<FencingToken> = lock.holds.iter().filter(is_meant).map(Hold::token).collect();
     let is_left_by = |name: &[u8]| lock.delayed_by.as_ref().is_some_and(|by| *by.owner == *name);
     let ends_delay = lock.delayed_until != ClusterTime(0) && owner.is_none_or(is_left_by);
-    // All of them before anybody else gets the lock; from the back, where it costs least to take one out.
-    for token in tokens.iter().rev() {
+    // All of them before anybody else gets the lock.
+    for token in &tokens {
         let Some(hold) = remove_hold(state, db, key, *token) else { continue };
         state.lock_figures.killed += 1;
         state.note_hold_ended(hold.since, now);
@@ -858,11 +887,8 @@ pub(crate) fn take_back(
 /// Ends what is due of this lock, and says how many items; at most about `at_most`.
 pub(crate) fn expire(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime, at_most: usize) -> usize {
     let Some(Some(lock)) = lock_at(state, db, key) else { return 0 };
-    let claims = lock.waiters().filter_map(|id| state.waits.get(id)).flat_map(Wait::claims);
-    let claims: Vec<ClaimId> =
-        claims.filter(|claim| claim.until <= now).map(|claim| claim.id).take(at_most).collect();
-    let holds = lock.holds.iter().filter(|hold| hold.lease_until <= now).map(Hold::token);
-    let holds: Vec<FencingToken> = holds.take(at_most.saturating_sub(claims.len())).collect();
+    let claims: Vec<ClaimId> = state.waits.due(db, key, now).take(at_most).collect();
+    let holds = lock.holds.ending_before(now.after(Millis(1)), at_most.saturating_sub(claims.len()));
     let is_delay_over = (1..=now.0).contains(&lock.delayed_until.0);
     let mut ended = claims.into_iter().filter(|claim| end_claim(state, *claim, now)).count();
     if is_delay_over {
@@ -877,38 +903,37 @@ pub(crate) fn expire(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTim
 }
 
 /// True when something of this lock is due, those who wait for it included.
-pub(super) fn is_due(state: &State, lock: &Lock, now: ClusterTime) -> bool {
-    let is_claim_due = |id| {
-        state.waits.get(id).is_some_and(|wait: &Wait| wait.claims().any(|claim| claim.until <= now))
-    };
-    lock.holds.iter().any(|hold| hold.lease_until <= now)
-        || (1..=now.0).contains(&lock.delayed_until.0)
-        || lock.waiters().any(is_claim_due)
+pub(super) fn is_due(state: &State, db: DbIndex, key: &[u8], lock: &Lock, now: ClusterTime) -> bool {
+    lock.first_end().is_some_and(|(until, _)| until <= now)
+        || (lock.is_waited_for() && state.waits.due(db, key, now).next().is_some())
 }
 
-pub(crate) fn end_delay(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime) {
+/// Ends what of this lock ends first.
+pub(crate) fn end_first(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime) {
+    let first = lock_at(state, db, key).flatten().and_then(Lock::first_end);
+    match first.map(|(_, end)| end) {
+        Some(End::Hold(token)) => end_hold(state, db, key, token, LockChange::Expired, now),
+        Some(End::Delay) => end_delay(state, db, key, now),
+        None => {}
+    }
+}
+
+fn end_delay(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime) {
     change_lock(state, db, key, Lock::end_delay);
     hand_over(state, db, key, now);
 }
 
-/// A hold's lease is due.
-pub(crate) fn expire_hold(state: &mut State, db: DbIndex, key: &[u8], token: FencingToken, now: ClusterTime) {
-    end_hold(state, db, key, token, LockChange::Expired, now);
-}
-
-/// A new leader stands: the hold lives at least `grace` longer, within its budget.
-pub(crate) fn grant_grace(
-    state: &mut State,
-    db: DbIndex,
-    key: &[u8],
-    token: FencingToken,
-    now: ClusterTime,
-    grace: Millis,
-) {
+/// A new leader stands: the lock's holds live at least `grace` longer, within their budgets.
+pub(crate) fn grant_grace(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime, grace: Millis) {
     let Some(Some(lock)) = lock_at(state, db, key) else { return };
-    let Some(hold) = lock.hold_under(token) else { return };
-    let lease_until = lease_after_grace(hold.lease_until, hold.set_until, now, grace);
-    if lease_until != hold.lease_until {
+    let graced = |token: FencingToken| {
+        let hold = lock.hold_under(token)?;
+        let lease_until = lease_after_grace(hold.lease_until, hold.set_until, now, grace);
+        (lease_until != hold.lease_until).then_some((token, lease_until))
+    };
+    let soon = lock.holds.ending_before(now.after(grace), usize::MAX);
+    let longer: Vec<(FencingToken, ClusterTime)> = soon.into_iter().filter_map(graced).collect();
+    for (token, lease_until) in longer {
         state.lock_figures.graces += 1;
         change_hold(state, db, key, token, |hold| hold.lease_until = lease_until);
     }
@@ -952,10 +977,9 @@ fn tell(state: &mut State, db: DbIndex, key: &[u8], hold: Hold, change: LockChan
 /// Takes a hold out of its lock and the indices.
 fn remove_hold(state: &mut State, db: DbIndex, key: &[u8], token: FencingToken) -> Option<Hold> {
     let lock = lock_at(state, db, key).flatten()?;
-    let at = lock.holds.binary_search_by_key(&token, Hold::token).ok()?;
     let is_shared = lock.mode == Mode::Shared;
-    let hold = change_lock(state, db, key, |lock| lock.holds.remove(at))?;
-    state.leases.remove(hold.lease_until, LeaseName::Hold(db, key.into(), token));
+    lock.hold_under(token)?;
+    let hold = change_lock(state, db, key, |lock| lock.holds.remove(token))??;
     state.lock_owners.remove(&hold.owner, db, key);
     state.lock_figures.held_shared -= u64::from(is_shared);
     Some(hold)
@@ -1122,7 +1146,6 @@ fn grant_one(
                 data: wanted.data.clone().or(since.flatten()),
                 origin: origin.clone(),
             };
-            state.leases.insert(lease_until, LeaseName::Hold(db, key.into(), token));
             state.lock_owners.insert(owner, db, key);
             state.lock_figures.held_shared += u64::from(wanted.mode == Mode::Shared);
             if state.tells_lock_changes {
@@ -1141,7 +1164,8 @@ fn grant_one(
     }
 }
 
-/// Changes a lock, whose row is made when there is none; its indices are the caller's.
+/// Changes a lock, whose row is made when there is none, and keeps its deadline in step; the index of owners is the
+/// caller's.
 fn change_lock<T>(
     state: &mut State,
     db: DbIndex,
@@ -1151,27 +1175,22 @@ fn change_lock<T>(
     if state.row(db, key).is_none() {
         let mut lock = Lock::default();
         let result = change(&mut lock);
+        let deadline = lock.deadline();
         state.insert_unindexed(db, key, Object::Lock(Box::new(lock)));
+        state.move_lock(db, key, None, deadline);
         return Some(result);
     }
     let (before, result, after) = state.change_row(db, key, |row| {
         let Object::Lock(lock) = &mut row.object else { return None };
-        let before = lock.delayed_until;
+        let before = lock.deadline();
         let result = change(lock);
-        Some((before, result, lock.delayed_until))
+        Some((before, result, lock.deadline()))
     })??;
-    if before != after {
-        if before != ClusterTime(0) {
-            state.leases.remove(before, LeaseName::Delay(db, key.into()));
-        }
-        if after != ClusterTime(0) {
-            state.leases.insert(after, LeaseName::Delay(db, key.into()));
-        }
-    }
+    state.move_lock(db, key, before, after);
     Some(result)
 }
 
-/// Changes a hold and keeps the index of leases in step with it.
+/// Changes a hold and keeps its lock's deadline in step.
 fn change_hold(
     state: &mut State,
     db: DbIndex,
@@ -1181,16 +1200,34 @@ fn change_hold(
 ) {
     let changed = state.change_row(db, key, |row| {
         let Object::Lock(lock) = &mut row.object else { return None };
-        let hold = lock.hold_under_mut(token)?;
-        let before = hold.lease_until;
-        change(hold);
-        Some((before, hold.lease_until))
+        let before = lock.deadline();
+        lock.holds.change(token, change)?;
+        Some((before, lock.deadline()))
     });
-    if let Some(Some((before, after))) = changed
-        && before != after
-    {
-        state.leases.remove(before, LeaseName::Hold(db, key.into(), token));
-        state.leases.insert(after, LeaseName::Hold(db, key.into(), token));
+    if let Some(Some((before, after))) = changed {
+        state.move_lock(db, key, before, after);
+    }
+}
+
+impl State {
+    /// Enters what of a lock ends first under another deadline.
+    pub(super) fn move_lock(
+        &mut self,
+        db: DbIndex,
+        key: &[u8],
+        before: Option<(Track, ClusterTime)>,
+        after: Option<(Track, ClusterTime)>,
+    ) {
+        if before == after {
+            return;
+        }
+        let name = || LeaseName::Lock(db, key.into());
+        if let Some((track, until)) = before {
+            self.leases.remove(track, until, name());
+        }
+        if let Some((track, until)) = after {
+            self.leases.insert(track, until, name());
+        }
     }
 }
 

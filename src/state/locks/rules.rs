@@ -40,7 +40,6 @@
 //! granted, not when it was asked for. Nobody passes by somebody who waits, also when the lock is free and the first
 //! waits for another one: otherwise a request for several would starve.
 
-use crate::state::locks::Hold;
 use crate::state::locks::Lock;
 use crate::state::locks::OwnerName;
 use crate::types::ClusterTime;
@@ -134,12 +133,9 @@ pub fn admit(lock: &Lock, owner: &OwnerName, wanted: &Wanted, at: ClusterTime) -
     }
 }
 
-/// True when this hold stands in the way of the request: nobody is admitted beside it, or it takes one of the places
-/// of a lock that several may share.
+/// True when the holds of others stand in the way of the request: nobody is admitted beside them, or they take the
+/// places of a lock that several may share.
 #[must_use]
-pub fn stands_in_the_way(lock: &Lock, hold: &Hold, owner: &OwnerName, wanted: &Wanted) -> bool {
-    if hold.owner() == owner {
-        return false;
-    }
+pub fn stand_in_the_way(lock: &Lock, wanted: &Wanted) -> bool {
     lock.mode() == Mode::Exclusive || wanted.mode == Mode::Exclusive || !lock.has_room()
 }

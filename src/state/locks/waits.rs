@@ -246,6 +246,41 @@ pub struct Waits {
     by_owner: BTreeMap<OwnerName, BTreeSet<WaitId>>,
     /// The claims of each life of a node.
     by_node: BTreeMap<(NodeId, u64), BTreeSet<ClaimId>>,
+    ends: Ends,
+}
+
+/// When the claims of those who wait for a lock end, by lock; those that wait for ever are not among them.
+#[derive(Debug, Default)]
+struct Ends(BTreeMap<DbIndex, BTreeMap<Box<[u8]>, BTreeSet<(ClusterTime, ClaimId)>>>);
+
+impl Ends {
+    fn of(&self, db: DbIndex, key: &[u8]) -> impl Iterator<Item = (ClusterTime, ClaimId)> {
+        self.0.get(&db).and_then(|locks| locks.get(key)).into_iter().flatten().copied()
+    }
+
+    fn insert(&mut self, wait: &Wait, claim: &Claim) {
+        if claim.until == ClusterTime::NEVER {
+            return;
+        }
+        let (locks, end) = (self.0.entry(wait.db).or_default(), (claim.until, claim.id));
+        for WaitKey { key, .. } in &wait.keys {
+            match locks.get_mut(key) {
+                Some(ends) => drop(ends.insert(end)),
+                None => drop(locks.insert(key.clone(), BTreeSet::from([end]))),
+            }
+        }
+    }
+
+    fn remove(&mut self, wait: &Wait, claim: &Claim) {
+        let Some(locks) = self.0.get_mut(&wait.db) else { return };
+        for WaitKey { key, .. } in &wait.keys {
+            let Some(ends) = locks.get_mut(key) else { continue };
+            ends.remove(&(claim.until, claim.id));
+            if ends.is_empty() {
+                locks.remove(key);
+            }
+        }
+    }
 }
 
 impl Waits {
@@ -264,6 +299,16 @@ impl Waits {
     /// What an owner waits for, oldest first.
     pub fn of(&self, owner: &OwnerName) -> impl Iterator<Item = WaitId> {
         self.by_owner.get(owner).into_iter().flatten().copied()
+    }
+
+    /// The claims on a lock whose time is over, earliest first.
+    pub fn due(&self, db: DbIndex, key: &[u8], now: ClusterTime) -> impl Iterator<Item = ClaimId> {
+        self.ends.of(db, key).take_while(move |(until, _)| *until <= now).map(|(_, claim)| claim)
+    }
+
+    /// Everybody who waits, in a fixed order.
+    pub fn owners(&self) -> impl ExactSizeIterator<Item = &OwnerName> {
+        self.by_owner.keys()
     }
 
     /// Every request, oldest first.
@@ -297,6 +342,7 @@ impl Waits {
     pub(in crate::state) fn insert(&mut self, id: WaitId, wait: Wait) {
         for claim in wait.claims() {
             self.index_claim(id, claim);
+            self.ends.insert(&wait, claim);
         }
         self.by_owner.entry(wait.owner.clone()).or_default().insert(id);
         self.by_id.insert(id, wait);
@@ -306,6 +352,7 @@ impl Waits {
         let wait = self.by_id.remove(&id)?;
         for claim in wait.claims() {
             self.unindex_claim(claim);
+            self.ends.remove(&wait, claim);
         }
         if let Some(ids) = self.by_owner.get_mut(&wait.owner) {
             ids.remove(&id);
@@ -321,6 +368,7 @@ impl Waits {
             self.index_claim(id, &asker.claim);
         }
         if let Some(wait) = self.by_id.get_mut(&id) {
+            self.ends.insert(wait, &asker.claim);
             wait.askers.push(asker);
             if !is_planted(Bug::JoinAsksForNothing) {
                 wait.ask_together();
@@ -334,6 +382,7 @@ impl Waits {
         let at = wait.claims().position(|known| known.id == claim)?;
         let Asker { claim, .. } = wait.askers.remove(at);
         wait.ask_together();
+        self.ends.remove(wait, &claim);
         self.unindex_claim(&claim);
         Some(claim)
     }

@@ -34,9 +34,10 @@ use crate::state::Timing;
 use crate::state::changes::Changes;
 use crate::state::changes::LISTED;
 use crate::state::confirm;
-use crate::state::expiry::ExpiryIndex;
 use crate::state::expiry::KeyName;
 use crate::state::expiry::LeaseName;
+use crate::state::expiry::Leases;
+use crate::state::expiry::Track;
 use crate::state::handed::HandOvers;
 use crate::state::handed::Handed;
 use crate::state::locks::Claim;
@@ -714,12 +715,19 @@ pub fn configure(
     Ok(())
 }
 
-/// Ends up to `at_most` of what is due in this queue, earliest first, and says how many.
-pub(crate) fn expire(state: &mut State, db: DbIndex, key: &[u8], now: ClusterTime, at_most: usize) -> usize {
+/// Ends up to `at_most` of what is due in this queue on a track, earliest first, and says how many.
+pub(crate) fn expire(
+    state: &mut State,
+    track: Track,
+    db: DbIndex,
+    key: &[u8],
+    now: ClusterTime,
+    at_most: usize,
+) -> usize {
     let Some(mut open) = OpenQueue::new(state, db, key) else { return 0 };
     let (mut ended, mut is_forgotten) = (0, false);
     while ended < at_most
-        && let Some(timer) = open.queue.due(now)
+        && let Some(timer) = open.queue.due(track, now)
     {
         ended += 1;
         match timer {
@@ -856,7 +864,7 @@ struct OpenQueue<'a> {
     row_changed: &'a mut LogIndex,
     row_mark: &'a mut u32,
     changes: &'a mut Changes,
-    leases: &'a mut ExpiryIndex<LeaseName>,
+    leases: &'a mut Leases,
     undo: Option<&'a mut Undo>,
     traces: &'a mut Traces,
     finished: &'a mut Finished,
@@ -867,14 +875,17 @@ struct OpenQueue<'a> {
 }
 
 impl Drop for OpenQueue<'_> {
-    /// The group's index knows a time that is not after the queue's first timer.
+    /// The group's index knows a time that is not after the queue's first timer, on each track.
     fn drop(&mut self) {
-        let earliest = self.queue.earliest_timer();
-        if earliest < self.queue.indexed_at {
-            let name = LeaseName::Queue(self.db, self.key.into());
-            self.leases.remove(self.queue.indexed_at, name.clone());
-            self.leases.insert(earliest, name);
-            self.queue.indexed_at = earliest;
+        for track in Track::ALL {
+            let earliest = self.queue.earliest_on(track);
+            let known = self.queue.indexed_at[track as usize];
+            if earliest < known {
+                let name = LeaseName::Queue(self.db, self.key.into());
+                self.leases.remove(track, known, name.clone());
+                self.leases.insert(track, earliest, name);
+                self.queue.indexed_at[track as usize] = earliest;
+            }
         }
     }
 }

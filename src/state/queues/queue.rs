@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::state::expiry::Track;
 use crate::state::queues::Attributes;
 use crate::state::queues::Life;
 use crate::state::queues::MessageId;
@@ -347,6 +348,41 @@ pub enum Timer {
     Forget,
 }
 
+impl Timer {
+    /// Whether somebody waits for it. Messages come back, and come due, for consumers; that something is forgotten, or
+    /// put aside before anybody had it, can wait.
+    fn track(&self) -> Track {
+        match self {
+            Timer::Message(_) => Track::Awaited,
+            Timer::Lifetime(_) | Timer::Dedup(_) | Timer::Forget => Track::Idle,
+        }
+    }
+}
+
+/// What happens in a queue by time, by track, earliest first.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Timers {
+    tracks: [BTreeSet<(ClusterTime, Timer)>; 2],
+}
+
+impl Timers {
+    fn on(&self, track: Track) -> &BTreeSet<(ClusterTime, Timer)> {
+        &self.tracks[track as usize]
+    }
+
+    fn insert(&mut self, at: ClusterTime, timer: Timer) {
+        self.tracks[timer.track() as usize].insert((at, timer));
+    }
+
+    fn remove(&mut self, at: ClusterTime, timer: Timer) {
+        self.tracks[timer.track() as usize].remove(&(at, timer));
+    }
+
+    fn len(&self) -> usize {
+        self.tracks.iter().map(BTreeSet::len).sum()
+    }
+}
+
 /// The ID of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dedup {
@@ -438,7 +474,7 @@ pub struct Queue {
     groups: BTreeMap<Box<[u8]>, Group>,
     dedup: BTreeMap<Box<[u8]>, Dedup>,
     finished_dedups: usize,
-    timers: BTreeSet<(ClusterTime, Timer)>,
+    timers: Timers,
     /// Payloads that are in memory.
     payloads: BTreeMap<MessageId, Bytes>,
     /// Bytes of them.
@@ -453,8 +489,8 @@ pub struct Queue {
     remembered_until: ClusterTime,
     /// The entry in which it was listed as one that is at rest, or was; see `changes`.
     pub(in crate::state) rest_noted: LogIndex,
-    /// Where the group's index of deadlines has the queue: at its first timer or before.
-    pub(in crate::state) indexed_at: ClusterTime,
+    /// Where the group's index of deadlines has the queue, by track: at its first timer or before.
+    pub(in crate::state) indexed_at: [ClusterTime; 2],
 }
 
 impl Queue {
@@ -473,7 +509,7 @@ impl Queue {
             groups: BTreeMap::new(),
             dedup: BTreeMap::new(),
             finished_dedups: 0,
-            timers: BTreeSet::new(),
+            timers: Timers::default(),
             payloads: BTreeMap::new(),
             hot_bytes: 0,
             live_bytes: 0,
@@ -482,7 +518,7 @@ impl Queue {
             attributes: Attributes::default(),
             remembered_until: ClusterTime(0),
             rest_noted: LogIndex(0),
-            indexed_at: ClusterTime::NEVER,
+            indexed_at: [ClusterTime::NEVER; 2],
         }
     }
 
@@ -660,25 +696,31 @@ impl Queue {
     /// When the next thing happens by time; NEVER when nothing does.
     #[must_use]
     pub fn earliest_timer(&self) -> ClusterTime {
-        match self.timers.first() {
+        self.earliest_on(Track::Awaited).min(self.earliest_on(Track::Idle))
+    }
+
+    /// The same of one track.
+    #[must_use]
+    pub fn earliest_on(&self, track: Track) -> ClusterTime {
+        match self.timers.on(track).first() {
             Some((at, _)) => *at,
-            None if self.is_at_rest() => self.remembered_until,
+            None if track == Track::Idle && self.is_at_rest() => self.remembered_until,
             None => ClusterTime::NEVER,
         }
     }
 
-    /// What is due first.
+    /// What is due first on a track.
     #[must_use]
-    pub(super) fn due(&self, now: ClusterTime) -> Option<Timer> {
-        if self.earliest_timer() > now {
+    pub(super) fn due(&self, track: Track, now: ClusterTime) -> Option<Timer> {
+        if self.earliest_on(track) > now {
             return None;
         }
-        Some(self.timers.first().map_or(Timer::Forget, |(_, timer)| timer.clone()))
+        Some(self.timers.on(track).first().map_or(Timer::Forget, |(_, timer)| timer.clone()))
     }
 
     /// Messages in flight whose lease ends before this time.
     pub(super) fn leases_before(&self, end: ClusterTime) -> Vec<MessageId> {
-        let soon = self.timers.iter().take_while(|(at, _)| *at < end);
+        let soon = self.timers.on(Track::Awaited).iter().take_while(|(at, _)| *at < end);
         let leased = soon.filter_map(|(_, timer)| match timer {
             Timer::Message(id) if self.leases.contains_key(id) => Some(*id),
             _ => None,
@@ -893,11 +935,11 @@ impl Queue {
             None => self.dedup.remove(name),
         };
         if let Some(old) = old.filter(is_finished) {
-            self.timers.remove(&(old.until, Timer::Dedup(name.into())));
+            self.timers.remove(old.until, Timer::Dedup(name.into()));
             self.finished_dedups -= 1;
         }
         if let Some(new) = dedup.filter(is_finished) {
-            self.timers.insert((new.until, Timer::Dedup(name.into())));
+            self.timers.insert(new.until, Timer::Dedup(name.into()));
             self.finished_dedups += 1;
         }
     }
@@ -937,7 +979,7 @@ impl Queue {
         self.payloads = BTreeMap::new();
         if self.dedup.is_empty() {
             self.dedup = BTreeMap::new();
-            self.timers = BTreeSet::new();
+            self.timers = Timers::default();
         }
     }
 
@@ -975,7 +1017,9 @@ impl Queue {
             DEAD => drop(self.dead.insert(id)),
             _ => {}
         }
-        self.timers.extend(self.timers_of(&slot).into_iter().flatten());
+        for (at, timer) in self.timers_of(&slot).into_iter().flatten() {
+            self.timers.insert(at, timer);
+        }
         if let Some(name) = group.filter(|_| slot.state != DEAD) {
             let group = self.groups.entry(name.clone()).or_default();
             group.members.insert(id);
@@ -999,8 +1043,8 @@ impl Queue {
             DEAD => drop(self.dead.remove(&id)),
             _ => {}
         }
-        for timer in self.timers_of(&slot).into_iter().flatten() {
-            self.timers.remove(&timer);
+        for (at, timer) in self.timers_of(&slot).into_iter().flatten() {
+            self.timers.remove(at, timer);
         }
         let group = self.extras.get(&id).and_then(|extra| extra.group.clone());
         if let Some(name) = group.filter(|_| slot.state != DEAD)

@@ -1,6 +1,7 @@
 //! What must hold, one property a file. Each is told of everything that happens, and looks at what concerns it.
 
 mod acknowledged;
+mod awaited_in_time;
 mod committed_on_quorum;
 mod deliveries_are_told;
 mod election_safety;
@@ -95,6 +96,7 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<deliveries_are_told::DeliveriesAreTold>::default(),
         Box::<no_stale_read::NoStaleRead>::default(),
         Box::<no_flood::NoFlood>::default(),
+        Box::<awaited_in_time::AwaitedInTime>::default(),
         Box::<acknowledged::Acknowledged>::default(),
         Box::<linearizable::Linearizable>::default(),
     ]
