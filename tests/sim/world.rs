@@ -230,6 +230,8 @@ pub struct World {
     pub is_calm: bool,
     /// Nobody asks for anything new.
     is_closing: bool,
+    /// How often a reply is lost that hands something out, of a million.
+    loses_gifts: u64,
     trace: u64,
     pub figures: Figures,
     pub failure: Option<String>,
@@ -340,6 +342,7 @@ impl World {
             coverage: Coverage::default(),
             is_calm: false,
             is_closing: false,
+            loses_gifts: 30_000,
             trace: seed,
             figures: Figures::default(),
             failure: None,
@@ -1348,7 +1351,7 @@ impl World {
         }
         for (op, mut known) in settled {
             if let Known::Replies(replies) = &known
-                && self.chance.is(30_000)
+                && self.chance.is(self.loses_gifts)
                 && self.lose_replies(n, op, replies)
             {
                 self.coverage.saw("what was given at once goes to nobody");
@@ -1474,6 +1477,8 @@ impl World {
             self.push(MILLI, n, Event::Boot);
         }
         (self.plan.loss, self.plan.twice) = (0, 0);
+        // What is lost now must be back at the end.
+        self.loses_gifts = 200_000;
         let end = self.now + HEALED_WITHIN;
         while self.failure.is_none() && self.now < end - 5 * SECOND {
             self.run_until(self.now + SECOND);
@@ -1499,6 +1504,7 @@ impl World {
         if !open.is_empty() {
             return self.fail(&format!("not healed: operations {open:?} have no answer"));
         }
+        self.loses_gifts = 0;
         self.serve_everywhere();
         if let Err(what) = self.journal.replay.finish() {
             self.fail(&what);
