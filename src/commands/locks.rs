@@ -628,7 +628,7 @@ mod tests {
         bench.run(0, "LOCK k w BLOCK 0");
         bench.run(0, "LOCK k v SHARED BLOCK 0");
         bench.check(&[
-            (0, "LOCKS GRAPH", "[:5 [[w k o0] [w k o1] [w k o2] [v k w]]]"),
+            (0, "LOCKS GRAPH", "[:6 [[w k o0] [w k o1] [w k o2] [v k w]]]"),
             (0, "LOCKS GRAPH LIMIT 4", "[:7 [[w k o0] [w k o1] [w k o2] [v k w]]]"),
             (0, "LOCKS GRAPH FORMAT LIST LIMIT 2", "[:8 [[w k o0] [w k o1]] more]"),
             (0, "LOCKS GRAPH LIMIT 0", "-ERR LIMIT must be between 1 and 10000"),
@@ -1127,8 +1127,11 @@ mod tests {
             ("LOCKS LIST 0 TYPE lock", syntax("LOCKS LIST takes MATCH, OWNER and COUNT")),
             ("LOCKS LIST 0 COUNT x", integer.to_owned()),
             ("LOCKS INFO s", wrong_type.to_owned()),
-            ("LOCKS GRAPH DOT", syntax("LOCKS GRAPH takes FORMAT LIST or FORMAT DOT")),
-            ("LOCKS GRAPH FORMAT svg", syntax("LOCKS GRAPH takes FORMAT LIST or FORMAT DOT")),
+            ("LOCKS GRAPH DOT", syntax("LOCKS GRAPH takes FORMAT LIST or FORMAT DOT, and LIMIT limit")),
+            (
+                "LOCKS GRAPH FORMAT svg",
+                syntax("LOCKS GRAPH takes FORMAT LIST or FORMAT DOT, and LIMIT limit"),
+            ),
             ("LOCKS DEADLOCKS 3", syntax("LOCKS DEADLOCKS takes COUNT count")),
             ("LOCKS DEADLOCKS COUNT 0", "ERR COUNT must be between 1 and 128".to_owned()),
             ("LOCKS DEADLOCKS COUNT 129", "ERR COUNT must be between 1 and 128".to_owned()),
