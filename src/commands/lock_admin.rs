@@ -34,7 +34,9 @@ use crate::types::glob::matches;
 
 /// Longest REASON, in bytes.
 const REASON_BYTES_MAX: usize = 512;
-/// Pairs that LOCKS GRAPH shows, at most: nobody reads more, and writes wait while it looks.
+/// Pairs that LOCKS GRAPH shows without LIMIT: nobody reads more, and writes wait while it looks.
+const GRAPH_EDGES: usize = 1_000;
+/// And at most.
 const GRAPH_EDGES_MAX: usize = 10_000;
 const GRAPH_SYNTAX: &str = "ERR syntax error: LOCKS GRAPH takes FORMAT LIST or FORMAT DOT, and LIMIT limit";
 
@@ -46,7 +48,7 @@ const HELP: &[&str] = &[
     "    Return who holds a lock, for how long, and who waits for it.",
     "GRAPH [FORMAT LIST|DOT] [LIMIT <limit>]",
     "    Return who waits for whom, with the log index as of which it is so. There is a third",
-    "    element, the word more, when there are more pairs than LIMIT, at most and by default 10000.",
+    "    element, the word more, when there are more pairs than LIMIT: 1000, or up to 10000.",
     "DEADLOCKS [COUNT <count>]",
     "    Return the last deadlocks, the newest first.",
     "RELEASE <owner>",
@@ -155,7 +157,7 @@ fn graph(context: &ReadContext<'_>, args: Args<'_>) -> CommandResult {
         Some(_) => return Err(CommandError::other(GRAPH_SYNTAX)),
     };
     let most = match limit {
-        None => GRAPH_EDGES_MAX,
+        None => GRAPH_EDGES,
         Some(limit) => {
             let number = parse_i64(limit).ok_or(CommandError::NotAnInteger)?;
             let in_range = usize::try_from(number).ok().filter(|limit| (1..=GRAPH_EDGES_MAX).contains(limit));
@@ -303,7 +305,7 @@ pub static ROWS: &[CommandSpec] = &[CommandSpec {
         sub(
             "graph",
             "LOCKS GRAPH [FORMAT LIST | FORMAT DOT] [LIMIT limit]",
-            "Returns the log index and the wait-for graph: who waits for whom because of which key, 10000 pairs at most, and the word more when there are others.",
+            "Returns the log index and the wait-for graph: who waits for whom because of which key, 1000 pairs or as many as LIMIT says, and the word more when there are others.",
             -2,
             Flags::READONLY.and(Flags::WALKS),
             Execute::Read(graph),
