@@ -185,7 +185,7 @@ fn open_replica(
 ) -> anyhow::Result<Replica> {
     let path = dir.path();
     let group = GroupId(0);
-    restart::stand_on(path, cluster::has_peers(&config.get()));
+    restart::stand_on(path, config.get().has_peers());
     let write_buffers = 2 * Geometry::at(path).data_memtable;
     let caches = SharedCaches::new(BLOCK_CACHE_BYTES, usize::try_from(write_buffers)?);
     let started = clock.monotonic();

@@ -16,7 +16,6 @@ use crate::config::Config;
 use crate::consensus::raft::replica::BootError;
 use crate::consensus::raft::replica::META_REPLICA;
 use crate::consensus::raft::restart;
-use crate::node::cluster;
 use crate::state::State;
 use crate::storage::DataStore;
 use crate::storage::LogStore;

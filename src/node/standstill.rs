@@ -17,7 +17,6 @@ use crate::config::SharedConfig;
 use crate::consensus::raft::restart;
 use crate::consensus::raft::standstill;
 use crate::node::adopt_cluster_settings;
-use crate::node::cluster;
 use crate::node::disk;
 use crate::server::Services;
 use crate::storage::LogStore;
@@ -52,7 +51,7 @@ pub fn wait_for_room(
         "the disk of {} is too full to start on: {missing_now} bytes more must be free. This node waits for them",
         dir.display()
     );
-    if !cluster::has_peers(&config.get()) {
+    if !config.get().has_peers() {
         serve_reads(dir, config, clock, services)?;
     }
     while missing(dir)? > 0 {

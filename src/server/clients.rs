@@ -89,7 +89,7 @@ pub struct ClientHandle {
     /// How its wait is to end that another client ends: 0 is not at all, 1 as in time, 2 with an error.
     unblock: AtomicU8,
     /// What it is sent besides replies, and about how much memory that takes.
-    inbox: Mutex<Vec<Reply>>,
+    inbox: Mutex<Inbox>,
     inbox_bytes: AtomicUsize,
     hard_limits: Arc<HardLimits>,
     /// Subscriptions to channels and to patterns.

@@ -63,7 +63,7 @@ pub fn read(dir: &Path, config: &Config, clock: &Arc<dyn Clock>) -> Result<Optio
     let contents = log.load(GROUP, state.meta().applied.next())?;
     let boot = Boot::repair(dir, replica, &state, contents)?;
     for entry in boot.entries() {
-        apply_one(&mut state, entry, None);
+        apply_one(&mut state, entry, None, |_, _| false);
     }
     if let Some(error) = state.take_fault() {
         return Err(error.into());
@@ -136,6 +136,10 @@ impl Replicator for Still {
     }
 
     fn leader_silence(&self) -> Option<Millis> {
+        Some(Millis(0))
+    }
+
+    fn leaderless(&self) -> Option<Millis> {
         Some(Millis(0))
     }
 
