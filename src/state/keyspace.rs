@@ -19,6 +19,9 @@ use crate::types::LogIndex;
 /// Parts of a database; SCAN's cursor runs over them.
 pub const PARTS: usize = 1 << 14;
 
+/// What a queue takes in the indices of numbers and of deadlines, besides its name, which stands in both.
+const INDEXED_BYTES: usize = 128;
+
 /// What a row holds besides its key.
 #[derive(Debug)]
 pub enum Object {
@@ -170,8 +173,7 @@ impl Row {
         let object = match &self.object {
             Object::String => 0,
             Object::Lock(lock) => lock.memory_bytes(),
-            // Its name stands in two indices, too.
-            Object::Queue(queue) => queue.memory_bytes() + 2 * self.key_len.len(),
+            Object::Queue(queue) => queue.memory_bytes() + INDEXED_BYTES + 2 * self.key_len.len(),
         };
         std::mem::size_of::<Row>() + self.buffer.capacity() + object
     }
