@@ -47,8 +47,8 @@ use holdfast::types::Term;
 use holdfast::types::WallMillis;
 use holdfast::types::bounds::Bounds;
 
-use sim::comparison::difference;
 use sim::comparison::confirmed;
+use sim::comparison::difference;
 use sim::comparison::end_of;
 use sim::comparison::hand_over;
 use sim::comparison::pop_wait;
@@ -108,7 +108,10 @@ impl Pair {
         }
         let notices: Vec<(u64, u64)> = real.notices.iter().filter_map(confirmed).collect();
         if notices != self.model.confirmed() {
-            return Err(format!("entry {index} confirms {notices:?}, the model {:?}", self.model.confirmed()));
+            return Err(format!(
+                "entry {index} confirms {notices:?}, the model {:?}",
+                self.model.confirmed()
+            ));
         }
         let mut replies = Vec::new();
         for (at, (outcome, result)) in real.outcomes.into_iter().zip(results).enumerate() {
@@ -256,7 +259,15 @@ impl Pair {
         let Execute::Read(read) = spec.execute else { return Err("a command that does not read".to_owned()) };
         let now = ClusterTime(self.model.clock());
         let wall = self.state.meta().wall;
-        let context = ReadContext { state: &self.state, db, user: b"default", now, wall, seed: 0, bounds: Bounds::DEFAULT };
+        let context = ReadContext {
+            state: &self.state,
+            db,
+            user: b"default",
+            now,
+            wall,
+            seed: 0,
+            bounds: Bounds::DEFAULT,
+        };
         let Ok(Reply::Map(fields)) = read(&context, &words) else { return Ok(false) };
         let [ready, delayed, leased, dead] = model.counts().map(|count| count as u64);
         let age = |is_meant: fn(&Place) -> bool| {

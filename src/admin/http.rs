@@ -261,9 +261,10 @@ impl BoundedStream {
 
     /// The error of a connection that has to go.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        self.displaced = self.displaced.take().and_then(|mut displaced| {
-            Pin::new(&mut displaced).poll(cx).is_pending().then_some(displaced)
-        });
+        self.displaced = self
+            .displaced
+            .take()
+            .and_then(|mut displaced| Pin::new(&mut displaced).poll(cx).is_pending().then_some(displaced));
         if self.displaced.is_none() {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }

@@ -37,9 +37,7 @@ impl Gift {
         // The owner stands behind the last key.
         let owner = words.get(keys.last()? + 1)?;
         let lock = |(at, token): (&usize, &Reply)| match token {
-            Reply::Integer(token) => {
-                Some((Bytes::copy_from_slice(words[*at]), u64::try_from(*token).ok()?))
-            }
+            Reply::Integer(token) => Some((Bytes::copy_from_slice(words[*at]), u64::try_from(*token).ok()?)),
             _ => None,
         };
         let locks = keys.iter().zip(tokens).filter_map(lock).collect();

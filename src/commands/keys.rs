@@ -884,7 +884,14 @@ pub static ROWS: &[CommandSpec] = &[
     CommandSpec {
         complexity: "O(N) where N is the number of keys.",
         acl: Categories::KEYSPACE.and(Categories::DANGEROUS),
-        ..row("keys", "KEYS pattern", "Returns all keys that match a pattern.", 2, READ.and(Flags::WALKS), Execute::Read(keys))
+        ..row(
+            "keys",
+            "KEYS pattern",
+            "Returns all keys that match a pattern.",
+            2,
+            READ.and(Flags::WALKS),
+            Execute::Read(keys),
+        )
     },
     row(
         "randomkey",

@@ -472,9 +472,10 @@ mod tests {
                     };
                     execute(&mut context, &args)
                 }
-                Execute::Read(execute) => {
-                    execute(&ReadContext { state, db: 0, user, now, wall, seed: 0, bounds: Bounds::DEFAULT }, &args)
-                }
+                Execute::Read(execute) => execute(
+                    &ReadContext { state, db: 0, user, now, wall, seed: 0, bounds: Bounds::DEFAULT },
+                    &args,
+                ),
                 Execute::Session(_) => panic!("lock verbs need the state"),
             };
             show(&result.unwrap_or_else(Reply::from))

@@ -51,7 +51,9 @@ impl Bench {
                 &mut WriteContext { state, db: 0, user, now, wall, origin: &origin, in_transaction, bounds },
                 words,
             ),
-            Execute::Read(execute) => execute(&ReadContext { state, db: 0, user, now, wall, seed: 0, bounds }, words),
+            Execute::Read(execute) => {
+                execute(&ReadContext { state, db: 0, user, now, wall, seed: 0, bounds }, words)
+            }
             Execute::Session(_) => panic!("queue verbs need the state"),
         };
         queues::serve_waits(&mut self.state, now);
@@ -598,7 +600,10 @@ fn a_queue_with_nothing_in_it_is_gone_and_found_again() {
         (300_100, "QPUSH q o ID i", "27-0"),
     ]);
     assert_eq!(bench.trace(300_100, "q", "1-0"), "PUSHED/0/0 DELIVERED/1/1 ACKED/1/1");
-    assert_eq!((bench.info(300_100, "q", "pushed"), bench.info(300_100, "q", "acked")), ("3".into(), "1".into()));
+    assert_eq!(
+        (bench.info(300_100, "q", "pushed"), bench.info(300_100, "q", "acked")),
+        ("3".into(), "1".into())
+    );
     assert_eq!(bench.info(300_100, "q", "duplicates"), "4");
 }
 
@@ -870,7 +875,10 @@ fn aging_counts_from_when_a_message_could_be_handed_out() {
         // An earlier message of its group held it up.
         (&["QPUSH q a GROUP g", "QPUSH q low GROUP g", "QPOP FROM q", "@1500 QACK q 2-0:1"], "low"),
         (&["QPUSH q a GROUP g", "QPUSH q low GROUP g", "QPOP FROM q", "@1500 QDEL q IDS 1 2-0"], "low"),
-        (&["QPUSH q a GROUP g", "QPUSH q low GROUP g", "QPOP FROM q", "@1500 QNACK q FATAL IDS 1 2-0:1"], "low"),
+        (
+            &["QPUSH q a GROUP g", "QPUSH q low GROUP g", "QPOP FROM q", "@1500 QNACK q FATAL IDS 1 2-0:1"],
+            "low",
+        ),
         (&["QPUSH q a GROUP g DELAY 9000 PX 1500", "QPUSH q low GROUP g"], "low"),
     ] {
         let mut bench = Bench::new();

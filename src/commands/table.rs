@@ -156,14 +156,24 @@ pub(crate) mod testing {
             let (db, user, now, wall) = (self.db, &b"default"[..], self.now, self.wall);
             let bounds = self.bounds;
             let result = match inner.execute {
-                Execute::Read(read) => {
-                    read(&ReadContext { state: &self.state, db, user, now, wall, seed: self.seed, bounds }, words)
-                }
+                Execute::Read(read) => read(
+                    &ReadContext { state: &self.state, db, user, now, wall, seed: self.seed, bounds },
+                    words,
+                ),
                 Execute::Write(write) => {
                     let (state, origin) = (&mut self.state, Origin::default());
                     let in_transaction = false;
                     write(
-                        &mut WriteContext { state, db, user, now, wall, origin: &origin, in_transaction, bounds },
+                        &mut WriteContext {
+                            state,
+                            db,
+                            user,
+                            now,
+                            wall,
+                            origin: &origin,
+                            in_transaction,
+                            bounds,
+                        },
                         words,
                     )
                 }

@@ -444,7 +444,10 @@ mod tests {
             assert_eq!(sharing(command), Sharing::Any, "{command}");
         }
         assert_eq!(sharing("QPOP FROM q"), Sharing::Messages);
-        assert_eq!([sharing("COPY a b"), sharing("RENAME a b"), sharing("SETRANGE a 9 x")], [Sharing::Few; 3]);
+        assert_eq!(
+            [sharing("COPY a b"), sharing("RENAME a b"), sharing("SETRANGE a 9 x")],
+            [Sharing::Few; 3]
+        );
     }
 
     #[test]

@@ -489,9 +489,12 @@ pub(super) mod tests {
 
     #[test]
     fn a_node_alone_needs_no_port_for_others() {
-        for line in
-            ["--port 63535", "--port 60000 --cluster-node 1 a:1", "--port 7000 --http-port 17000", "--port 65535 --http-port 1"]
-        {
+        for line in [
+            "--port 63535",
+            "--port 60000 --cluster-node 1 a:1",
+            "--port 7000 --http-port 17000",
+            "--port 65535 --http-port 1",
+        ] {
             assert!(!load_line(line).unwrap().config.has_peers(), "{line}");
         }
         let several = "--cluster-node 1 a:1 2 b:2 --port 7000 --http-port 17000";

@@ -99,7 +99,9 @@ impl Kind {
             Kind::MemoryOrPercent => {
                 let word = one(words)?;
                 let share = word.strip_suffix('%').map(|number| {
-                    parse_integer(number).and_then(|share| u8::try_from(share).ok()).filter(|share| (1..=100).contains(share))
+                    parse_integer(number)
+                        .and_then(|share| u8::try_from(share).ok())
+                        .filter(|share| (1..=100).contains(share))
                 });
                 match share {
                     Some(Some(share)) => Ok(Value::Percent(share)),

@@ -710,7 +710,11 @@ mod tests {
                     'h' => claims.publish(&[handed()], at(0)),
                     'f' => {
                         assert_eq!(claims.confirmations(at(0)), [confirm()], "{order}");
-                        assert!(receiver.as_mut().is_some_and(|it: &mut oneshot::Receiver<_>| it.try_recv().is_err()));
+                        assert!(
+                            receiver
+                                .as_mut()
+                                .is_some_and(|it: &mut oneshot::Receiver<_>| it.try_recv().is_err())
+                        );
                         claims.publish(&[confirmed()], at(0));
                     }
                     _ => receiver = Some(claims.claim(ONE)),

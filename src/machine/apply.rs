@@ -5,11 +5,11 @@
 
 use bytes::Bytes;
 
+use crate::commands::error::CommandError;
+use crate::commands::spec::CommandResult;
 use crate::commands::spec::Execute;
 use crate::commands::spec::ReadContext;
 use crate::commands::spec::WriteContext;
-use crate::commands::error::CommandError;
-use crate::commands::spec::CommandResult;
 use crate::commands::table;
 use crate::commands::weights::run_read;
 use crate::machine::answers::Answers;
@@ -242,7 +242,8 @@ impl OpenBatch<'_> {
         match apply_item(state, &caller, item) {
             Ok(answer) => answer,
             Err(error) if error.room_wanted().is_some() && room < whole => {
-                Reply::error("TRYAGAIN Too much is being answered at once. The command was not executed.").into()
+                Reply::error("TRYAGAIN Too much is being answered at once. The command was not executed.")
+                    .into()
             }
             Err(error) => Reply::from(error).into(),
         }
@@ -478,7 +479,10 @@ mod tests {
             }
             let told = |state: &State| {
                 let queue = crate::state::queues::known_at(state, 0, b"q").flatten();
-                (state.row(0, b"q").map(|row| (row.changed(), row.object().type_name())), queue.map(|it| it.len()))
+                (
+                    state.row(0, b"q").map(|row| (row.changed(), row.object().type_name())),
+                    queue.map(|it| it.len()),
+                )
             };
             let seen = told(&state);
             let lines: Vec<&str> = lines.split('|').chain(["INCRBY zz x"]).collect();

@@ -21,8 +21,10 @@ use crate::types::bounds::Bounds;
 
 /// Commands written as `SET k v; GET k`, each line so often.
 fn commands(lines: &[(&str, usize)]) -> Vec<Queued> {
-    let args = |text: &str| text.split_whitespace().map(|word| Bytes::copy_from_slice(word.as_bytes())).collect();
-    let queued = |line: &str| line.split(';').map(|text| Queued { db: 0, args: args(text) }).collect::<Vec<_>>();
+    let args =
+        |text: &str| text.split_whitespace().map(|word| Bytes::copy_from_slice(word.as_bytes())).collect();
+    let queued =
+        |line: &str| line.split(';').map(|text| Queued { db: 0, args: args(text) }).collect::<Vec<_>>();
     lines.iter().flat_map(|(line, count)| vec![queued(line); *count].concat()).collect()
 }
 
@@ -88,15 +90,23 @@ fn an_entry_of_an_older_build_that_would_take_all_memory_is_got_past() {
             let commands = commands(lines);
             let reply = exec(&mut state, &commands, is_atomic);
             if at == 0 {
-                assert!(matches!(&reply, Reply::Array(replies) if replies.len() == commands.len()), "{lines:?}");
+                assert!(
+                    matches!(&reply, Reply::Array(replies) if replies.len() == commands.len()),
+                    "{lines:?}"
+                );
                 continue;
             }
             let text = text(reply);
             assert!(text.starts_with(&format!("EXECABORT cmd={at} ERR ")), "{lines:?}: {text}");
             assert!(text.contains("Nothing was executed"), "{text}");
             assert_ne!(state.digest(), before, "the entry's own index counts");
-            assert!(state.row(0, b"a").is_none() && state.row(0, b"c1").is_none() && state.row(0, b"s").is_none());
-            assert_eq!(state.row(0, b"big").and_then(|row| row.as_string()).map(<[u8]>::len), Some(1_000_000));
+            assert!(
+                state.row(0, b"a").is_none() && state.row(0, b"c1").is_none() && state.row(0, b"s").is_none()
+            );
+            assert_eq!(
+                state.row(0, b"big").and_then(|row| row.as_string()).map(<[u8]>::len),
+                Some(1_000_000)
+            );
         }
         for key in [&b"a"[..], b"s", b"t"] {
             state.remove(0, key);
@@ -108,7 +118,8 @@ fn an_entry_of_an_older_build_that_would_take_all_memory_is_got_past() {
 #[test]
 fn small_walks_run_in_a_transaction_that_writes() {
     let mut state = state(1_000);
-    let reply = exec(&mut state, &commands(&[("SET a 1; KEYS *; SCAN 0 COUNT 10000; RANDOMKEY; DBSIZE", 20)]), false);
+    let reply =
+        exec(&mut state, &commands(&[("SET a 1; KEYS *; SCAN 0 COUNT 10000; RANDOMKEY; DBSIZE", 20)]), false);
     let Reply::Array(replies) = reply else { panic!("{reply:?}") };
     assert_eq!(replies.len(), 100);
     assert!(matches!(&replies[1], Reply::Array(keys) if keys.len() == 1_002));
@@ -140,8 +151,10 @@ fn messages_that_do_not_fit_the_reply_stay_where_they_are() {
     let reply = exec(&mut state, &commands(&[("QPOP COUNT 10 FROM q", 1)]), true);
     let Reply::Array(replies) = reply else { panic!("{reply:?}") };
     let Reply::Array(messages) = &replies[0] else { panic!("{replies:?}") };
-    let attempts: Vec<&Reply> =
-        messages.iter().map(|message| if let Reply::Array(fields) = message { &fields[3] } else { message }).collect();
+    let attempts: Vec<&Reply> = messages
+        .iter()
+        .map(|message| if let Reply::Array(fields) = message { &fields[3] } else { message })
+        .collect();
     assert_eq!(attempts, [&Reply::Integer(1); 10], "no attempt was counted");
 }
 
@@ -171,10 +184,17 @@ fn what_an_entry_answers_as_a_whole_is_bounded() {
     for outcome in applied.outcomes {
         let BatchOutcome::Done(replies) = outcome else { panic!("done") };
         bytes += replies.iter().map(Reply::size_hint).sum::<usize>();
-        refused += replies.iter().filter(|reply| matches!(reply, Reply::Error(text) if text.starts_with("TRYAGAIN "))).count();
+        refused += replies
+            .iter()
+            .filter(|reply| matches!(reply, Reply::Error(text) if text.starts_with("TRYAGAIN ")))
+            .count();
     }
     assert!(bytes < 300_000_000 && refused == 4, "{bytes} bytes, {refused} refused");
-    assert_eq!(state.row(0, b"n").and_then(|row| row.as_string()), Some(&b"4"[..]), "what was refused did nothing");
+    assert_eq!(
+        state.row(0, b"n").and_then(|row| row.as_string()),
+        Some(&b"4"[..]),
+        "what was refused did nothing"
+    );
 }
 
 #[test]
@@ -186,7 +206,14 @@ fn replies_that_nobody_waits_for_are_not_kept_and_change_nothing_that_is_replica
         (stamp(2), transaction(Bounds::DEFAULT, &commands(&[("ONCE id", 1), ("INCR n; GET big", 2)]), true)),
         (stamp(3), transaction(Bounds::DEFAULT, &commands(&[("INCR n", 1), ("KEYS *", 10)]), false)),
         (stamp(4), transaction(Bounds::DEFAULT, &commands(&[("INCR n", 1), ("GET big", 90)]), false)),
-        (stamp(5), transaction(Bounds::DEFAULT, &commands(&[("INCR n", 1), ("GET big", 30), ("INCR x; INCR big", 1)]), true)),
+        (
+            stamp(5),
+            transaction(
+                Bounds::DEFAULT,
+                &commands(&[("INCR n", 1), ("GET big", 30), ("INCR x; INCR big", 1)]),
+                true,
+            ),
+        ),
         (stamp(6), transaction(Bounds::DEFAULT, &commands(&[("SET a 1", 9)]), false)),
     ];
     let entry = entry(&batches);

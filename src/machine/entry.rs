@@ -656,7 +656,10 @@ mod tests {
         assert_eq!(read, stamps());
         let head = decode_batch_head(&mut reader).unwrap().unwrap();
         let client = Some((12, "127.0.0.1:4000"));
-        assert_eq!(head, BatchHead { user: b"default", count: 6, session: Some(session()), client, bounds: BOUNDS });
+        assert_eq!(
+            head,
+            BatchHead { user: b"default", count: 6, session: Some(session()), client, bounds: BOUNDS }
+        );
         assert!(
             matches!(decode_item(&mut reader).unwrap(), Item::Command { db: 3, words } if words.len() == 3)
         );

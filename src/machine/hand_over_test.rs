@@ -37,7 +37,8 @@ impl Bench {
         fill(&mut batch);
         let seq = &mut self.sent[node as usize];
         *seq += 1;
-        let session = (node > 0).then_some(SessionStamp { node: NodeId(node), epoch: 1 << 16, seq: *seq, ack: 0 });
+        let session =
+            (node > 0).then_some(SessionStamp { node: NodeId(node), epoch: 1 << 16, seq: *seq, ack: 0 });
         let stamps = Stamps { clock: ClusterTime(now), wall: WallMillis(now), seed: 1 };
         let entry = encode_entry(&stamps, [(session, &batch)].into_iter());
         let index = self.state.meta().applied.next();
@@ -164,7 +165,9 @@ fn a_hold_that_its_owner_touched_meanwhile_does_not_go_back() {
     let mut bench = Bench::new();
     for (key, line) in [("l", "LOCK l w"), ("m", "LOCKEXTEND w 9000 KEYS 1 m")] {
         bench.run(1, 0, &format!("LOCK {key} h"));
-        let Reply::Waiting(claim) = bench.run(2, 1, &format!("LOCK {key} w BLOCK 0")) else { panic!("waits") };
+        let Reply::Waiting(claim) = bench.run(2, 1, &format!("LOCK {key} w BLOCK 0")) else {
+            panic!("waits")
+        };
         bench.run(1, 2, &format!("UNLOCK {key} h; {line}"));
         assert_eq!(bench.cancel(3, &[claim]), 1);
         assert_ne!(bench.token(key), 0, "{key}");

@@ -192,12 +192,7 @@ fn run_within_budget(
 }
 
 /// What a command's reply means for its transaction: an error is one of its replies, or ends it.
-fn judged(
-    reply: CommandResult,
-    budget: &Budget,
-    is_atomic: bool,
-    at: usize,
-) -> Result<Reply, CommandError> {
+fn judged(reply: CommandResult, budget: &Budget, is_atomic: bool, at: usize) -> Result<Reply, CommandError> {
     let text = match reply {
         Ok(Reply::Error(text)) => text.into_owned(),
         Ok(reply) => return Ok(reply),

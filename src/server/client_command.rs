@@ -132,7 +132,9 @@ pub fn why_not_queued(request: &Request) -> Option<Reply> {
     let is = |at: usize, word: &str| request.get(at).is_some_and(|given| eq_ignore_case(given, word));
     let is_silent = is(1, "reply") && (is(2, "off") || is(2, "skip"));
     is_silent.then(|| {
-        Reply::error("ERR CLIENT REPLY OFF and SKIP are not allowed inside a transaction: send them before MULTI")
+        Reply::error(
+            "ERR CLIENT REPLY OFF and SKIP are not allowed inside a transaction: send them before MULTI",
+        )
     })
 }
 

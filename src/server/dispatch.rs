@@ -159,9 +159,15 @@ struct Given {
 }
 
 enum What {
-    Message { queue: Bytes, receipt: Bytes },
+    Message {
+        queue: Bytes,
+        receipt: Bytes,
+    },
     /// What a reply to this request gives; it is read when it is wanted, which is seldom.
-    Locks { request: Request, reply: Reply },
+    Locks {
+        request: Request,
+        reply: Reply,
+    },
     Gift(Gift),
 }
 
@@ -307,9 +313,7 @@ impl Pipeline {
                     continue;
                 }
                 let sharing = weights::sharing(found.leaf(), self.requests[self.next].args());
-                if self.collect(session, services, found) > BATCH_BYTES
-                    || self.is_last(sharing)
-                    || is_waiting
+                if self.collect(session, services, found) > BATCH_BYTES || self.is_last(sharing) || is_waiting
                 {
                     return Step::Propose;
                 }
@@ -479,8 +483,7 @@ impl Pipeline {
     #[inline]
     fn note_given(&mut self, db: DbIndex, row: &CommandSpec, reply: Reply, end: usize) {
         if row.flags.has(Flags::HANDS_OUT_MESSAGES) {
-            let given =
-                |(queue, receipt)| Given { db, end, what: What::Message { queue, receipt } };
+            let given = |(queue, receipt)| Given { db, end, what: What::Message { queue, receipt } };
             self.given.extend(messages_of(&reply).map(given));
         } else if row.flags.has(Flags::HANDS_OUT_LOCKS)
             && matches!(reply, Reply::Integer(_) | Reply::Array(_))
@@ -900,7 +903,9 @@ impl Pipeline {
         out: &mut BytesMut,
     ) -> Option<Step> {
         let outcome = session.transaction.exec();
-        if let Exec::Run(plan) = &outcome && !plan.has_writes {
+        if let Exec::Run(plan) = &outcome
+            && !plan.has_writes
+        {
             self.last = Some(found);
             self.reads = outcome.into_plan();
             return None;

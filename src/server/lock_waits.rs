@@ -137,7 +137,10 @@ pub async fn wind_up(services: &Services) {
     };
     if tokio::time::timeout(WIND_UP_MAX, ended).await.is_err() {
         let left = claims.len();
-        tracing::warn!(left, "stopped before all waits had ended: the others end them, and take back what was given");
+        tracing::warn!(
+            left,
+            "stopped before all waits had ended: the others end them, and take back what was given"
+        );
     }
 }
 

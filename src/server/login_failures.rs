@@ -194,7 +194,8 @@ mod tests {
         let there: IpAddr = "10.0.0.8".parse().unwrap();
         assert_eq!(failures.note(there, USER, 20, at(0)).verdict, Verdict::After(Millis(0)));
         assert_eq!(failures.note(HERE, 2, 20, at(0)).verdict, Verdict::After(Millis(0)));
-        let neighbours = ["2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1"].map(|text| text.parse().unwrap());
+        let neighbours =
+            ["2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1"].map(|text| text.parse().unwrap());
         let [one, same, other] = neighbours;
         (0..21).for_each(|_| _ = failures.note(one, USER, 20, at(0)));
         assert_eq!(failures.note(same, USER, 20, at(0)).verdict, Verdict::After(Millis(200)));
@@ -204,8 +205,7 @@ mod tests {
     #[test]
     fn few_answers_of_an_address_wait_at_a_time() {
         let mut failures = LoginFailures::default();
-        let verdicts: Vec<Verdict> =
-            (0..100).map(|_| failures.note(HERE, USER, 20, at(0)).verdict).collect();
+        let verdicts: Vec<Verdict> = (0..100).map(|_| failures.note(HERE, USER, 20, at(0)).verdict).collect();
         assert!(verdicts[..84].iter().all(|verdict| matches!(verdict, Verdict::After(_))), "{verdicts:?}");
         assert!(verdicts[84..].iter().all(|verdict| *verdict == Verdict::Close));
         assert_eq!(after(&mut failures, 5_001), 5_000);

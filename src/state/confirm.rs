@@ -171,9 +171,9 @@ fn given_until(state: &State, hand_over: &HandOver, now: ClusterTime) -> Option<
             };
             earliest(locks.iter().map(held))
         }
-        Handed::Messages(messages) => {
-            earliest(messages.iter().map(|(queue, receipt)| leased_until(state, hand_over.db, queue, *receipt, now)))
-        }
+        Handed::Messages(messages) => earliest(
+            messages.iter().map(|(queue, receipt)| leased_until(state, hand_over.db, queue, *receipt, now)),
+        ),
     }
 }
 
@@ -183,13 +183,17 @@ pub fn end_given_until(state: &State, end: &ClaimEnd, now: ClusterTime) -> Optio
     match end {
         ClaimEnd::Granted(granted) => {
             let grants = granted.grants.iter();
-            earliest(grants.map(|grant| {
-                held_until(state, granted.db, &grant.key, &granted.owner, grant.token, now)
-            }))
+            earliest(
+                grants
+                    .map(|grant| held_until(state, granted.db, &grant.key, &granted.owner, grant.token, now)),
+            )
         }
         ClaimEnd::Delivered(delivered) => {
             let messages = delivered.messages.iter();
-            earliest(messages.map(|message| leased_until(state, delivered.db, &message.queue, message.receipt, now)))
+            earliest(
+                messages
+                    .map(|message| leased_until(state, delivered.db, &message.queue, message.receipt, now)),
+            )
         }
         ClaimEnd::Over | ClaimEnd::Failed(_) => None,
     }

@@ -104,7 +104,10 @@ pub struct HandedLock {
 /// What was handed over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Handed {
-    Locks { owner: OwnerName, locks: Vec<HandedLock> },
+    Locks {
+        owner: OwnerName,
+        locks: Vec<HandedLock>,
+    },
     /// By queue and receipt.
     Messages(Vec<(Box<[u8]>, Receipt)>),
 }

@@ -43,7 +43,6 @@ struct SavedRow {
     content: Saved,
 }
 
-
 #[derive(Debug)]
 enum Saved {
     String(Vec<u8>, Form),

@@ -104,7 +104,10 @@ impl DiskLimits {
             DiskSize::Off => 0,
             DiskSize::Bytes(bytes) => bytes,
         };
-        DiskLimits { soft: bytes(soft, automatic(50, GIB, 150)), hard: bytes(hard, automatic(10, 384 * MIB, 75)) }
+        DiskLimits {
+            soft: bytes(soft, automatic(50, GIB, 150)),
+            hard: bytes(hard, automatic(10, 384 * MIB, 75)),
+        }
     }
 
     /// The state that follows `before` when so many bytes are free.

@@ -259,7 +259,8 @@ impl LogStore {
     pub fn open(dir: &Path) -> Result<LogStore, StorageError> {
         let path = dir.join(LOG);
         crate::storage::ensure_dir(&path)?;
-        let db = DB::open(&options(&Geometry::at(&path)), &path).map_err(|error| StorageError::from(error).in_place(&path))?;
+        let db = DB::open(&options(&Geometry::at(&path)), &path)
+            .map_err(|error| StorageError::from(error).in_place(&path))?;
         Ok(LogStore::of(db))
     }
 

@@ -365,7 +365,8 @@ fn size(bytes: u64) -> usize {
 fn probe(db: &DB) -> Result<(), StorageError> {
     let mut options = WriteOptions::default();
     options.disable_wal(true);
-    db.write_opt(WriteBatch::default(), &options).map_err(|error| StorageError::from(error).in_place(db.path()))
+    db.write_opt(WriteBatch::default(), &options)
+        .map_err(|error| StorageError::from(error).in_place(db.path()))
 }
 
 /// Bytes in live tables and memtables; 0 where RocksDB does not say.

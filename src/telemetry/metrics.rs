@@ -193,8 +193,12 @@ pub const METRICS: &[MetricSpec] = &[
         "connections",
         "Clients that were refused because of maxclients.",
     ),
-    counter(SERVER_CLOSED_CLIENTS_TOTAL, "connections", "Clients that were closed for a bound they passed, by bound.")
-        .by(&["reason"]),
+    counter(
+        SERVER_CLOSED_CLIENTS_TOTAL,
+        "connections",
+        "Clients that were closed for a bound they passed, by bound.",
+    )
+    .by(&["reason"]),
     gauge(SERVER_CLIENT_MEMORY_BYTES, "bytes", "Memory that requests, replies and messages of clients take."),
     counter(AUTH_FAILURES_TOTAL, "logins", "Wrong passwords."),
     counter(COMMANDS_TOTAL, "commands", "Commands that ran, by name.").by(&["cmd"]),

@@ -60,7 +60,9 @@ pub fn machine_memory_bytes() -> u64 {
 /// that is less. 0 when nothing says.
 #[must_use]
 pub fn memory_limit_bytes() -> u64 {
-    let within = cgroup_files(&read("/proc/self/cgroup")).into_iter().filter_map(|file| read(&file).trim().parse().ok());
+    let within = cgroup_files(&read("/proc/self/cgroup"))
+        .into_iter()
+        .filter_map(|file| read(&file).trim().parse().ok());
     let machine = Some(machine_memory_bytes()).filter(|bytes| *bytes > 0);
     within.chain(machine).filter(|bytes| *bytes > 0).min().unwrap_or(0)
 }

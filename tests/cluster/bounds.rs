@@ -18,7 +18,8 @@ fn every_node_gets_past_an_entry_that_would_take_all_memory() {
         client.set_timeout(Duration::from_secs(60));
         client.cmd_bytes(&[b"SET", b"big", &vec![b'x'; 1 << 20]]);
         let pairs: Vec<String> = (0..KEYS).flat_map(|n| [format!("key:{n}"), "v".to_owned()]).collect();
-        let mut commands = vec![["MSET"].into_iter().chain(pairs.iter().map(String::as_str)).collect::<Vec<_>>()];
+        let mut commands =
+            vec![["MSET"].into_iter().chain(pairs.iter().map(String::as_str)).collect::<Vec<_>>()];
         commands.extend(vec![vec!["KEYS", "*"]; 900]);
         let mut exec = |commands: &[Vec<&str>]| {
             assert_eq!(client.cmd(&["MULTI"]), ok());

@@ -58,7 +58,8 @@ fn the_fattest_clients_go_when_all_take_too_much_together() {
     let mut half: Vec<Client> = (0..20).map(|_| node.client()).collect();
     half.iter_mut().for_each(|client| send_half(client, 12 << 20));
     wait_for("clients to be closed", PATIENCE, || {
-        let (evicted, memory) = (figure(&mut client, "evicted_clients"), figure(&mut client, "mem_clients_normal"));
+        let (evicted, memory) =
+            (figure(&mut client, "evicted_clients"), figure(&mut client, "mem_clients_normal"));
         (evicted >= 14 && memory <= 96 << 20).then_some(())
     });
     wait_for("their memory to be given back", PATIENCE, || {
@@ -71,7 +72,8 @@ fn the_fattest_clients_go_when_all_take_too_much_together() {
     assert_eq!(protected.read(), ok());
     assert_eq!(client.cmd(&["PING"]), simple("PONG"));
     let (status, metrics) = node.http("/metrics");
-    let line = metrics.lines().find(|line| line.contains("closed_clients_total{reason=\"maxmemory-clients\"}"));
+    let line =
+        metrics.lines().find(|line| line.contains("closed_clients_total{reason=\"maxmemory-clients\"}"));
     assert!(status == 200 && !line.unwrap().ends_with(" 0"), "{line:?}");
     assert!(node.log().contains("all together took more than maxmemory-clients"), "{}", node.log());
 }
@@ -123,7 +125,9 @@ fn who_does_not_log_in_is_let_go() {
     silent.set_timeout(Duration::from_secs(60));
     assert_eq!(silent.read_to_close(), "");
     // To ask for other things is not to log in.
-    wait_for("the one that talks to be closed", PATIENCE, || talking.try_cmd(&["PING"]).is_err().then_some(()));
+    wait_for("the one that talks to be closed", PATIENCE, || {
+        talking.try_cmd(&["PING"]).is_err().then_some(())
+    });
     assert_eq!(member.cmd(&["PING"]), simple("PONG"));
     assert_eq!(figure(&mut member, "client_login_timeout_disconnections"), 2);
 }
@@ -193,7 +197,11 @@ fn guesses_at_the_password_wait_and_the_right_one_does_not() {
     assert!(!other.cmd(&["HELLO", "3", "AUTH", "default", "sesame"]).is_error());
     wait_for("an answer to wait", PATIENCE, || is_waiting(&mut member));
     assert!(figure(&mut member, "acl_access_denied_auth") >= 4);
-    assert!(node.log().contains("wrong password: 1 failed logins of user 'default' from 127.0.0.1:"), "{}", node.log());
+    assert!(
+        node.log().contains("wrong password: 1 failed logins of user 'default' from 127.0.0.1:"),
+        "{}",
+        node.log()
+    );
 }
 
 #[test]
@@ -208,5 +216,8 @@ fn guesses_in_a_transaction_wait_too() {
     });
     (0..7).for_each(|_| drop(guesser.read()));
     let answers = guesser.read();
-    assert!(answers.items().len() == 6 && answers.items().iter().all(|answer| answer.is_error()), "{answers:?}");
+    assert!(
+        answers.items().len() == 6 && answers.items().iter().all(|answer| answer.is_error()),
+        "{answers:?}"
+    );
 }

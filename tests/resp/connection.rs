@@ -340,7 +340,8 @@ fn replies_are_left_out_as_redis_leaves_them_out() {
     }
     let mut client = client();
     client.cmd(&["HELLO", "3"]);
-    let lines = ["CLIENT REPLY SKIP", "SUBSCRIBE a", "CLIENT REPLY OFF", "SUBSCRIBE b", "PING", "CLIENT REPLY ON"];
+    let lines =
+        ["CLIENT REPLY SKIP", "SUBSCRIBE a", "CLIENT REPLY OFF", "SUBSCRIBE b", "PING", "CLIENT REPLY ON"];
     assert_eq!(all_answers(&mut client, &lines), format!("{a}{b}+OK\r\n").replace("*3", ">3"));
 }
 
@@ -351,7 +352,8 @@ fn a_transaction_is_not_left_without_its_reply() {
         client.cmd(&["DEL", "connection:silent"]);
         assert_eq!(client.cmd(&["MULTI"]), ok());
         assert_eq!(client.cmd(&["SET", "connection:silent", "1"]), simple("QUEUED"));
-        let why = "ERR CLIENT REPLY OFF and SKIP are not allowed inside a transaction: send them before MULTI";
+        let why =
+            "ERR CLIENT REPLY OFF and SKIP are not allowed inside a transaction: send them before MULTI";
         assert_eq!(client.cmd(&["CLIENT", "REPLY", mode]), error(why));
         let aborted = "EXECABORT Transaction discarded because of previous errors.";
         assert_eq!(client.cmd(&["EXEC"]), error(aborted));

@@ -38,7 +38,10 @@ fn a_lock_that_was_granted_at_once_in_a_reply_that_nobody_got_is_taken_back() {
     let mut operator = node.client();
     for (commands, keys) in [
         (vec![vec!["INCR", "done"], vec!["LOCK", "k", "gone", "PX", LONG]], vec!["k"]),
-        (vec![vec!["INCR", "done"], vec!["LOCK", "k", "gone", "SHARED", "LIMIT", "3", "PX", LONG]], vec!["k"]),
+        (
+            vec![vec!["INCR", "done"], vec!["LOCK", "k", "gone", "SHARED", "LIMIT", "3", "PX", LONG]],
+            vec!["k"],
+        ),
         (vec![vec!["INCR", "done"], vec!["MLOCK", "3", "k", "l", "k", "gone", "PX", LONG]], vec!["k", "l"]),
         (
             vec![
@@ -65,7 +68,11 @@ fn what_an_owner_held_before_stays_when_a_later_reply_is_lost() {
     let token = operator.cmd(&["LOCK", "k", "me", "PX", LONG]).integer();
     let shared = operator.cmd(&["LOCK", "s", "me", "SHARED", "PX", LONG]).integer();
     send_and_leave(&node, &mut operator, &[vec!["INCR", "done"], vec!["LOCK", "k", "me", "PX", LONG]]);
-    send_and_leave(&node, &mut operator, &[vec!["INCR", "done"], vec!["LOCK", "k", "me", "SHARED", "PX", LONG]]);
+    send_and_leave(
+        &node,
+        &mut operator,
+        &[vec!["INCR", "done"], vec!["LOCK", "k", "me", "SHARED", "PX", LONG]],
+    );
     send_and_leave(&node, &mut operator, &[vec!["INCR", "done"], vec!["LOCK", "s", "me", "PX", LONG]]);
     // One that is new goes back after them, so they would have, too.
     send_and_leave(&node, &mut operator, &[vec!["INCR", "done"], vec!["LOCK", "new", "me", "PX", LONG]]);
@@ -128,7 +135,11 @@ fn a_client_that_wants_no_replies_keeps_what_it_takes() {
     let node = Node::start(&[]);
     let mut operator = node.client();
     let mut silent = node.client();
-    silent.pipeline_only(&[vec!["CLIENT", "REPLY", "OFF"], vec!["LOCK", "k", "me", "PX", LONG], vec!["QUIT"]]);
+    silent.pipeline_only(&[
+        vec!["CLIENT", "REPLY", "OFF"],
+        vec!["LOCK", "k", "me", "PX", LONG],
+        vec!["QUIT"],
+    ]);
     drop(silent);
     wait_for("the lock to be taken", PATIENCE, || {
         (operator.cmd(&["LOCKS", "INFO", "k"]) != Value::Null).then_some(())

@@ -94,7 +94,17 @@ fn too_little_address_space_is_one_clear_line() {
     let [port, http] = [free_port(), free_port()].map(|port| port.to_string());
     let command = "ulimit -v 1000000; exec \"$@\"";
     let output = Command::new("sh")
-        .args(["-c", command, "sh", env!("CARGO_BIN_EXE_holdfast"), "--port", &port, "--http-port", &http, "--dir"])
+        .args([
+            "-c",
+            command,
+            "sh",
+            env!("CARGO_BIN_EXE_holdfast"),
+            "--port",
+            &port,
+            "--http-port",
+            &http,
+            "--dir",
+        ])
         .arg(&dir)
         .output()
         .unwrap();

@@ -351,7 +351,8 @@ fn many_names_of_queues_cost_little_once_they_are_empty() {
         let before = node.resident_bytes();
         for first in (0..NAMES).step_by(1_000) {
             let names = first..first + 1_000;
-            let commands = names.flat_map(|n| lines.iter().map(move |line| line.replace("{q}", &format!("{name}:{n}"))));
+            let commands =
+                names.flat_map(|n| lines.iter().map(move |line| line.replace("{q}", &format!("{name}:{n}"))));
             let commands: Vec<Vec<String>> =
                 commands.map(|line| line.split(' ').map(str::to_owned).collect()).collect();
             assert!(client.pipeline(&commands).iter().all(|reply| !reply.is_error()));

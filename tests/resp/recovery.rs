@@ -148,7 +148,7 @@ fn with_cold_payloads() -> Node {
 
 #[test]
 fn a_payload_that_is_damaged_while_a_node_alone_runs_ends_it_and_its_starts_with_the_place_and_a_status_of_its_own()
-{
+ {
     // Read by an entry of the log, and by a command that is not in the log.
     let reads: [&[&str]; 2] =
         [&["QPOP", "COUNT", "1000", "FROM", "queue"], &["QPEEK", "queue", "COUNT", "1000"]];

@@ -108,9 +108,7 @@ fn fill_by_others() {
         }
     };
     take_everything();
-    wait_for("the disk to be full", Millis(20_000), || {
-        (disk_state(&mut client) == "full").then_some(())
-    });
+    wait_for("the disk to be full", Millis(20_000), || (disk_state(&mut client) == "full").then_some(()));
     let refused = client.cmd(&["SET", "more", "value"]).text();
     assert!(refused.starts_with("MISCONF disk full"), "{refused}");
     assert_eq!(client.cmd(&["GET", "kept"]), bulk("value"));
@@ -164,7 +162,10 @@ fn refuse_the_smallest() {
     assert_eq!(output.status.code(), Some(1), "{line}");
     assert_eq!(line.lines().count(), 1, "{line}");
     let least = 64 * MIB;
-    assert!(line.contains(&format!("{} bytes in all", 32 * MIB)) && line.contains(&least.to_string()), "{line}");
+    assert!(
+        line.contains(&format!("{} bytes in all", 32 * MIB)) && line.contains(&least.to_string()),
+        "{line}"
+    );
     drop(node);
     drop(disk);
 }

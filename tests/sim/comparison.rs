@@ -53,7 +53,8 @@ pub fn hand_over(id: WaitId, hand_over: &HandOver) -> (u64, model::HandOver) {
 
 /// The end of a client's wait, or what it was handed, as the model tells it: claim, node, life and end.
 pub fn end_of(notice: &Notice) -> Option<(u64, u64, u64, End)> {
-    let (Notice::ClaimHanded { claim, origin, end } | Notice::ClaimEnded { claim, origin, end }) = notice else {
+    let (Notice::ClaimHanded { claim, origin, end } | Notice::ClaimEnded { claim, origin, end }) = notice
+    else {
         return None;
     };
     let end = match end {

@@ -245,9 +245,7 @@ impl Queue {
         let mut seen = Vec::new();
         for message in &self.messages {
             // The first of a priority stands for it.
-            if message.place != Place::Ready
-                || seen.contains(&message.priority)
-                || self.is_held_back(message)
+            if message.place != Place::Ready || seen.contains(&message.priority) || self.is_held_back(message)
             {
                 continue;
             }
@@ -696,7 +694,15 @@ impl Model {
     }
 
     /// A hand-out does not count: the message waits again, unless its lifetime is over.
-    fn come_back(&mut self, db: u8, key: &[u8], id: MessageId, delivery: u32, delay: u64, dying: &mut Vec<MessageId>) {
+    fn come_back(
+        &mut self,
+        db: u8,
+        key: &[u8],
+        id: MessageId,
+        delivery: u32,
+        delay: u64,
+        dying: &mut Vec<MessageId>,
+    ) {
         let now = self.clock;
         let queue = self.queue_used(db, key);
         queue.totals.nacked += 1;
@@ -1069,7 +1075,11 @@ impl Model {
                 let handed = messages.iter().map(|it| (it.queue.clone(), it.id, it.delivery)).collect();
                 let who = (Vec::new(), Vec::new());
                 let claims = std::slice::from_ref(&wait.claim);
-                self.hand(wait.claim.id, claims, HandOver { db, who, messages: handed, ..HandOver::default() });
+                self.hand(
+                    wait.claim.id,
+                    claims,
+                    HandOver { db, who, messages: handed, ..HandOver::default() },
+                );
             }
             self.tell_pop(wait, false, End::Delivered { db, with_meta, no_ack, messages });
         }

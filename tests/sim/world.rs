@@ -1286,7 +1286,8 @@ impl World {
         });
         let now = running.cluster_clock.now();
         for (wait, outcome) in over {
-            if let Some(Told { end: end @ (ClaimEnd::Granted(_) | ClaimEnd::Delivered(_)), until }) = outcome {
+            if let Some(Told { end: end @ (ClaimEnd::Granted(_) | ClaimEnd::Delivered(_)), until }) = outcome
+            {
                 if until <= now {
                     self.coverage.saw("a grant is not told since its lease is over");
                     claims.take_back(wait.claim, &end);

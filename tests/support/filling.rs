@@ -65,9 +65,7 @@ fn write_until_refused(to: SocketAddr, round: usize, writer: usize) -> Filled {
         let commands: Vec<Vec<String>> = match writer % 3 {
             0 => (0..200).map(|n| vec!["SET".to_owned(), key(n), part(at, n, 100)]).collect(),
             1 => vec![vec!["SET".to_owned(), key(0), part(at, 0, 1_000_000)]],
-            _ => (0..20)
-                .map(|n| vec!["QPUSH".to_owned(), "queue".to_owned(), part(at, n, 10_000)])
-                .collect(),
+            _ => (0..20).map(|n| vec!["QPUSH".to_owned(), "queue".to_owned(), part(at, n, 10_000)]).collect(),
         };
         let replies = client.pipeline(&commands);
         let is_refused = |reply: &&Value| reply.error_code() == Some("MISCONF");

@@ -21,8 +21,12 @@ pub fn with_mounts(name: &str, test: fn()) {
     let namespaces = ["--user", "--map-root-user", "--mount"];
     let is_allowed = Command::new("unshare").args(namespaces).arg("true").output();
     if !is_allowed.is_ok_and(|output| output.status.success()) {
-        println!("SKIPPED {name}: neither mounting nor namespaces are allowed here, so there are no small disks");
-        eprintln!("SKIPPED {name}: neither mounting nor namespaces are allowed here, so there are no small disks");
+        println!(
+            "SKIPPED {name}: neither mounting nor namespaces are allowed here, so there are no small disks"
+        );
+        eprintln!(
+            "SKIPPED {name}: neither mounting nor namespaces are allowed here, so there are no small disks"
+        );
         return;
     }
     let again = Command::new("unshare")

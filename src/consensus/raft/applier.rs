@@ -257,7 +257,8 @@ impl Applier {
         if pending.reaches(&at(WAIT_AT, self.flush_bytes.saturating_mul(WAIT_FACTOR))) {
             self.wait_for_flusher();
         }
-        let due = pending.reaches(&at(FLUSH_AT, self.flush_bytes)) || now.since(self.last_flush) >= self.flush_interval;
+        let due = pending.reaches(&at(FLUSH_AT, self.flush_bytes))
+            || now.since(self.last_flush) >= self.flush_interval;
         if due && !self.flusher_busy.load(Ordering::Acquire) {
             self.flush(now);
         }

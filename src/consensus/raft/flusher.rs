@@ -386,7 +386,9 @@ impl Flusher {
         self.log.sync()?;
         match self.data.get()?.flush() {
             Err(error) if error.is_no_space() => {
-                tracing::warn!("{error}: what is not in the data files is in the log, and is read from there");
+                tracing::warn!(
+                    "{error}: what is not in the data files is in the log, and is read from there"
+                );
             }
             flushed => flushed?,
         }

@@ -22,9 +22,9 @@ use crate::state::State;
 use crate::state::confirm;
 use crate::state::expiry::KeyName;
 use crate::state::expiry::LeaseName;
+use crate::state::expiry::Track;
 use crate::state::handed::Handed;
 use crate::state::handed::HandedLock;
-use crate::state::expiry::Track;
 use crate::state::lease_after_grace;
 use crate::state::notices::ClaimEnd;
 use crate::state::notices::Grant;
@@ -1095,8 +1095,7 @@ fn turn(state: &State, id: WaitId, wait: &Wait, now: ClusterTime) -> Turn {
             Verdict::Grant | Verdict::Renew | Verdict::Downgrade | Verdict::Upgrade => {}
         }
     }
-    let due: Vec<ClaimId> =
-        wait.claims().filter(|claim| claim.until <= now).map(|claim| claim.id).collect();
+    let due: Vec<ClaimId> = wait.claims().filter(|claim| claim.until <= now).map(|claim| claim.id).collect();
     if due.is_empty() { Turn::Now } else { Turn::Due(due) }
 }
 

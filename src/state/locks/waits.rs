@@ -429,8 +429,15 @@ mod tests {
         let wanted = together(Mode::Exclusive, 0, [part(60, 0, None)].iter());
         let keys = vec![WaitKey { key: (*b"k").into(), is_first: false }];
         let owner = OwnerName::new(b"default", b"me");
-        let wait =
-            Wait { owner, db: 0, keys, order: None, wanted, since: ClusterTime(1), askers: vec![asker(1, 60)] };
+        let wait = Wait {
+            owner,
+            db: 0,
+            keys,
+            order: None,
+            wanted,
+            since: ClusterTime(1),
+            askers: vec![asker(1, 60)],
+        };
         let mut waits = Waits::default();
         waits.insert(WaitId(1), wait);
         waits.add(WaitId(1), asker(2, 90));

@@ -269,8 +269,11 @@ impl Wanted {
     /// Reads them, without the state. What cannot be read is left to who needs it, whose fault it is then.
     #[must_use]
     pub fn read(&self, rows: &dyn ColdRows) -> Read {
-        let keys: Vec<Vec<u8>> =
-            self.ids.iter().map(|(queue, id)| rows::message_key(rows::PAYLOAD, *queue, *id).to_vec()).collect();
+        let keys: Vec<Vec<u8>> = self
+            .ids
+            .iter()
+            .map(|(queue, id)| rows::message_key(rows::PAYLOAD, *queue, *id).to_vec())
+            .collect();
         let values = rows.get_many(&keys).unwrap_or_default();
         let found = self.ids.iter().zip(values);
         found.filter_map(|((queue, id), value)| Some((*queue, *id, Bytes::from(value?)))).collect()

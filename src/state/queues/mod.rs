@@ -482,7 +482,8 @@ fn deliver(state: &mut State, claim: ClaimId, delivered: Delivered, now: Cluster
         return;
     }
     let Some(wait) = take_wait(state, claim, now) else { return };
-    let messages = delivered.messages.iter().map(|message| (message.queue.clone(), message.receipt)).collect();
+    let messages =
+        delivered.messages.iter().map(|message| (message.queue.clone(), message.receipt)).collect();
     let (id, db) = (WaitId(claim.0), delivered.db);
     confirm::hand(state, id, db, Handed::Messages(messages), &[&wait.claim], &ClaimEnd::Delivered(delivered));
 }
@@ -932,7 +933,8 @@ impl<'a> OpenQueue<'a> {
     fn told_bytes(&self, id: MessageId, with_meta: bool) -> usize {
         let payload = self.queue.message(id).map_or(0, Slot::payload_len);
         let meta = || {
-            let names = |extra: &Extra| extra.group.as_ref().map_or(0, |group| group.len()) + extra.reason.len();
+            let names =
+                |extra: &Extra| extra.group.as_ref().map_or(0, |group| group.len()) + extra.reason.len();
             META_BYTES + self.queue.extra(id).map_or(0, names)
         };
         TOLD_BYTES + self.key.len() + payload + if with_meta { meta() } else { 0 }
@@ -1150,12 +1152,7 @@ impl<'a> OpenQueue<'a> {
 
     /// Does something to a message. Who of its group can be handed out by that has not waited before: AGING counts
     /// from now on.
-    fn for_group<T>(
-        &mut self,
-        id: MessageId,
-        now: ClusterTime,
-        does: impl FnOnce(&mut Queue) -> T,
-    ) -> T {
+    fn for_group<T>(&mut self, id: MessageId, now: ClusterTime, does: impl FnOnce(&mut Queue) -> T) -> T {
         let group = match self.queue.attributes().aging {
             Millis(0) => None,
             _ => self.queue.extra(id).and_then(|extra| extra.group.clone()),

@@ -165,13 +165,7 @@ pub struct Extra {
 
 impl Default for Extra {
     fn default() -> Extra {
-        Extra {
-            group: None,
-            dedup: None,
-            carried: None,
-            expires: ClusterTime::NEVER,
-            reason: Box::default(),
-        }
+        Extra { group: None, dedup: None, carried: None, expires: ClusterTime::NEVER, reason: Box::default() }
     }
 }
 

@@ -91,7 +91,9 @@ fn check(state: &State) {
         let is_key = matches!(queue_at(state, *db, key), Some(Some(queue)) if !queue.is_at_rest());
         assert_eq!(is_key, !queue.is_at_rest(), "{key:?} is a key unless it is at rest");
         for slot in queue.messages_from(MessageId::FIRST) {
-            let Some(name) = queue.extra(slot.id()).and_then(|extra| extra.dedup.as_deref()) else { continue };
+            let Some(name) = queue.extra(slot.id()).and_then(|extra| extra.dedup.as_deref()) else {
+                continue;
+            };
             let known = queue.dedup(name).map(|dedup| (dedup.id, dedup.until));
             assert_eq!(known, Some((slot.id(), ClusterTime::NEVER)), "two messages under one ID");
         }
@@ -297,7 +299,10 @@ fn a_key_of_another_type_is_left_alone() {
     let before = state.digest();
     let push_request = PushRequest { payload: b"p", ..PushRequest::default() };
     assert_eq!(push(&mut state, 0, b"q", &push_request, by(now)), Err(WrongType));
-    assert_eq!(pop(&mut state, &request(&[b"r", b"q"], 1, Take::Remove), &origin(), now), Err(PopRefusal::WrongType));
+    assert_eq!(
+        pop(&mut state, &request(&[b"r", b"q"], 1, Take::Remove), &origin(), now),
+        Err(PopRefusal::WrongType)
+    );
     assert_eq!(ack(&mut state, 0, b"q", &[], by(now)), Err(WrongType));
     assert_eq!(nack(&mut state, 0, b"q", &[], Nack::Fatal, by(now)), Err(WrongType));
     assert_eq!(extend(&mut state, 0, b"q", &[], Millis(1), by(now)), Err(WrongType));
@@ -1006,7 +1011,11 @@ fn what_was_laid_ready_is_handed_out_without_the_disk() {
     assert!(wanted(&twins.cold).read(&NoRows).is_empty());
     // What does not belong to its message, or to none, is passed over.
     let (number, id, _) = read[0].clone();
-    let wrong = [(number, id, Bytes::from_static(b"wrong")), (99, id, Bytes::new()), (number, MessageId::FIRST, Bytes::new())];
+    let wrong = [
+        (number, id, Bytes::from_static(b"wrong")),
+        (99, id, Bytes::new()),
+        (number, MessageId::FIRST, Bytes::new()),
+    ];
     twins.cold.lay_ready(wrong.to_vec());
     assert_eq!(named(&twins.cold, b"q").map(Queue::hot_bytes), Some(0));
     let digest = twins.cold.digest();

@@ -61,7 +61,8 @@ impl Invariant for DeliveriesAreTold {
         for Unheard { node, life, message, .. } in &world.unheard {
             let Some((queue, receipt)) = message else { continue };
             let Some(receipt) = Receipt::parse(receipt) else { return Err("a malformed receipt".to_owned()) };
-            let life_of = queue_at(&journal.state, 0, queue).flatten().and_then(|queue| queue.life(receipt.id));
+            let life_of =
+                queue_at(&journal.state, 0, queue).flatten().and_then(|queue| queue.life(receipt.id));
             let is_out = life_of.is_some_and(|life| {
                 matches!(life.state, MessageState::Leased { .. }) && life.delivery == receipt.delivery
             });

@@ -60,7 +60,9 @@ impl Invariant for GrantsAreTold {
             let Some((key, token)) = lock else { continue };
             let hold = world.journal.lock(key).and_then(|lock| lock.hold_under(FencingToken(*token)));
             if world.is_alive(*node, *life) && hold.is_some_and(|hold| hold.touches() == 1) {
-                return Err(format!("{key:?} is held under {token}, which was given in a reply that was lost"));
+                return Err(format!(
+                    "{key:?} is held under {token}, which was given in a reply that was lost"
+                ));
             }
         }
         Ok(())
