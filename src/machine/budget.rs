@@ -20,14 +20,16 @@ use crate::state::Row;
 use crate::state::State;
 use crate::types::bounds::Bounds;
 
-/// Keys, locks and messages that the commands of one transaction look at or change without naming them, at most: about
-/// a tenth of a second.
+/// Keys, locks and messages that the commands of one transaction look at without naming them, at most: about a tenth of
+/// a second.
 const WALKED_MAX: usize = 250_000;
-/// Changes that one word of a transaction may bring about by naming something.
+/// Rows and messages that they change without naming them, at most: each costs some microseconds. And how many changes
+/// one word may bring about by naming something.
+const TOUCHED_MAX: usize = 32_768;
 const TOUCHED_PER_WORD: usize = 8;
 /// Bytes of values that one transaction may copy, at most, unless a single value may be longer: COPY and RENAME, and
 /// what is kept to take back what it overwrote.
-const COPIED_MAX: usize = 256 << 20;
+const COPIED_MAX: usize = 128 << 20;
 /// Bytes that the replies to one entry take together. What comes behind them in it is asked to come again.
 pub const ENTRY_REPLIES_MAX: usize = 256 << 20;
 
@@ -62,7 +64,7 @@ impl Budget {
             copied_max: COPIED_MAX.max(bounds.value.saturating_mul(2)),
             copied: 0,
             walked: 0,
-            touched_max: WALKED_MAX + words.saturating_mul(TOUCHED_PER_WORD),
+            touched_max: TOUCHED_MAX + words.saturating_mul(TOUCHED_PER_WORD),
         }
     }
 
@@ -98,7 +100,10 @@ impl Budget {
     /// So much was changed so far, and so many bytes are kept to be put back.
     pub fn check_changes(&self, (touched, kept): (usize, usize)) -> Result<(), CommandError> {
         if touched > self.touched_max {
-            return Err(walks_too_far());
+            return Err(CommandError::other(format!(
+                "ERR a transaction changes {TOUCHED_MAX} locks or messages at most that it does not name. Nothing was \
+                 executed: send it in parts"
+            )));
         }
         self.check_copied(kept)
     }

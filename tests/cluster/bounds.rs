@@ -21,6 +21,7 @@ fn every_node_gets_past_an_entry_that_would_take_all_memory() {
         let mut commands =
             vec![["MSET"].into_iter().chain(pairs.iter().map(String::as_str)).collect::<Vec<_>>()];
         commands.extend(vec![vec!["KEYS", "*"]; 900]);
+        let keys = client.cmd(&["DBSIZE"]).integer();
         let mut exec = |commands: &[Vec<&str>]| {
             assert_eq!(client.cmd(&["MULTI"]), ok());
             client.pipeline(commands);
@@ -35,8 +36,9 @@ fn every_node_gets_past_an_entry_that_would_take_all_memory() {
         many.extend(vec![vec!["GET", "copy"]; 60]);
         assert_eq!(exec(&many).items().len(), 62);
         assert_eq!(client.cmd(&["DEL", "copy"]), int(1));
-        assert_eq!(client.cmd(&["DBSIZE"]).integer(), 2, "big and q");
         client.cmd(&["QDEL", "q", "ALL"]);
+        let left = client.cmd(&["DBSIZE"]).integer();
+        assert!((keys..=keys + 1).contains(&left), "{keys} keys, now {left}: the queue may be there");
         assert_eq!(client.cmd(&["QLEN", "q", "ALL"]), int(0));
     }
     cluster.check_digests();
