@@ -1515,7 +1515,7 @@ impl State {
                         let due: Vec<ClaimId> =
                             self.waits.due(db, row.key(), ClusterTime(u64::MAX - 1)).collect();
                         let waits = lock.waiters().filter_map(|id| self.waits.get(id));
-                        let claims = waits.flat_map(|wait| &wait.claims);
+                        let claims = waits.flat_map(|wait| wait.claims());
                         let ends = claims.filter(|claim| claim.until != ClusterTime::NEVER);
                         let mut ends: Vec<_> = ends.map(|claim| (claim.until, claim.id)).collect();
                         ends.sort_unstable();

@@ -175,7 +175,7 @@ mod tests {
         state.set_settings(Settings { databases: 16, once_max_bytes: 100, ..Settings::default() });
         execute(&mut state, 1, 60, 10);
         execute(&mut state, 2, 30, 1_000);
-        assert_eq!(state.expire_due(ClusterTime(10), 8), 1);
+        assert_eq!(state.expire_due(ClusterTime(10)), 1);
         assert_eq!((state.once_len(), state.once_reply_bytes()), (1, 30));
         execute(&mut state, 3, 70, 1_000);
         assert!(has_reply(&state, 2) && has_reply(&state, 3));

@@ -672,19 +672,21 @@ impl Model {
     /// Ends what is due of one key and says how many items: the string, the hold, or leases of messages.
     fn end_due(&mut self, db: u8, key: &[u8], at_most: usize) -> usize {
         let key_now = self.key_clock();
-        let Some(slot) = self.slot(db, key) else { return self.end_due_of_queue(db, key, at_most) };
+        let Some(slot) = self.slot(db, key) else { return self.end_touched_of_queue(db, key, at_most) };
         match &slot.thing {
             Thing::String(_, deadline) if deadline.is_some_and(|at| at <= key_now) => {
                 self.remove(db, key);
                 1
             }
             Thing::Lock(_) => self.end_due_of_lock(db, key, at_most),
-            Thing::Queue(_) => {
-                let awaited = self.end_due_of_queue(db, key, true, at_most);
-                awaited + self.end_due_of_queue(db, key, false, at_most - awaited)
-            }
+            Thing::Queue(_) => self.end_touched_of_queue(db, key, at_most),
             Thing::String(..) => 0,
         }
+    }
+
+    fn end_touched_of_queue(&mut self, db: u8, key: &[u8], at_most: usize) -> usize {
+        let awaited = self.end_due_of_queue(db, key, true, at_most);
+        awaited + self.end_due_of_queue(db, key, false, at_most - awaited)
     }
 
     /// An EXPIRE that names nothing: what somebody waits for, then a quarter as many of what nobody does; as many when

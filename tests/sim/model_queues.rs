@@ -704,7 +704,7 @@ impl Model {
         dying: &mut Vec<MessageId>,
     ) {
         let now = self.clock;
-        let queue = self.queue_used(db, key);
+        let queue = self.queue_mut(db, key);
         queue.totals.nacked += 1;
         let Some(message) = queue.message_mut(id) else { return };
         if message.expires <= now {
