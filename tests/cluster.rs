@@ -27,6 +27,7 @@ mod cluster {
     mod failover;
     mod garbage;
     mod harness;
+    mod large;
     mod linearizable;
     mod load;
     mod membership;
@@ -36,7 +37,9 @@ mod cluster {
     mod small_disks;
     mod snapshot;
     mod transfer;
+    mod twin;
     mod verify;
+    mod wan;
 
     /// Where random numbers start; a failed test has printed it.
     fn seed() -> u64 {

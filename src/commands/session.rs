@@ -652,7 +652,7 @@ const RAFT_SUBCOMMANDS: &[CommandSpec] = &[
         ..row(
             "verify",
             "RAFT VERIFY",
-            "Compares the states of all nodes as of one place in the log.",
+            "Compares the states of all nodes as of one place in the log; null for `equal` names those that gave no answer as `unproven`.",
             2,
             RAFT_STEER,
             SessionCommand::Raft,

@@ -30,7 +30,7 @@ pub struct ReadContext<'a> {
     pub now: ClusterTime,
     /// Wall time: the entry's stamp inside apply.
     pub wall: WallMillis,
-    /// For answers that want chance (RANDOMKEY); never used by anything that is replicated.
+    /// For answers that want chance (RANDOMKEY): the entry's inside apply, so that replicas agree; else the connection's own.
     pub seed: u64,
     /// How large the reply may become.
     pub bounds: Bounds,

@@ -199,7 +199,9 @@ impl Standing {
         if let Standing::Formed(invitation) = self { Some(invitation) } else { None }
     }
 
-    fn is_formed(&self) -> bool {
+    /// True once it belongs to a cluster for ever.
+    #[must_use]
+    pub fn is_formed(&self) -> bool {
         self.formed().is_some()
     }
 

@@ -25,6 +25,7 @@ use crate::machine::apply::BatchReplies;
 use crate::machine::entry::Batch;
 use crate::resp::Reply;
 use crate::state::State;
+use crate::state::notices::Interest;
 use crate::storage::disk::DiskState;
 use crate::types::ClusterTime;
 use crate::types::LogIndex;
@@ -46,7 +47,10 @@ pub enum ProposeError {
     #[error("too many proposals are waiting")]
     Overloaded,
     /// Nothing was executed; the commands would not fit one entry.
-    #[error("a batch of {bytes} bytes is larger than an entry may be ({max} bytes)")]
+    #[error(
+        "the command or transaction takes {bytes} bytes, and at most {max} bytes may change at once: send it in smaller \
+         parts, or raise proto-max-bulk-len on every node"
+    )]
     TooLarge { bytes: usize, max: usize },
     /// Nothing was executed; the node has no room to write at all.
     #[error("the disk is full")]
@@ -229,6 +233,7 @@ pub struct Group {
     state: Arc<RwLock<State>>,
     clock: Arc<ClusterClock>,
     claims: Arc<Claims>,
+    interest: Interest,
 }
 
 impl Group {
@@ -240,7 +245,8 @@ impl Group {
         clock: Arc<ClusterClock>,
         claims: Arc<Claims>,
     ) -> Group {
-        Group { replicator, state, clock, claims }
+        let interest = state.read().interest().clone();
+        Group { replicator, state, clock, claims, interest }
     }
 
     /// Proposes a batch; resolves after it was applied, with one reply per item. Cancel safe in the sense
@@ -290,11 +296,10 @@ impl Group {
         &self.claims
     }
 
-    /// Whether every change of a lock is told to whoever listens to the claims, or only what a holder loses. It is asked
-    /// for under the state's lock, so that of two who change it at once the later answer stands.
+    /// Whether every change of a lock is told to whoever listens to the claims, or only what a holder loses. Of two who
+    /// change it at once the later answer stands. Waits neither for readers of the state nor for apply.
     pub fn tell_lock_changes(&self, all: impl Fn() -> bool) {
-        let mut state = self.state.write();
-        state.tell_lock_changes(all());
+        self.interest.set(all);
     }
 
     /// See [`Replicator::leader_silence`].

@@ -99,9 +99,14 @@ pub enum Refusal {
     Direction { node: NodeId, own: NodeId },
     #[error(
         "node {node} presents start {boot} although its start {seen} was seen: it runs on an older copy of \
-         its data directory; remove it from the cluster and add it again with an empty one"
+         its data directory, and must give it up and join anew"
     )]
     OldBoot { node: NodeId, boot: u64, seen: u64 },
+    #[error(
+        "another process with node-id {0} is connected to this node and answers: two nodes must not share a node-id. If \
+         it has replaced that one, it is let in when that one is gone"
+    )]
+    Taken(NodeId),
     #[error(
         "protected mode: the internal port is neither encrypted nor authenticated yet; set \
          peer-protected-mode no on every node only in a network that you trust"
@@ -125,6 +130,7 @@ impl Refusal {
             Refusal::Direction { .. } => 9,
             Refusal::OldBoot { .. } => 10,
             Refusal::Protected => 11,
+            Refusal::Taken(_) => 12,
         }
     }
 
@@ -135,6 +141,19 @@ impl Refusal {
     }
 }
 
+/// The code of [`Refusal::OldBoot`]: who is told so runs on a data directory that was put back.
+pub const OLD_BOOT: u8 = 10;
+
+/// What is known of a peer before it greets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The highest boot count that a link of a member presented, and the process that did; zeros if none.
+    pub boot: u64,
+    pub instance: u64,
+    /// The process whose link is up, and whether it is known to be of the cluster.
+    pub linked: Option<(u64, bool)>,
+}
+
 /// The refusal of an address in protected mode.
 #[must_use]
 pub fn judge_address(is_protected: bool, remote: IpAddr) -> Option<Refusal> {
@@ -142,11 +161,11 @@ pub fn judge_address(is_protected: bool, remote: IpAddr) -> Option<Refusal> {
 }
 
 /// Judges a greeting. `own` is what this side says; `dialed` is whom it dialed, `None` when it accepted.
-/// `boot_seen` gives the highest boot count seen of a peer (0 if none), or `None` for a node that is no peer.
+/// `seen` is what is known of a peer, or `None` for a node that is no peer.
 pub fn judge(
     own: &Greeting,
     dialed: Option<NodeId>,
-    boot_seen: impl Fn(NodeId) -> Option<u64>,
+    seen: impl Fn(NodeId) -> Option<Seen>,
     theirs: &Greeting,
 ) -> Result<(), Refusal> {
     let (node, own_node) = (theirs.hello.node, own.hello.node);
@@ -162,7 +181,7 @@ pub fn judge(
     if let Some(wanted) = dialed.filter(|&wanted| wanted != node) {
         return Err(Refusal::WrongNode { wanted, own: node });
     }
-    let Some(seen) = boot_seen(node) else { return Err(Refusal::UnknownNode { node, own: own_node }) };
+    let Some(seen) = seen(node) else { return Err(Refusal::UnknownNode { node, own: own_node }) };
     if dialed.is_none() && node > own_node {
         return Err(Refusal::Direction { node, own: own_node });
     }
@@ -170,11 +189,22 @@ pub fn judge(
     if cluster != 0 && own_cluster != 0 && cluster != own_cluster {
         return Err(Refusal::OtherCluster { node, theirs: cluster, own: own_cluster });
     }
-    // Without a cluster it is new, or has lost its disk and with it the count.
-    if cluster != 0 && theirs.hello.boot < seen {
-        return Err(Refusal::OldBoot { node, boot: theirs.hello.boot, seen });
+    // Without a cluster it is new, or has lost its disk and with it the count. Two processes with one count have started
+    // from one directory, of which one is a copy.
+    let is_copy = theirs.hello.boot == seen.boot && theirs.instance != seen.instance && seen.boot != 0;
+    if cluster != 0 && (theirs.hello.boot < seen.boot || is_copy) {
+        return Err(Refusal::OldBoot { node, boot: theirs.hello.boot, seen: seen.boot });
+    }
+    if seen.linked.is_some_and(|linked| !may_displace(linked, theirs.instance, cluster != 0)) {
+        return Err(Refusal::Taken(node));
     }
     Ok(())
+}
+
+/// Whether a process may take the place of the one whose link is up under the same node id: its own older link it may,
+/// and a member that of a process which only asks to become one. Another's link ends by itself once it does not answer.
+pub fn may_displace((linked, is_member): (u64, bool), instance: u64, comes_as_member: bool) -> bool {
+    linked == instance || (comes_as_member && !is_member)
 }
 
 /// The bytes of a record. A greeting that names too many replicas would be longer than what is read: it
@@ -384,6 +414,10 @@ mod tests {
             greeting
         };
         let node = NodeId;
+        let other = |mut greeting: Greeting| {
+            greeting.instance = 55;
+            greeting
+        };
         let mut itself = at(0, 5, 2, 3);
         itself.instance = 1002;
         let mut namesake = at(0, 5, 2, 2);
@@ -401,14 +435,42 @@ mod tests {
             (None, at(50, 5, 3, 2), Err(Refusal::Direction { node: node(3), own: node(2) })),
             (None, at(51, 5, 1, 2), Err(Refusal::OtherCluster { node: node(1), theirs: 51, own: 50 })),
             (None, at(50, 4, 1, 2), Err(Refusal::OldBoot { node: node(1), boot: 4, seen: 5 })),
+            (None, other(at(50, 5, 1, 2)), Err(Refusal::OldBoot { node: node(1), boot: 5, seen: 5 })),
+            (None, other(at(50, 6, 1, 2)), Ok(())),
         ];
-        let seen = |node: NodeId| [(1, 5), (3, 0)].iter().find(|peer| peer.0 == node.0).map(|peer| peer.1);
+        let seen = |node: NodeId| {
+            let seen = |boot| Seen { boot, instance: 1000 + node.0, linked: None };
+            [(1, 5), (3, 0)].iter().find(|peer| peer.0 == node.0).map(|peer| seen(peer.1))
+        };
         let own = at(50, 9, 2, 1);
         for (dialed, theirs, expected) in cases {
             assert_eq!(judge(&own, dialed, seen, &theirs), expected, "{theirs:?}");
         }
         // A node whose cluster is not formed talks to any.
         assert_eq!(judge(&at(0, 9, 2, 1), None, seen, &at(51, 5, 1, 2)), Ok(()));
+    }
+
+    #[test]
+    fn a_living_process_keeps_its_place_and_a_member_takes_that_of_a_stranger() {
+        let own = {
+            let mut own = greeting(2, 1);
+            own.hello.cluster = 50;
+            own
+        };
+        let verdict = |linked, cluster, instance| {
+            let mut theirs = greeting(1, 2);
+            (theirs.hello.cluster, theirs.instance) = (cluster, instance);
+            let seen = |_| Some(Seen { boot: 0, instance: 0, linked: Some(linked) });
+            judge(&own, None, seen, &theirs)
+        };
+        let taken = Err(Refusal::Taken(NodeId(1)));
+        for (is_member, cluster) in [(true, 50), (true, 0), (false, 50), (false, 0)] {
+            assert_eq!(verdict((7, is_member), cluster, 7), Ok(()), "its own");
+        }
+        assert_eq!(verdict((7, true), 0, 8), taken, "a second process without data");
+        assert_eq!(verdict((7, true), 50, 8), taken, "one with a copy");
+        assert_eq!(verdict((7, false), 0, 8), taken);
+        assert_eq!(verdict((7, false), 50, 8), Ok(()), "the one that belongs here");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! ```text
 //! a peer with a higher id:  dialing ──handshake──► up ──link ends──► pause (50 ms to 1 s) ──► dialing
 //! a peer with a lower id:   waiting ──accepted───► up ──link ends──► waiting
-//!                                   up ──accepted anew──► down, then up: the older may be half open
+//!                                   up ──accepted anew──► down, then up: the same process, whose older may be half open
+//!                                   up ──another process──► refused, while the link is up; it ends when nobody answers
 //! ```
 //! Everything here but `send` runs on one thread, peer-io, so the calls of a handler never overlap and a
 //! link's messages lie between its `on_up` and its `on_down`.
@@ -47,6 +48,7 @@ use crate::peer::handshake;
 use crate::peer::handshake::Greeting;
 use crate::peer::handshake::Record;
 use crate::peer::handshake::Refusal;
+use crate::peer::handshake::Seen;
 use crate::peer::link::Figures;
 use crate::peer::link::Link;
 use crate::peer::link::LinkEnd;
@@ -118,9 +120,19 @@ struct Peer {
 struct PeerState {
     /// `None` while the node is no peer.
     address: Option<PeerAddress>,
-    /// The highest boot count that a link presented.
+    /// The highest boot count that a link presented, and the process that did.
     boot: u64,
+    boot_of: u64,
     link: Option<Arc<Link>>,
+    /// The process at the other end of the link, and whether it is known to be of the cluster.
+    linked: (u64, bool),
+}
+
+impl PeerState {
+    fn seen(&self) -> Seen {
+        let is_up = self.link.as_ref().is_some_and(|link| !link.is_closed());
+        Seen { boot: self.boot, instance: self.boot_of, linked: is_up.then_some(self.linked) }
+    }
 }
 
 /// Why a connection did not become a link.
@@ -134,8 +146,8 @@ enum ConnectError {
     NoAddress,
     #[error("refused here: {0}")]
     Refused(#[from] Refusal),
-    #[error("refused by the other side: {0}")]
-    RefusedThere(String),
+    #[error("refused by the other side: {text}")]
+    RefusedThere { code: u8, text: String },
 }
 
 impl Network {
@@ -246,6 +258,13 @@ impl Network {
         self.inner.peer(node)?.last_heard()
     }
 
+    /// The node has said that it is of this cluster, which it may not have been when its link was made.
+    pub fn note_member(&self, node: NodeId) {
+        if let Some(peer) = self.inner.peer(node) {
+            peer.state.lock().linked.1 = true;
+        }
+    }
+
     /// What links made from now on say of this node.
     pub fn set_hello(&self, cluster: u128, replicas: Vec<(GroupId, u64)>) {
         *self.inner.hello.lock() = (cluster, replicas);
@@ -332,7 +351,7 @@ impl Peer {
         }
         state.address = address;
         if state.address.is_none() {
-            state.boot = 0;
+            (state.boot, state.boot_of) = (0, 0);
             if let Some(link) = &state.link {
                 link.close(LinkEnd::Removed);
             }
@@ -410,12 +429,12 @@ impl Inner {
     }
 
     fn judge(&self, own: &Greeting, dialed: Option<NodeId>, theirs: &Greeting) -> Result<(), Refusal> {
-        let boot_seen = |node| {
+        let seen = |node| {
             let peer = self.peer(node)?;
             let state = peer.state.lock();
-            state.address.as_ref().map(|_| state.boot)
+            state.address.as_ref().map(|_| state.seen())
         };
-        handshake::judge(own, dialed, boot_seen, theirs)
+        handshake::judge(own, dialed, seen, theirs)
     }
 
     /// A dialer for each peer with a higher id that has none yet, once there is a handler.
@@ -431,7 +450,7 @@ impl Inner {
     }
 
     /// Resolves and connects, and shakes hands.
-    async fn dial(&self, address: &PeerAddress) -> Result<(TcpStream, Hello), ConnectError> {
+    async fn dial(&self, address: &PeerAddress) -> Result<(TcpStream, Greeting), ConnectError> {
         let lookup = tokio::net::lookup_host((address.host.as_str(), address.port));
         let targets = timeout(STEP_TIMEOUT, lookup).await??;
         let mut failure = ConnectError::NoAddress;
@@ -448,21 +467,21 @@ impl Inner {
         &self,
         node: NodeId,
         target: SocketAddr,
-    ) -> Result<(TcpStream, Hello), ConnectError> {
+    ) -> Result<(TcpStream, Greeting), ConnectError> {
         if let Some(refusal) = self.refuses(target.ip()) {
             return Err(refusal.into());
         }
         let mut stream = timeout(STEP_TIMEOUT, TcpStream::connect(target)).await??;
-        let hello = timeout(STEP_TIMEOUT, self.greet_acceptor(&mut stream, node)).await??;
-        Ok((stream, hello))
+        let greeting = timeout(STEP_TIMEOUT, self.greet_acceptor(&mut stream, node)).await??;
+        Ok((stream, greeting))
     }
 
-    async fn greet_acceptor(&self, stream: &mut TcpStream, node: NodeId) -> Result<Hello, ConnectError> {
+    async fn greet_acceptor(&self, stream: &mut TcpStream, node: NodeId) -> Result<Greeting, ConnectError> {
         let own = self.greeting(node);
         write_record(stream, &Record::Greeting(own.clone())).await?;
         let judged = match read_record(stream).await {
-            Ok(Record::Greeting(theirs)) => self.judge(&own, Some(node), &theirs).map(|()| theirs.hello),
-            Ok(Record::Refusal { text, .. }) => return Err(ConnectError::RefusedThere(text)),
+            Ok(Record::Greeting(theirs)) => self.judge(&own, Some(node), &theirs).map(|()| theirs),
+            Ok(Record::Refusal { code, text }) => return Err(ConnectError::RefusedThere { code, text }),
             Ok(Record::Confirmation) => Err(Refusal::Damaged),
             Err(ConnectError::Refused(refusal)) => Err(refusal),
             Err(error) => return Err(error),
@@ -477,7 +496,7 @@ impl Inner {
         stream: &mut TcpStream,
         remote: IpAddr,
         number: u64,
-    ) -> Result<Hello, ConnectError> {
+    ) -> Result<Greeting, ConnectError> {
         if let Some(refusal) = self.refuses(remote) {
             return Err(refusal.into());
         }
@@ -485,45 +504,54 @@ impl Inner {
         self.pending.lock().speak(number);
         let theirs = match first {
             Record::Greeting(theirs) => theirs,
-            Record::Refusal { text, .. } => return Err(ConnectError::RefusedThere(text)),
+            Record::Refusal { code, text } => return Err(ConnectError::RefusedThere { code, text }),
             Record::Confirmation => return Err(Refusal::Damaged.into()),
         };
         let own = self.greeting(theirs.hello.node);
         self.judge(&own, None, &theirs)?;
         write_record(stream, &Record::Greeting(own)).await?;
         match read_record(stream).await? {
-            Record::Confirmation => Ok(theirs.hello),
-            Record::Refusal { text, .. } => Err(ConnectError::RefusedThere(text)),
+            Record::Confirmation => Ok(theirs),
+            Record::Refusal { code, text } => Err(ConnectError::RefusedThere { code, text }),
             Record::Greeting(_) => Err(Refusal::Damaged.into()),
         }
     }
 
     /// Shakes hands with whoever connected, and waits under this number; `None` when it may not come in, which it was told.
-    async fn admit(&self, stream: &mut TcpStream, remote: IpAddr, number: u64) -> Option<Hello> {
+    async fn admit(&self, stream: &mut TcpStream, remote: IpAddr, number: u64) -> Option<Greeting> {
         match self.greet_dialer(stream, remote, number).await {
-            Ok(hello) => return Some(hello),
+            Ok(greeting) => return Some(greeting),
             Err(ConnectError::Refused(refusal)) => {
                 self.warn(format!("a connection from {remote} was refused: {refusal}"));
                 if let Err(error) = turn_away(stream, &refusal).await {
                     tracing::debug!(%remote, %error, "a refused connection broke off");
                 }
             }
-            Err(ConnectError::RefusedThere(text)) => {
+            Err(ConnectError::RefusedThere { code, text }) => {
                 self.warn(format!("a node at {remote} dialed this node and refused it: {text}"));
+                self.note_refusal(code);
             }
             Err(error) => tracing::debug!(%remote, %error, "a handshake was not completed"),
         }
         None
     }
 
+    fn note_refusal(&self, code: u8) {
+        let handler = self.handler.lock().clone();
+        if let Some(handler) = handler.filter(|_| code == handshake::OLD_BOOT) {
+            handler.on_old_directory();
+        }
+    }
+
     /// Makes the connection the peer's link and runs it until it ends.
-    async fn serve(self: Arc<Inner>, stream: TcpStream, hello: Hello) {
+    async fn serve(self: Arc<Inner>, stream: TcpStream, greeting: Greeting) {
+        let hello = &greeting.hello;
         let Some(peer) = self.peer(hello.node) else { return };
         let Some(handler) = self.handler.lock().clone() else { return };
         let now = self.clock.monotonic();
         let (link, read) = Link::new(peer.node, stream, Arc::clone(&peer.figures), now);
         let up = UpLink { inner: Arc::clone(&self), peer, link: Arc::new(link), handler };
-        if !up.install(&hello) {
+        if !up.install(&greeting) {
             return;
         }
         tracing::info!(
@@ -553,10 +581,13 @@ struct UpLink {
 impl UpLink {
     /// Puts the link in the place of an older one and tells the handler. False if the peer, or this network,
     /// may not have it any more.
-    fn install(&self, hello: &Hello) -> bool {
+    fn install(&self, greeting: &Greeting) -> bool {
+        let (hello, instance, is_member) = (&greeting.hello, greeting.instance, greeting.hello.cluster != 0);
         let admits = |state: &PeerState| {
-            let is_late = hello.cluster != 0 && hello.boot < state.boot;
-            state.address.is_some() && !is_late && !self.inner.is_stopped()
+            let is_late = is_member && hello.boot < state.boot;
+            let linked = state.seen().linked;
+            let is_free = linked.is_none_or(|linked| handshake::may_displace(linked, instance, is_member));
+            state.address.is_some() && !is_late && is_free && !self.inner.is_stopped()
         };
         let older = {
             let mut state = self.peer.state.lock();
@@ -574,9 +605,10 @@ impl UpLink {
             if !admits(&state) {
                 return false;
             }
-            if hello.cluster != 0 {
-                state.boot = hello.boot;
+            if is_member {
+                (state.boot, state.boot_of) = (hello.boot, instance);
             }
+            state.linked = (instance, is_member);
             state.link = Some(Arc::clone(&self.link));
         }
         self.peer.figures.links.fetch_add(1, Ordering::Relaxed);
@@ -608,10 +640,10 @@ async fn dial_loop(inner: Arc<Inner>, peer: Arc<Peer>) {
         };
         let mut lived = Millis(0);
         match inner.dial(&address).await {
-            Ok((stream, hello)) => {
+            Ok((stream, greeting)) => {
                 let since = inner.clock.monotonic();
                 // A task of its own, so that a panic of the handler does not end the dialing.
-                if let Err(error) = tokio::spawn(Arc::clone(&inner).serve(stream, hello)).await {
+                if let Err(error) = tokio::spawn(Arc::clone(&inner).serve(stream, greeting)).await {
                     tracing::error!(%error, "the task of a peer's link ended");
                 }
                 lived = inner.clock.monotonic().since(since);
@@ -619,6 +651,9 @@ async fn dial_loop(inner: Arc<Inner>, peer: Arc<Peer>) {
             Err(error) => {
                 let PeerAddress { node, host, port } = address;
                 inner.warn(format!("no link to node {node} at {host}:{port}: {error}"));
+                if let ConnectError::RefusedThere { code, .. } = error {
+                    inner.note_refusal(code);
+                }
             }
         }
         failures = if lived >= BACKOFF_MAX { 0 } else { failures + 1 };
@@ -652,8 +687,8 @@ async fn accept_loop(inner: Arc<Inner>, listener: TcpListener) {
                         _ = displaced => Ok(None),
                     };
                     drop(inner.pending.lock().leave(number));
-                    if let Ok(Some(hello)) = admitted {
-                        inner.serve(stream, hello).await;
+                    if let Ok(Some(greeting)) = admitted {
+                        inner.serve(stream, greeting).await;
                     }
                 });
             }

@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 enum Event {
     Up(u64, u64),
     Down(u64),
+    Old,
     Message(u64, Channel, Bytes),
     Idle(u64),
 }
@@ -80,6 +81,10 @@ impl Handler for Recorder {
     fn on_up(&self, peer: &Hello) {
         // Above it stands the replica id.
         self.note(Event::Up(peer.node.0, peer.boot & 0xffff_ffff));
+    }
+
+    fn on_old_directory(&self) {
+        self.note(Event::Old);
     }
 
     fn on_down(&self, peer: NodeId) {
@@ -376,6 +381,50 @@ fn a_newer_connection_takes_the_place_of_the_older() {
             _ => assert_ne!(count, 0, "the link was closed"),
         }
     }
+}
+
+#[test]
+fn another_process_does_not_take_the_place_of_one_that_answers() {
+    let node = alone(|options| options.cluster = 50);
+    let member = {
+        let mut member = greeting(1, 9);
+        (member.hello.cluster, member.hello.boot) = (50, 6);
+        member
+    };
+    let mut twin = greeting(1, 9);
+    twin.instance = 2;
+    let first = join(node.port, member.clone()).unwrap();
+    node.seen.wait_links(1, 1);
+    let (_, answer) = dial(node.port, &Record::Greeting(twin.clone())).unwrap();
+    assert!(matches!(&answer, Record::Refusal { code: 12, .. }), "{answer:?}");
+    assert_eq!(node.seen.wait_links(1, 1), [Event::Up(1, 6)]);
+    // When it is gone there is room, until it is back.
+    drop(first);
+    node.seen.wait_links(1, 2);
+    let mut second = join(node.port, twin).unwrap();
+    node.seen.wait_links(1, 3);
+    let _first = join(node.port, member).unwrap();
+    assert_eq!(node.seen.wait_links(1, 5)[3..], [Event::Down(1), Event::Up(1, 6)]);
+    io::copy(&mut second, &mut io::sink()).unwrap();
+}
+
+#[test]
+fn who_was_seen_on_a_later_start_is_told_that_its_directory_is_old() {
+    let ((one, port_one), (two, port_two)) = (listener(), listener());
+    let ports = [(1, port_one), (2, port_two)];
+    let member = |node| {
+        let mut options = options(node, &ports);
+        options.cluster = 50;
+        options
+    };
+    let (dials, stays) = (start(member(1), one), start(member(2), two));
+    stays.seen.wait_links(1, 1);
+    drop(dials);
+    stays.seen.wait_links(1, 2);
+    // The same start of another process: one of the two runs on a copy.
+    let again = start(member(1), listen_again(port_one));
+    again.seen.wait("to be told", |events| events.contains(&Event::Old).then_some(()));
+    assert_eq!(stays.seen.wait_links(1, 2).len(), 2, "it was not let in");
 }
 
 #[test]

@@ -301,7 +301,9 @@ impl Pipeline {
                 drop(reading.take());
                 // What waits for a lock holds up what follows it, and nothing before it.
                 let is_waiting = is_blocking(found, &self.requests[self.next]);
-                if is_waiting && self.batch.is_some() {
+                // What may be too large for an entry is refused alone.
+                let is_large = self.requests[self.next].raw().len() > BATCH_BYTES;
+                if (is_waiting || is_large) && self.batch.is_some() {
                     return Step::Propose;
                 }
                 let length = self.requests[self.next].raw().len();

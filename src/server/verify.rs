@@ -4,6 +4,7 @@
 //! an entry says VERIFY ─► every node hashes its state as of it ─► tells the others with its status
 //!   ─► each compares for itself: another digest than a majority has ─► it serves no data any more
 //! ```
+//! The states are proven equal only if every member gave its digest: one that says nothing may be the one that differs.
 //! A node notices by itself, whoever asked: the one that asked may be down, or the one whose state is wrong.
 
 use std::collections::BTreeMap;
@@ -32,6 +33,8 @@ struct Comparison {
     index: u64,
     /// `None` for a node that gave no digest of this index.
     digests: BTreeMap<NodeId, Option<u128>>,
+    /// The members whose state at this index is not known.
+    unproven: BTreeSet<NodeId>,
     /// Nobody is waited for any more.
     is_complete: bool,
 }
@@ -42,7 +45,8 @@ impl Comparison {
         let verified = |member: &Member| member.info.as_ref().and_then(|info| info.verified);
         let newest = everybody.iter().filter_map(verified).map(|(index, _)| index).max();
         let index = newest.map_or(from, |newest| newest.max(from));
-        let mut comparison = Comparison { index, digests: BTreeMap::new(), is_complete: true };
+        let (digests, unproven) = (BTreeMap::new(), BTreeSet::new());
+        let mut comparison = Comparison { index, digests, unproven, is_complete: true };
         for member in everybody {
             let digest = verified(member).filter(|(at, _)| *at == index).map(|(_, digest)| digest);
             // Past the index without a digest: a snapshot took it there. Before all of the log: it only joins.
@@ -54,13 +58,19 @@ impl Comparison {
             let known = comparison.digests.entry(member.node).or_default();
             *known = known.or(digest);
         }
+        let unknown = comparison.digests.iter().filter(|(_, digest)| digest.is_none());
+        comparison.unproven = unknown.map(|(node, _)| *node).collect();
         comparison
     }
 
-    /// True when the nodes that answered agree.
-    fn is_equal(&self) -> bool {
+    /// Whether all nodes have the same state; `None` when those that answered have, and others did not answer.
+    fn is_equal(&self) -> Option<bool> {
         let mut digests = self.digests.values().flatten();
-        digests.next().is_some_and(|first| digests.all(|digest| digest == first))
+        let first = digests.next();
+        if digests.any(|digest| Some(digest) != first) {
+            return Some(false);
+        }
+        (first.is_some() && self.unproven.is_empty()).then_some(true)
     }
 
     fn reply(&self) -> Reply {
@@ -70,7 +80,14 @@ impl Comparison {
         let digests = self.digests.iter().map(|(node, known)| (number(node.0), digest(known)));
         Reply::Map(vec![
             (Reply::bulk("index"), number(self.index)),
-            (Reply::bulk("equal"), Reply::Integer(i64::from(self.is_equal()))),
+            (
+                Reply::bulk("equal"),
+                self.is_equal().map_or(Reply::Null, |is_equal| Reply::Integer(i64::from(is_equal))),
+            ),
+            (
+                Reply::bulk("unproven"),
+                Reply::Array(self.unproven.iter().map(|node| number(node.0)).collect()),
+            ),
             (Reply::bulk("digests"), Reply::Map(digests.collect())),
         ])
     }
@@ -184,16 +201,22 @@ mod tests {
         // Its link is gone.
         members[1].info.as_mut().unwrap().is_connected = false;
         let comparison = Comparison::of(&members, HERE);
-        assert!(comparison.is_complete && comparison.is_equal());
+        assert!(comparison.is_complete && comparison.is_equal().is_none(), "it may be the one that differs");
         let digest = Reply::text(format!("{:032x}", 7));
         let digests = [(1, digest.clone()), (2, Reply::Null), (3, digest)];
         let digests = digests.map(|(node, digest)| (Reply::Integer(node), digest)).to_vec();
         let expected = vec![
             (Reply::bulk("index"), Reply::Integer(HERE as i64)),
-            (Reply::bulk("equal"), Reply::Integer(1)),
+            (Reply::bulk("equal"), Reply::Null),
+            (Reply::bulk("unproven"), Reply::Array(vec![Reply::Integer(2)])),
             (Reply::bulk("digests"), Reply::Map(digests)),
         ];
         assert_eq!(comparison.reply(), Reply::Map(expected));
+        // What differs needs no more witnesses.
+        members[2].info.as_mut().unwrap().verified = Some((HERE, 8));
+        assert_eq!(Comparison::of(&members, HERE).is_equal(), Some(false));
+        let members = with(&[Some((HERE, 7)), Some((HERE, 7)), Some((HERE, 7))]);
+        assert_eq!(Comparison::of(&members, HERE).is_equal(), Some(true));
     }
 
     #[test]
@@ -201,7 +224,8 @@ mod tests {
         let mut members = with(&[Some((HERE, 7)), None]);
         members[1].info.as_mut().unwrap().applied = LogIndex(HERE + 1);
         let comparison = Comparison::of(&members, HERE);
-        assert!(comparison.is_complete && comparison.digests[&NodeId(2)].is_none());
+        assert!(comparison.is_complete && comparison.unproven == BTreeSet::from([NodeId(2)]));
+        assert_eq!(comparison.is_equal(), None, "it passed over the check");
         // What it said last may be from before its first entry; one that does not vote may only be joining.
         members[1].info.as_mut().unwrap().applied = LogIndex(0);
         assert!(!Comparison::of(&members, HERE).is_complete);
@@ -213,10 +237,13 @@ mod tests {
     fn a_later_comparison_of_somebody_else_does_as_well() {
         let members = with(&[Some((HERE, 7)), Some((HERE, 7)), Some((HERE, 8))]);
         let comparison = Comparison::of(&members, HERE - 1);
-        assert_eq!((comparison.index, comparison.is_complete, comparison.is_equal()), (HERE, true, false));
+        assert_eq!(
+            (comparison.index, comparison.is_complete, comparison.is_equal()),
+            (HERE, true, Some(false))
+        );
         // Nobody has come to it yet.
         let comparison = Comparison::of(&members, HERE + 1);
-        assert!(!comparison.is_complete && !comparison.is_equal());
+        assert!(!comparison.is_complete && comparison.is_equal().is_none());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The replicated data: deterministic, in memory, changed only by apply.
 //!
-//! Nothing here reads a clock, draws a random number or does I/O besides writing rows into a batch:
+//! Nothing here reads a clock, draws a random number or does I/O, but for rows that are written into a batch and payloads
+//! that are read back from disk (`queues::cold`):
 //! replicas that applied the same entries hold the same state (DESIGN.md D12). Every change of a row
 //! goes through a method of [`State`], because a change means four things at once: the row, the index
 //! of its last change, its place in the expiry indices, and the list of rows to write.
@@ -45,6 +46,7 @@ use crate::state::locks::Waits;
 use crate::state::locks::graph::VictimChoice;
 use crate::state::locks::releases::Release;
 use crate::state::locks::releases::Releases;
+use crate::state::notices::Interest;
 use crate::state::notices::Notice;
 use crate::state::once::OnceName;
 use crate::state::once::OnceRecord;
@@ -272,8 +274,7 @@ pub struct State {
     /// What the entry that is being applied brought about.
     notices: Vec<Notice>,
     timings: Vec<Timing>,
-    /// Somebody on this node wants to know of every change of a lock.
-    tells_lock_changes: bool,
+    interest: Interest,
     lock_figures: LockFigures,
     /// Keys that ended because their time had come, since the process started; no part of the state.
     keys_expired: u64,
@@ -321,7 +322,7 @@ impl State {
             deadlocks: VecDeque::new(),
             notices: Vec::new(),
             timings: Vec::new(),
-            tells_lock_changes: false,
+            interest: Interest::default(),
             lock_figures: LockFigures::default(),
             keys_expired: 0,
             undo: None,
@@ -569,15 +570,15 @@ impl State {
         (std::mem::take(&mut self.notices), std::mem::take(&mut self.timings))
     }
 
-    /// Whether every change of a lock is told, or only what a holder loses. Nothing that is replicated.
-    pub fn tell_lock_changes(&mut self, all: bool) {
-        self.tells_lock_changes = all;
+    /// Who wants notices; nothing that is replicated.
+    #[must_use]
+    pub fn interest(&self) -> &Interest {
+        &self.interest
     }
 
-    /// As [`State::tell_lock_changes`] set it.
-    #[must_use]
-    pub fn tells_lock_changes(&self) -> bool {
-        self.tells_lock_changes
+    /// Takes the place of a state that had this interest.
+    pub fn set_interest(&mut self, interest: Interest) {
+        self.interest = interest;
     }
 
     /// Keeps a named transaction. Older ones lose their replies for it when there are too many bytes of them.

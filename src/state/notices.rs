@@ -3,6 +3,12 @@
 //! Every replica makes the same ones; each node passes on those that concern its own clients. They are not part of the
 //! state: an entry that is applied again after a restart makes them again, and nobody is there who waits for them.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+
 use crate::state::DbIndex;
 use crate::state::locks::ClaimId;
 use crate::state::locks::OwnerName;
@@ -22,6 +28,25 @@ pub struct Origin {
     pub client: u64,
     /// Its address, as people read it.
     pub address: Box<str>,
+}
+
+/// Whether somebody on this node wants to know of every change of a lock, or only of what a holder loses. It stands beside
+/// the state, so that who subscribes waits neither for apply nor for long reads.
+#[derive(Debug, Clone, Default)]
+pub struct Interest(Arc<(Mutex<()>, AtomicBool)>);
+
+impl Interest {
+    /// True when every change is wanted.
+    #[must_use]
+    pub fn is_in_all(&self) -> bool {
+        self.0.1.load(Ordering::SeqCst)
+    }
+
+    /// Asks `all` and takes its answer; of two who do so at once the later answer stands.
+    pub fn set(&self, all: impl Fn() -> bool) {
+        let _turn = self.0.0.lock();
+        self.0.1.store(all(), Ordering::SeqCst);
+    }
 }
 
 /// A lock that a request was granted.

@@ -131,7 +131,7 @@ impl Session {
         Session { epoch, last: 1, ..Session::default() }
     }
 
-    /// The life of the node whose batches are executed: replica id << 32 | boot count.
+    /// The session whose batches are executed, named after its node's life (`machine::entry::life_of`).
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch

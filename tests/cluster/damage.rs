@@ -3,7 +3,11 @@
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
 
+use crate::support::client::Client;
 use crate::support::client::bulk;
 use crate::support::client::ok;
 use crate::support::cluster::Cluster;
@@ -123,6 +127,74 @@ fn a_node_that_lost_what_it_acknowledged_is_told_so_by_the_leader_and_starts_ove
     assert!(data.join("damaged-1/log").exists() && !data.join("REJOIN").exists());
     cluster.check_digests();
     cluster.check_alive();
+}
+
+/// Puts a node back to a copy of its directory from before it acknowledged the writes named `after`.
+fn put_back(cluster: &mut Cluster, id: u64) {
+    write(cluster, id, "before", 100);
+    cluster.wait_until_caught_up(id);
+    let data = cluster.node(id).data_dir();
+    let kept = Directory::new();
+    assert_eq!(cluster.node_mut(id).stop().code(), Some(0));
+    copy(&data, &kept.path().join("old"));
+    cluster.start_node(id);
+    write(cluster, id, "after", 100);
+    cluster.wait_until_caught_up(id);
+    cluster.kill(id);
+    fs::remove_dir_all(&data).unwrap();
+    copy(&kept.path().join("old"), &data);
+}
+
+/// The node has noticed, whoever told it, and has everything again under another replica id.
+fn check_replaced(cluster: &mut Cluster, id: u64, old: u64) {
+    wait_until_replaced(cluster, id, old);
+    cluster.wait_until_serving(id);
+    cluster.wait_until_caught_up(id);
+    assert_eq!(cluster.client(id).cmd(&["GET", "after:99"]), bulk("value"));
+    assert!(cluster.node(id).data_dir().join("damaged-1/log").exists());
+    cluster.check_digests();
+    cluster.check_alive();
+}
+
+#[test]
+fn an_old_copy_of_a_directory_is_noticed_while_entries_go_on_coming() {
+    let mut cluster = Cluster::start(&[]);
+    let lost = cluster.follower();
+    let old = replica_of(&cluster.members(), lost)[0];
+    put_back(&mut cluster, lost);
+    let leader = cluster.leader();
+    let address = cluster.address(leader);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // What is written meanwhile must not bring it up to date as if nothing had happened.
+        scope.spawn(|| {
+            let mut client = Client::connect(address);
+            while !is_over.load(Ordering::Relaxed) {
+                assert_eq!(client.cmd(&["SET", "load", "value"]), ok());
+            }
+        });
+        cluster.spawn(lost);
+        wait_until_replaced(&mut cluster, lost, old);
+        is_over.store(true, Ordering::Relaxed);
+    });
+    check_replaced(&mut cluster, lost, old);
+}
+
+#[test]
+fn an_old_copy_of_a_directory_is_noticed_when_all_others_have_started_again() {
+    let mut cluster = Cluster::start(&[]);
+    let lost = cluster.follower();
+    let old = replica_of(&cluster.members(), lost)[0];
+    put_back(&mut cluster, lost);
+    // Nobody remembers what it said; only the log does.
+    cluster.kill_all();
+    for other in cluster.others(lost) {
+        cluster.spawn(other);
+    }
+    cluster.leader();
+    cluster.spawn(lost);
+    check_replaced(&mut cluster, lost, old);
+    assert!(cluster.node(lost).log().contains("the data directory is an older copy"));
 }
 
 #[test]

@@ -95,6 +95,29 @@ fn a_node_with_another_state_is_found_and_serves_no_data() {
 }
 
 #[test]
+fn what_a_node_does_not_answer_for_is_not_proven() {
+    let mut cluster = Cluster::start(&[]);
+    assert_eq!(cluster.client(1).cmd(&["SET", "k", "v"]), ok());
+    let silent = cluster.follower();
+    let asked = cluster.others(silent)[0];
+    cluster.kill(silent);
+    let answer = wait_for("the others' digests", PATIENCE, || {
+        let answer = cluster.client(asked).cmd(&["RAFT", "VERIFY"]);
+        (!answer.is_error() && answer.field("digests").pairs().len() == 3).then_some(answer)
+    });
+    assert_eq!(answer.field("equal"), &Value::Null, "{answer:?}");
+    let unproven: Vec<u64> = answer.field("unproven").items().iter().map(Value::number).collect();
+    assert_eq!(unproven, [silent]);
+    cluster.start_node(silent);
+    let proven = wait_for("all digests", PATIENCE, || {
+        let answer = cluster.client(asked).cmd(&["RAFT", "VERIFY"]);
+        (*answer.field("equal") == Value::Integer(1)).then_some(answer)
+    });
+    assert!(proven.field("unproven").items().is_empty());
+    cluster.check_alive();
+}
+
+#[test]
 fn a_node_that_waits_for_the_others_says_so_and_can_be_told_to_stop() {
     let mut cluster = Cluster::prepare(3, &[]);
     cluster.spawn(1);

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use holdfast::consensus::raft::driver::Event as DriverEvent;
 use holdfast::consensus::raft::hub::Arrived;
 use holdfast::consensus::raft::hub::decode;
+use holdfast::consensus::raft::members::AdminDone;
 use holdfast::peer::Channel;
 use holdfast::state::State;
 use holdfast::types::NodeId;
@@ -347,7 +348,7 @@ impl World {
         let Some(leader) = self.leader() else { return };
         let to = (n != leader).then(|| NodeId(n as u64 + 1));
         if let Some(running) = &self.nodes[leader].running {
-            let done = Box::new(|_| {});
+            let done = AdminDone::new(|_| {});
             running.shared.events.post(DriverEvent::Transfer { to, done });
             self.coverage.saw("a hand-over");
         }

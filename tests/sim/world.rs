@@ -38,6 +38,7 @@ use holdfast::consensus::raft::flusher::InstallJob;
 use holdfast::consensus::raft::hub::Arrived;
 use holdfast::consensus::raft::hub::decode;
 use holdfast::consensus::raft::log_writer::WriterJob;
+use holdfast::consensus::raft::members::AdminDone;
 use holdfast::consensus::raft::members::decode_joined;
 use holdfast::consensus::raft::message_codec;
 use holdfast::consensus::raft::requests::AdminCommand;
@@ -1051,7 +1052,11 @@ impl World {
         let AdminCommand::Join { node, host, port, nonce } = command else { return };
         let links = Arc::clone(&self.nodes[n].links);
         let to = self.nodes[from].id;
-        let done = Box::new(move |result| {
+        let done = AdminDone::new(move |result| {
+            // Who was refused asks again; and a node that ends says nothing more.
+            if result.is_err() {
+                return;
+            }
             // Over a link of a node that is not up yet.
             links.set(to, true);
             let sent = links.send(to, Channel::Request, Request::AdminReply { id, result }.encode());

@@ -24,6 +24,11 @@ const CONTEXT_MAX: usize = 64;
 pub const OTHER_ENTRIES: &str = "a leader's log contradicts what is committed here";
 /// Why a replica must not go on whose disk lost what it had acknowledged.
 pub const LOST_ENTRIES: &str = "the leader believes that this replica holds entries that it does not have";
+/// Why a replica must not go on whose node has had another one since: the data directory was put back.
+pub const REPLACED: &str = "the leader knows this node by a later replica than the one in its data directory";
+/// Why a replica must not go on whose node has started since, on a directory that was put back meanwhile.
+pub const OLD_DIRECTORY: &str =
+    "the data directory is an older copy: others know of a later start of this node";
 
 /// What is to be done with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +68,8 @@ pub fn acceptable<S: Storage>(raft: &Raft<S>, message: &Message) -> Verdict {
         MessageType::MsgSnapshot => judge_snapshot(message),
         MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {
             let is_beyond = message.commit > last || (!message.reject && message.index > last);
-            drop_if(raft.state == StateRole::Leader && message.term >= raft.term && is_beyond)
+            let is_to_leader = raft.state == StateRole::Leader && message.term >= raft.term;
+            drop_if(is_to_leader && (is_beyond || has_lost(raft, message)))
         }
         MessageType::MsgTimeoutNow => drop_if(message.term != raft.term || message.from != raft.leader_id),
         // Nobody can have answered yet: votes are asked for once everything before is written, and raft-rs panics when
@@ -79,6 +85,13 @@ pub fn acceptable<S: Storage>(raft: &Raft<S>, message: &Message) -> Verdict {
         // hand-overs.
         _ => Verdict::Drop,
     }
+}
+
+/// True when a follower has less than it acknowledged in this term: within a term logs only grow. It must not be helped:
+/// brought up to date it would go on voting as if it had never lost anything. The heartbeats tell it ([`LOST_ENTRIES`]).
+fn has_lost<S: Storage>(raft: &Raft<S>, message: &Message) -> bool {
+    let matched = raft.prs().get(message.from).map_or(0, |progress| progress.matched);
+    message.reject && message.term == raft.term && message.reject_hint < matched
 }
 
 /// A node gives its data up for it, so only a voter's word counts.

@@ -126,7 +126,8 @@ pub struct Applier {
     pub has_cold: bool,
 }
 
-/// What was applied of other nodes' batches, by node and session: the last number, and the outcomes of repetitions.
+/// What was applied of other nodes' batches, by node and session: the last number that was executed (0: none was), and
+/// the outcomes of repetitions.
 type Outcomes = BTreeMap<(NodeId, u64), (u64, Vec<(u64, Outcome)>)>;
 
 impl Applier {
@@ -204,11 +205,7 @@ impl Applier {
     fn answer(&self, queued: Queued, outcome: BatchOutcome, outcomes: &mut Outcomes) {
         match queued.reply_to {
             ReplyTo::Node { node, epoch, seq, is_repeat } => {
-                let (last, repeats) = outcomes.entry((node, epoch)).or_default();
-                *last = seq.max(*last);
-                if is_repeat {
-                    repeats.push((seq, for_node(outcome)));
-                }
+                note_of_node(outcomes, (node, epoch), seq, is_repeat, outcome);
             }
             ReplyTo::Joiner { node, nonce } => {
                 if let BatchOutcome::Done(replies) = outcome
@@ -233,7 +230,9 @@ impl Applier {
     fn send(&self, outcomes: Outcomes) {
         let Some(network) = &self.network else { return };
         for ((node, epoch), (last, outcomes)) in outcomes {
-            self.shared.set_executed(node, epoch, last);
+            if last > 0 {
+                self.shared.set_executed(node, epoch, last);
+            }
             if outcomes.is_empty() {
                 continue;
             }
@@ -364,7 +363,7 @@ impl Applier {
         let old = {
             let mut current = self.state.write();
             // Who subscribed before is told of what comes after.
-            state.tell_lock_changes(current.tells_lock_changes());
+            state.set_interest(current.interest().clone());
             state.go_on_counting(&current);
             let old = std::mem::replace(&mut *current, *state);
             self.shared.set_applied(&current);
@@ -374,6 +373,24 @@ impl Applier {
         self.last_flush = self.clock.monotonic();
         self.shared.events.post(Event::Installed { token, membership });
         drop(old);
+    }
+}
+
+/// Notes what became of another node's batch.
+fn note_of_node(
+    outcomes: &mut Outcomes,
+    session: (NodeId, u64),
+    seq: u64,
+    is_repeat: bool,
+    outcome: BatchOutcome,
+) {
+    let (last, repeats) = outcomes.entry(session).or_default();
+    // A number behind a gap is executed when it comes again.
+    if !matches!(outcome, BatchOutcome::Gap | BatchOutcome::Ended) {
+        *last = seq.max(*last);
+    }
+    if is_repeat {
+        repeats.push((seq, for_node(outcome)));
     }
 }
 
@@ -487,5 +504,23 @@ pub fn settle_remote(outcome: Outcome, items: usize) -> Option<Result<Vec<Reply>
         Outcome::Replies(bytes) => Some(Ok(decoded(&bytes, items))),
         Outcome::Replayed => Some(Ok(vec![replayed(); items])),
         Outcome::Gap | Outcome::Ended | Outcome::NotLeader { .. } | Outcome::Refused(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_behind_a_gap_does_not_count_as_executed() {
+        let mut outcomes = Outcomes::new();
+        let session = (NodeId(2), 7);
+        let mut note =
+            |seq, is_repeat, outcome| note_of_node(&mut outcomes, session, seq, is_repeat, outcome);
+        note(4, false, BatchOutcome::Done(Vec::new()));
+        note(9, true, BatchOutcome::Gap);
+        note(12, false, BatchOutcome::Ended);
+        note(5, true, BatchOutcome::Replayed);
+        assert_eq!(outcomes[&session], (5, vec![(9, Outcome::Gap), (5, Outcome::Replayed)]));
     }
 }

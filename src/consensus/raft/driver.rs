@@ -29,6 +29,8 @@ use crate::consensus::ProposeError;
 use crate::consensus::Role;
 use crate::consensus::cluster_clock::ClusterClock;
 use crate::consensus::mailbox::Mailbox;
+use crate::consensus::raft::acceptable::OLD_DIRECTORY;
+use crate::consensus::raft::acceptable::REPLACED;
 use crate::consensus::raft::acked::Acked;
 use crate::consensus::raft::applier::Applier;
 use crate::consensus::raft::applier::ApplyJob;
@@ -54,12 +56,14 @@ use crate::consensus::raft::log_cache::Fetch;
 use crate::consensus::raft::log_writer::DriverLog;
 use crate::consensus::raft::log_writer::WriterJob;
 use crate::consensus::raft::members::AdminDone;
+use crate::consensus::raft::members::JOIN_SILENCE;
 use crate::consensus::raft::members::Members;
 use crate::consensus::raft::members::View;
 use crate::consensus::raft::message_codec;
 use crate::consensus::raft::proposer::Proposer;
 use crate::consensus::raft::proposer::Queued;
 use crate::consensus::raft::proposer::ReplyTo;
+use crate::consensus::raft::replica::LEASE_OF_SEVERAL_MAX;
 use crate::consensus::raft::replica::Shared;
 use crate::consensus::raft::replica::stop_process;
 use crate::consensus::raft::requests;
@@ -68,6 +72,7 @@ use crate::consensus::raft::requests::Outcome;
 use crate::consensus::raft::requests::Request;
 use crate::consensus::raft::restart;
 use crate::consensus::raft::room::wait_for_room;
+use crate::consensus::raft::sent_snapshots::SentSnapshots;
 use crate::consensus::raft::session::Numbered;
 use crate::consensus::raft::session::Session;
 use crate::consensus::raft::session::Submission;
@@ -84,6 +89,7 @@ use crate::machine::entry::encode_entry;
 use crate::machine::entry::life_of;
 use crate::peer::Channel;
 use crate::peer::Links;
+use crate::peer::SendError;
 use crate::state::Membership;
 use crate::state::NodeAddress;
 use crate::state::Settings;
@@ -113,12 +119,13 @@ const CACHE_BYTES_MAX: u64 = 64 << 20;
 const TAIL_ENTRIES: u64 = 32;
 /// A follower that is further behind than this does not keep the log from being purged: it gets a snapshot.
 const WAIT_FOR_ENTRIES: u64 = 200_000;
-/// A snapshot that did not arrive within this time keeps the log from being purged no longer.
-const SNAPSHOT_TIME: Millis = Millis(600_000);
-/// Reads of the log for followers in one sweep.
+/// Reads of the log for followers in one sweep, and bytes after which none follows.
 const FETCHES: u32 = 4;
+const FETCHED_BYTES_MAX: u64 = 4 << 20;
 /// A follower takes no more entries while this many bytes wait for its apply.
 const APPLY_BACKLOG_MAX: u64 = 256 << 20;
+/// A sweep looks at the time again when it proposed and sent so many bytes.
+const MOVED_MAX: usize = 4 << 20;
 /// Batches of one frame to the leader, in bytes.
 const FRAME_BYTES: usize = 1 << 20;
 /// The clients of a node that was not reachable for so long wait no more.
@@ -157,6 +164,8 @@ pub enum Event {
         election_timeout: Millis,
     },
     PeerDown(NodeId),
+    /// A peer has seen a later start of this node than the one that its data directory knows of.
+    OldDirectory,
     /// From a peer. `clock`: the leader's cluster time when it sent.
     Messages {
         from: NodeId,
@@ -213,6 +222,10 @@ pub enum Event {
         job: CheckpointJob,
         path: PathBuf,
     },
+    /// Some of the snapshot for this replica moved.
+    SnapshotMoved {
+        to: u64,
+    },
     SnapshotSent {
         to: u64,
         ok: bool,
@@ -254,6 +267,15 @@ struct Mail {
     urgent: Vec<(GroupId, Message)>,
 }
 
+/// When a replica was last heard, and whether its link has been up since.
+struct Heard {
+    at: Monotonic,
+    is_linked: bool,
+}
+
+/// [`Driver::serve_from`] while LEADER-START is not proposed.
+const NOT_PROPOSED: u64 = u64::MAX;
+
 /// What one sweep after the other works on.
 pub struct Driver {
     core: GroupCore,
@@ -275,10 +297,13 @@ pub struct Driver {
     last_proposal: Monotonic,
     /// This replica leads and has queued its LEADER-START.
     leading: bool,
-    /// Reads are served from the state once this index is applied; none while not leader.
+    leads_since: Monotonic,
+    /// Reads are served from the state once this index is applied, which is LEADER-START's; none while not leader.
     serve_from: Option<u64>,
     /// Since when nobody proposes: raft refused, until the next tick.
     is_held_back: bool,
+    /// Bytes proposed and sent since it last looked at the time.
+    moved: usize,
     expire_pending: bool,
     /// When it last proposed an EXPIRE.
     last_expire: Option<Monotonic>,
@@ -299,10 +324,8 @@ pub struct Driver {
     /// The complete snapshot that raft was told of, and the install that waits for the log writer.
     incoming: Option<String>,
     install: Option<Box<Install>>,
-    /// When a replica was last heard.
-    heard: BTreeMap<u64, Monotonic>,
-    /// The snapshots that replicas are being sent, and since when.
-    sending: BTreeMap<u64, (u64, Monotonic)>,
+    heard: BTreeMap<u64, Heard>,
+    sending: SentSnapshots,
     /// Reads of the log that were put off to the next sweep, and how many this one may still do.
     fetches: Vec<Fetch>,
     fetches_left: u32,
@@ -359,8 +382,10 @@ impl Driver {
             last_stamp: parts.last,
             last_proposal: now,
             leading: false,
+            leads_since: now,
             serve_from: None,
             is_held_back: false,
+            moved: 0,
             expire_pending: false,
             last_expire: None,
             expires_at: None,
@@ -376,7 +401,7 @@ impl Driver {
             incoming: None,
             install: None,
             heard: BTreeMap::new(),
-            sending: BTreeMap::new(),
+            sending: SentSnapshots::default(),
             fetches: Vec::new(),
             fetches_left: FETCHES,
             shortest_timeout,
@@ -466,6 +491,10 @@ impl Driver {
             if idle {
                 break;
             }
+            if self.moved > MOVED_MAX {
+                // Heartbeats do not wait until all that is large is on its way.
+                self.on_time();
+            }
         }
         self.install_when_ready();
         self.discard_unused_snapshot();
@@ -481,6 +510,9 @@ impl Driver {
         let may_serve = self.leading && self.serve_from.is_none();
         let wants_lease = self.is_alone() || self.config.get().read_consistency == ReadConsistency::Lease;
         let until = if may_serve && wants_lease { self.core.lease_until() } else { Boottime(0) };
+        // Only who applies before he tells anybody of a commit need not look how far he has applied.
+        let until =
+            if matches!(self.apply, ApplyBy::Sweep(_)) { until } else { until.min(LEASE_OF_SEVERAL_MAX) };
         // Followers keep to their own timeouts: the shortest one counts.
         let own = self.config.get().election_timeout;
         let shorter = own.0.saturating_sub(self.shortest_timeout.0) * 1_000_000;
@@ -516,13 +548,8 @@ impl Driver {
             }
             Event::MakeSnapshot => self.make_snapshot(),
             Event::SnapshotMade { job, path } => self.on_snapshot_made(&job, path),
-            Event::SnapshotSent { to, ok } => {
-                if !ok {
-                    // The log waits only for those who take their snapshot.
-                    self.sending.remove(&to);
-                }
-                self.step(Input::SnapshotSent { to, ok });
-            }
+            Event::SnapshotMoved { to } => self.sending.moved(to, now),
+            Event::SnapshotSent { to, ok } => self.on_snapshot_sent(to, ok, now),
             Event::SnapshotReceived { message, incoming } => self.on_snapshot(message, incoming),
             Event::Installed { token, membership } => self.on_installed(token, membership),
             Event::Messages { from, clock, messages } => self.on_messages(from, clock, messages, now),
@@ -552,11 +579,15 @@ impl Driver {
                 self.on_peer_up(node, now);
             }
             Event::PeerDown(node) => self.on_peer_down(node),
+            Event::OldDirectory => self.give_up_if(OLD_DIRECTORY),
             Event::Transfer { to, done } => self.on_transfer(to, done, now),
             Event::Join { node, nonce, address, done } => {
                 let is_leading = self.leading;
+                let silence = self.silence_of(node, now);
+                let patience = JOIN_SILENCE.max(Millis(4 * self.config.get().election_timeout.0));
                 let Some(cluster) = &mut self.cluster else { return };
-                let submission = cluster.members.join(is_leading, node, nonce, address, done);
+                let submission =
+                    cluster.members.join(is_leading, node, nonce, address, (silence, patience), done);
                 if let Some(submission) = submission {
                     self.proposer.push(Queued {
                         submission,
@@ -625,9 +656,11 @@ impl Driver {
     }
 
     fn on_messages(&mut self, from: NodeId, clock: ClusterTime, messages: Vec<Message>, now: Monotonic) {
+        let own = self.core.replica();
         let is_from_leader = |message: &Message| {
             matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat)
                 && message.term >= self.core.term()
+                && message.to == own
         };
         if clock != ClusterTime(0) && messages.iter().any(is_from_leader) {
             self.cluster_clock.follow(clock);
@@ -635,6 +668,10 @@ impl Driver {
         }
         if let (Some(cluster), Some(message)) = (&mut self.cluster, messages.first()) {
             cluster.members.heard_of(message.from, from);
+        }
+        // Ids only grow. It is for a replica that this node had after this one: the data directory is from before.
+        if messages.iter().any(|message| message.to > own && self.core.is_voter(message.from)) {
+            self.give_up_if(REPLACED);
         }
         let drops_entries = self.cluster.as_ref().is_some_and(|cluster| cluster.disk.drops_entries());
         let is_full = drops_entries || self.shared.apply_backlog() > APPLY_BACKLOG_MAX;
@@ -644,7 +681,7 @@ impl Driver {
             if (is_full && kind == MessageType::MsgAppend) || kind == MessageType::MsgSnapshot {
                 continue;
             }
-            self.heard.insert(message.from, now);
+            self.heard.insert(message.from, Heard { at: now, is_linked: true });
             self.step(Input::Message(Box::new(message)));
         }
     }
@@ -654,7 +691,7 @@ impl Driver {
         let Some(cluster) = &mut self.cluster else { return };
         if matches!(cluster.session.target(), Target::There(leader, _) if leader == node) {
             cluster.session.rewind(now);
-            self.barriers.give_up();
+            self.barriers.ask_again();
         }
     }
 
@@ -662,8 +699,29 @@ impl Driver {
         let Some(cluster) = &mut self.cluster else { return };
         cluster.snapshots.send(SnapshotEvent::PeerDown(node));
         for replica in cluster.members.replicas_of(node) {
-            self.heard.remove(&replica);
+            if let Some(heard) = self.heard.get_mut(&replica) {
+                heard.is_linked = false;
+            }
             self.step(Input::Unreachable(replica));
+        }
+    }
+
+    /// How long no replica of this node was heard. A new leader begins to listen when it leads.
+    fn silence_of(&self, node: NodeId, now: Monotonic) -> Millis {
+        let Some(cluster) = &self.cluster else { return Millis(u64::MAX) };
+        let heard = cluster.members.replicas_of(node).into_iter().map(|replica| {
+            let at = self.heard.get(&replica).map_or(self.leads_since, |heard| heard.at);
+            now.since(at.max(self.leads_since))
+        });
+        heard.min().unwrap_or(Millis(u64::MAX))
+    }
+
+    /// Gives up this replica's data once this was said often enough.
+    fn give_up_if(&mut self, why: &'static str) {
+        let config = self.config.get();
+        let is_synced = config.appendfsync == AppendFsync::Always;
+        if self.shared.on_quarantine(why, is_synced, self.clock.monotonic()) && !self.stopping {
+            restart::rejoin(&config.dir, why);
         }
     }
 
@@ -671,7 +729,7 @@ impl Driver {
         let progress = self.progress(now);
         let is_leading = self.leading;
         let Some(cluster) = &mut self.cluster else {
-            return done(Err("this node has no peers".to_owned()));
+            return done.tell(Err("this node has no peers".to_owned()));
         };
         if let Some(replica) = cluster.members.transfer(is_leading, to, &progress, done, now) {
             self.step(Input::Transfer(replica));
@@ -682,6 +740,7 @@ impl Driver {
 
     fn on_time(&mut self) {
         let now = self.clock.monotonic();
+        self.moved = 0;
         if now >= self.next_tick {
             // After a pause one tick is enough: a burst of ticks would start elections.
             self.next_tick = Monotonic(now.0 + self.tick.0 * 1_000_000);
@@ -801,13 +860,7 @@ impl Driver {
         // A disk that is nearly full keeps none: snapshots, too, go only with the log they are of.
         let tail = if self.shared.is_short_of_room() { 0 } else { scaled(TAIL_ENTRIES) };
         let tail = applied.saturating_sub(tail) + 1;
-        // Who is being sent a snapshot needs what follows it, and says nothing while it puts it in place.
-        let is_done = |replica: &u64, (index, since): &mut (u64, Monotonic)| {
-            let known = progress.iter().find(|known| known.replica == *replica);
-            known.is_none_or(|known| known.matched >= *index) || now.since(*since) >= SNAPSHOT_TIME
-        };
-        self.sending.retain(|replica, sent| !is_done(replica, sent));
-        let sending = self.sending.values().map(|(index, _)| index + 1);
+        let sending = self.sending.needed_from(progress, now).into_iter();
         let near = progress.iter().filter(|known| {
             known.is_active
                 && !known.is_behind
@@ -823,7 +876,7 @@ impl Driver {
         let mut progress = self.core.progress();
         for known in &mut progress {
             let heard = self.heard.get(&known.replica);
-            known.is_active = heard.is_some_and(|heard| now.since(*heard) < patience);
+            known.is_active = heard.is_some_and(|heard| heard.is_linked && now.since(heard.at) < patience);
         }
         progress
     }
@@ -845,7 +898,7 @@ impl Driver {
         let before = cluster.session.target();
         if target != before {
             cluster.session.set_target(target, self.clock.monotonic());
-            self.barriers.give_up();
+            self.barriers.ask_again();
         }
     }
 
@@ -953,6 +1006,10 @@ impl Driver {
         if cluster.session.epoch() != epoch {
             return;
         }
+        if outcomes.iter().any(|(seq, _)| !cluster.session.has_given(*seq)) && !self.stopping {
+            // This session's name was used up in a life that the data directory does not remember.
+            restart::rejoin(&self.config.get().dir, OLD_DIRECTORY);
+        }
         for (seq, outcome) in outcomes {
             let Some(submission) = cluster.session.pending(seq) else { continue };
             match local(outcome, submission.batch.len()) {
@@ -998,10 +1055,17 @@ impl Driver {
             self.last_proposal = self.clock.monotonic();
             let batches = packed.batches.iter().map(|queued| (queued.stamp, &queued.submission.batch));
             let data = encode_entry(&self.last_stamp, batches);
+            self.moved += data.len();
             let before = self.out.len();
             self.step(Input::Propose(data));
             match self.out.split_off(before).pop() {
-                Some(Output::Proposed { index, term }) => self.proposer.proposed(index, term, packed),
+                Some(Output::Proposed { index, term }) => {
+                    if self.serve_from == Some(NOT_PROPOSED) {
+                        // LEADER-START is the first that waits.
+                        self.serve_from = Some(index);
+                    }
+                    self.proposer.proposed(index, term, packed);
+                }
                 _ => self.on_dropped(),
             }
         }
@@ -1010,6 +1074,7 @@ impl Driver {
     /// Raft takes nothing now: a hand-over is under way, or too much is uncommitted. What belongs to a session is
     /// given again after the next tick; the node's own proposals come again by themselves.
     fn on_dropped(&mut self) {
+        assert!(!self.is_alone(), "a lone voter takes whatever its window lets through");
         self.is_held_back = true;
         self.expire_pending = false;
         self.proposer.clear_waiting();
@@ -1017,7 +1082,7 @@ impl Driver {
         if let Some(cluster) = &mut self.cluster {
             cluster.session.rewind(self.clock.monotonic());
         }
-        if self.serve_from.is_some() {
+        if self.serve_from == Some(NOT_PROPOSED) {
             self.queue_leader_start();
         }
     }
@@ -1062,13 +1127,7 @@ impl Driver {
                 // Ticks and messages have their turn first.
                 None => self.fetches.push(fetch),
             },
-            Output::Quarantine(why) => {
-                let config = self.config.get();
-                let is_synced = config.appendfsync == AppendFsync::Always;
-                if self.shared.on_quarantine(why, is_synced, self.clock.monotonic()) && !self.stopping {
-                    restart::rejoin(&config.dir, why);
-                }
-            }
+            Output::Quarantine(why) => self.give_up_if(why),
             Output::Proposed { .. } | Output::Dropped => {}
         }
     }
@@ -1178,6 +1237,9 @@ impl Driver {
             return;
         }
         tracing::info!("leading the group in term {term}");
+        if !was_leading {
+            self.leads_since = self.clock.monotonic();
+        }
         self.note_own_lead(self.clock.monotonic());
         // raft-rs has appended its own empty entry.
         self.proposer.forget_from(self.core.last_index());
@@ -1194,8 +1256,7 @@ impl Driver {
         }
         self.proposer.push_first(own(batch));
         self.expire_pending = true;
-        // raft's own empty entry comes first, LEADER-START behind it.
-        self.serve_from = Some(self.core.last_index() + 1);
+        self.serve_from = Some(NOT_PROPOSED);
     }
 
     /// Stamps never go back in the log: the new leader goes on from the last ones, whoever gave them.
@@ -1213,10 +1274,14 @@ impl Driver {
     // ---- read barriers ----------------------------------------------------------------------------
 
     fn round_of_barriers(&mut self) {
-        if !self.barriers.wants_round() {
+        if self.barriers.is_idle() {
             return;
         }
         let now = self.clock.monotonic();
+        // On a network whose round trips are longer than a tick, several rounds are under way.
+        if !self.barriers.wants_round(now, self.tick) {
+            return;
+        }
         if self.leading {
             if self.shared.holds_lease(self.clock.boottime()) {
                 let answers = self.barriers.grant(self.core.commit_index());
@@ -1281,22 +1346,32 @@ impl Driver {
             }
             if !bulk.is_empty() {
                 let frame = message_codec::encode_batch(clock, bulk);
-                if cluster.network.send(*node, Channel::Raft, frame).is_err() {
-                    lost.extend(bulk.iter().map(|(_, message)| message.to));
+                self.moved += frame.len();
+                if let Err(error) = cluster.network.send(*node, Channel::Raft, frame) {
+                    lost.extend(bulk.iter().map(|(_, message)| (message.to, error)));
                 }
                 bulk.clear();
             }
         }
-        for replica in lost {
+        for (replica, error) in lost {
             self.acked.forget();
-            self.step(Input::Unreachable(replica));
+            self.step(match error {
+                SendError::NotConnected => Input::Unreachable(replica),
+                SendError::Full => Input::NotTaken(replica),
+            });
         }
     }
 
     /// A follower needs entries that only the disk has. They were written lately, so they are in the system's memory.
     fn fetch(&mut self, fetch: Fetch) {
         match self.log.fetch(self.group, &fetch) {
-            Ok(entries) => self.step(Input::Fetched { fetch, entries }),
+            Ok(entries) => {
+                let bytes: u64 = entries.iter().map(|entry| entry.data.len() as u64).sum();
+                if bytes >= FETCHED_BYTES_MAX {
+                    self.fetches_left = 0;
+                }
+                self.step(Input::Fetched { fetch, entries });
+            }
             Err(error) => restart::stop_on("reading the log failed", &error),
         }
     }
@@ -1327,11 +1402,11 @@ impl Driver {
     fn send_snapshot(&mut self, message: &Message) {
         let meta = message.get_snapshot().get_metadata();
         let (to, index, term) = (message.to, meta.index, meta.term);
-        let checkpoint = self.shared.snapshot_path(index);
-        self.sending.insert(to, (index, self.clock.monotonic()));
+        let (checkpoint, now) = (self.shared.snapshot_path(index), self.clock.monotonic());
+        self.sending.begin(to, index, now);
         let Some(cluster) = &self.cluster else { return };
         let (Some(node), Some(checkpoint)) = (cluster.members.node_of(to), checkpoint) else {
-            return self.step(Input::SnapshotSent { to, ok: false });
+            return self.on_snapshot_sent(to, false, now);
         };
         tracing::info!("sending node {node} a snapshot of index {index}");
         let mut bytes = Vec::new();
@@ -1345,6 +1420,12 @@ impl Driver {
             checkpoint,
             message: bytes,
         });
+    }
+
+    fn on_snapshot_sent(&mut self, to: u64, ok: bool, now: Monotonic) {
+        // The log waits only for those who take their snapshot.
+        self.sending.ended(to, ok, now);
+        self.step(Input::SnapshotSent { to, ok });
     }
 
     /// The log writer must be done with what came before: the snapshot takes the place of the whole log.
@@ -1420,3 +1501,7 @@ impl Driver {
 fn own(batch: Batch) -> Queued {
     Queued { submission: Submission::new(batch, None), stamp: None, reply_to: ReplyTo::Submitter }
 }
+
+#[cfg(test)]
+#[path = "driver_test.rs"]
+mod tests;

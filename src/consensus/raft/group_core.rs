@@ -8,7 +8,8 @@
 //!
 //! ```text
 //! ready()  ─► messages of a leader            may leave at once: it replicates while it syncs
-//!          ─► persisted messages (acks, votes) wait until this Ready is durable
+//!          ─► persisted messages (acks, votes) wait until this Ready is durable; answers to heartbeats only for a
+//!                                             term or a vote that is not
 //!          ─► committed entries               to apply; they are durable here already
 //!          ─► entries, hard state             readable through the cache before advance_append_async
 //! must_sync     ─► Persist{token}, the messages wait under that token
@@ -46,6 +47,8 @@ use raft::eraftpb::Snapshot;
 
 use crate::consensus::raft::acceptable::Verdict;
 use crate::consensus::raft::acceptable::acceptable;
+use crate::consensus::raft::flow::Flow;
+use crate::consensus::raft::flow::Verdict as FlowVerdict;
 use crate::consensus::raft::lease::Lease;
 use crate::consensus::raft::log_cache::Fetch;
 use crate::consensus::raft::log_cache::LogCache;
@@ -93,8 +96,10 @@ pub enum Input {
     ReadIndex(u64),
     /// Give the leadership to this voter.
     Transfer(u64),
-    /// A message to this replica was lost.
+    /// The link to this replica is gone, with what was on it.
     Unreachable(u64),
+    /// A message to this replica was not sent: its link takes no more now.
+    NotTaken(u64),
     /// A snapshot of this state can be sent.
     SnapshotReady(Box<Snapshot>),
     /// The snapshot for this replica arrived there, or did not.
@@ -189,6 +194,12 @@ pub struct GroupCore {
     /// Messages that wait for their Ready's token to become durable.
     waiting: VecDeque<(u64, Vec<Message>)>,
     last_number: u64,
+    /// The term and the vote that were handed out last to be written, and the token until which they are not durable.
+    promised: (u64, u64),
+    promised_at: Option<u64>,
+    flow: Flow,
+    /// The time of the last input.
+    now: Boottime,
     /// Until then no vote is given, unless the leader itself asked for the election: an election timeout after the
     /// start, a tick less after every word from a leader, so that who missed it longer than others finds voters.
     guard_until: Option<Boottime>,
@@ -208,7 +219,9 @@ impl GroupCore {
     /// # Errors
     /// When the log's parts do not fit each other: what is committed must be there, what is applied committed.
     pub fn new(options: &CoreOptions, log: LogCache, applied: u64, now: Boottime) -> raft::Result<GroupCore> {
-        let (commit, last) = (log.initial_state()?.hard_state.commit, log.last_index()?);
+        let hard_state = log.initial_state()?.hard_state;
+        let (commit, last) = (hard_state.commit, log.last_index()?);
+        let promised = (hard_state.term, hard_state.vote);
         if applied > commit || commit > last {
             let what = format!("{applied} is applied, {commit} committed, and the log ends at {last}");
             return Err(raft::Error::ConfigInvalid(what));
@@ -241,6 +254,10 @@ impl GroupCore {
             tick_nanos: options.tick_nanos,
             waiting: VecDeque::new(),
             last_number: 0,
+            promised,
+            promised_at: None,
+            flow: Flow::default(),
+            now,
             guard_until,
             promise_nanos: election_nanos - options.tick_nanos,
             lease: Lease::new(options.election_ticks, options.tick_nanos),
@@ -296,6 +313,13 @@ impl GroupCore {
     pub fn is_only_voter(&self) -> bool {
         let conf = self.conf_state();
         conf.voters == [self.node.raft.id] && conf.voters_outgoing.is_empty()
+    }
+
+    /// True when this replica votes, as of the last committed change.
+    #[must_use]
+    pub fn is_voter(&self, replica: u64) -> bool {
+        let conf = self.conf_state();
+        conf.voters.contains(&replica) || conf.voters_outgoing.contains(&replica)
     }
 
     /// The members, as of the last committed change.
@@ -394,6 +418,7 @@ impl GroupCore {
 
     /// Takes one input. [`GroupCore::drain`] tells what follows from it.
     pub fn step(&mut self, now: Boottime, input: Input, out: &mut Vec<Output>) {
+        self.now = now;
         if self.is_retired {
             if matches!(input, Input::Propose(_) | Input::ConfChange { .. }) {
                 out.push(Output::Dropped);
@@ -434,7 +459,14 @@ impl GroupCore {
                     self.node.transfer_leader(to);
                 }
             }
-            Input::Unreachable(replica) => self.node.report_unreachable(replica),
+            Input::Unreachable(replica) => {
+                self.flow.forget(replica);
+                self.node.report_unreachable(replica);
+            }
+            Input::NotTaken(replica) => {
+                self.flow.pause(replica, now);
+                self.node.report_unreachable(replica);
+            }
             Input::SnapshotReady(snapshot) => self.node.mut_store().offer(*snapshot),
             Input::SnapshotSent { to, ok } => {
                 let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
@@ -511,13 +543,40 @@ impl GroupCore {
             // with any word of a higher term, such as a late answer to an election of long ago.
             self.guard_until = self.guard_until.max(Some(Boottime(now.0 + self.promise_nanos)));
         }
-        // Errors say that the message is stale or from a stranger: nothing to do.
-        let _ = self.node.step(message);
+        self.step_message(message, now);
         self.fix_timeout();
         if self.node.snap().is_some() {
             // Its Ready must hold nothing else: entries that came behind it would be taken for durable once the
             // snapshot is in place, and were never written.
             self.drain(out);
+        }
+    }
+
+    /// Gives raft-rs a message. The answer to a heartbeat lets it send again what it probes with, although a large append
+    /// to that replica is under way: then it must believe for a moment that the replica waits for a snapshot.
+    fn step_message(&mut self, message: Message, now: Boottime) {
+        let (kind, from) = (message.get_msg_type(), message.from);
+        if kind == MessageType::MsgAppendResponse {
+            match message.reject {
+                true => self.flow.forget(from),
+                false => self.flow.acknowledged(from, message.index, now),
+            }
+        }
+        let is_probed = |raft: &raft::Raft<LogCache>| {
+            raft.prs().get(from).is_some_and(|progress| progress.state == ProgressState::Probe)
+        };
+        let is_quiet = kind == MessageType::MsgHeartbeatResponse
+            && self.flow.is_waiting(from, now)
+            && message.term == self.node.raft.term
+            && is_probed(&self.node.raft);
+        if is_quiet && let Some(progress) = self.node.raft.mut_prs().get_mut(from) {
+            progress.state = ProgressState::Snapshot;
+        }
+        // Errors say that the message is stale or from a stranger: nothing to do.
+        let _ = self.node.step(message);
+        if is_quiet && let Some(progress) = self.node.raft.mut_prs().get_mut(from) {
+            progress.state = ProgressState::Probe;
+            progress.pause();
         }
     }
 
@@ -569,6 +628,7 @@ impl GroupCore {
             let (_, messages) = self.waiting.pop_front().expect("it was looked at just now");
             self.send(messages, out);
         }
+        self.promised_at = self.promised_at.filter(|number| *number > token);
         let durable = self.waiting.front().map_or(self.last_number, |(number, _)| number - 1);
         self.node.on_persist_ready(durable);
     }
@@ -597,6 +657,7 @@ impl GroupCore {
         let mut ready = self.node.ready();
         if let Some(soft) = ready.ss() {
             let (role, leader) = (soft.raft_state, soft.leader_id);
+            self.flow.clear();
             out.push(Output::Role { role, term: self.node.raft.term, leader });
         }
         for state in ready.take_read_states() {
@@ -612,7 +673,7 @@ impl GroupCore {
         let hard_state = ready.hs().cloned();
         let snapshot = (!ready.snapshot().is_empty()).then(|| ready.snapshot().clone());
         let (must_sync, number) = (ready.must_sync(), ready.number());
-        let persisted_messages = ready.take_persisted_messages();
+        let mut persisted_messages = ready.take_persisted_messages();
         let store = self.node.mut_store();
         if let Some(snapshot) = &snapshot {
             store.restore(snapshot.get_metadata());
@@ -624,6 +685,18 @@ impl GroupCore {
         self.node.advance_append_async(ready);
         self.last_number = number;
         self.send(messages, out);
+        let raft = &self.node.raft;
+        if self.promised != (raft.term, raft.vote) {
+            self.promised = (raft.term, raft.vote);
+            self.promised_at = Some(number);
+        }
+        if self.promised_at.is_none() {
+            // They speak of the term alone, and that is on disk: a long write of entries must not look like a dead node.
+            let is_pulse =
+                |message: &mut Message| message.get_msg_type() == MessageType::MsgHeartbeatResponse;
+            let pulse = persisted_messages.extract_if(.., is_pulse).collect();
+            self.send(pulse, out);
+        }
         if let Some(snapshot) = snapshot {
             self.waiting.push_back((number, persisted_messages));
             self.installing = Some((number, snapshot.get_metadata().index));
@@ -665,6 +738,7 @@ impl GroupCore {
             // Voters will pass over the lease for its receiver, however late it arrives (raft-rs#234).
             self.lease.renounce(self.node.raft.term);
         }
+        self.hold_back(&mut messages);
         if !messages.iter().any(is_snapshot) {
             if !messages.is_empty() {
                 out.push(Output::Send(messages));
@@ -676,6 +750,24 @@ impl GroupCore {
             out.push(Output::Send(others));
         }
         out.extend(snapshots.into_iter().map(|message| Output::SendSnapshot(Box::new(message))));
+    }
+
+    /// Takes out the appends that a follower has on its way to it, and those beyond what it may have.
+    fn hold_back(&mut self, messages: &mut Vec<Message>) {
+        messages.retain(|message| {
+            if message.get_msg_type() != MessageType::MsgAppend {
+                return true;
+            }
+            let verdict = self.flow.judge(message, self.now);
+            if verdict == FlowVerdict::TooMuch
+                && let Some(progress) = self.node.raft.mut_prs().get_mut(message.to)
+                && progress.state == ProgressState::Replicate
+            {
+                progress.become_probe();
+                progress.pause();
+            }
+            verdict == FlowVerdict::Send
+        });
     }
 
     /// Takes the changes of the members among committed entries, in log order. What cannot be read, or is refused,

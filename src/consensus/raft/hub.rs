@@ -62,6 +62,8 @@ const LOOKS_PER_LINE: u32 = 50;
 const LOOKS_PER_JOIN: u32 = 5;
 /// The longest name of a host, in bytes: it goes into the log beside the change of members.
 const HOST_MAX: usize = 255;
+/// Reasons not to be taken in that are remembered, so that each is said once.
+const REFUSALS_MAX: usize = 16;
 /// Administrators' wishes that may wait for their answers at a time.
 const ADMIN_MAX: usize = 1_000;
 
@@ -147,6 +149,8 @@ struct Forming {
     /// Names this life of the node when it asks for a replica id.
     nonce: u64,
     rejoin_through: Option<NodeId>,
+    /// Why it got none: what was said in the log already.
+    refusals: Vec<String>,
     formed: Option<Formed>,
 }
 
@@ -162,7 +166,8 @@ pub struct Hub {
     forming: Mutex<Forming>,
     has_formed: Condvar,
     statuses: Mutex<BTreeMap<NodeId, (NodeStatus, Monotonic)>>,
-    admin: Mutex<(u64, BTreeMap<u64, AdminDone>)>,
+    /// The number of the last wish, and who waits for answers of which node.
+    admin: Mutex<(u64, BTreeMap<u64, (NodeId, AdminDone)>)>,
     refused: Mutex<(u64, Option<Monotonic>)>,
     /// The links that are up, with the election timeouts of the nodes there.
     links: Mutex<BTreeMap<NodeId, Millis>>,
@@ -186,7 +191,13 @@ impl Hub {
             snapshots: Arc::default(),
             engine: OnceLock::new(),
             own_status: OnceLock::new(),
-            forming: Mutex::new(Forming { formation, nonce: 0, rejoin_through: None, formed: None }),
+            forming: Mutex::new(Forming {
+                formation,
+                nonce: 0,
+                rejoin_through: None,
+                refusals: Vec::new(),
+                formed: None,
+            }),
             has_formed: Condvar::new(),
             statuses: Mutex::default(),
             admin: Mutex::default(),
@@ -248,7 +259,7 @@ impl Hub {
         let command =
             AdminCommand::Join { node: self.node, host: address.host.clone(), port: address.port, nonce };
         // The answer is taken in `on_request`: only there the formation may go on.
-        self.send_admin(to, command, Box::new(|_| {}));
+        self.send_admin(to, command, AdminDone::new(|_| {}));
     }
 
     fn form(&self, forming: &mut Forming, input: formation::Input) {
@@ -303,7 +314,12 @@ impl Hub {
             }
             Ok(Ok(None)) => tracing::info!("an answer to an earlier life of this node came late"),
             Ok(Err(error)) => warn!("the answer to the request for a replica id cannot be read: {error}"),
-            Err(reason) => tracing::info!("no replica id yet: {reason}"),
+            Err(reason) if forming.refusals.contains(reason) => {}
+            Err(reason) => {
+                warn!("no replica id yet: {reason}");
+                forming.refusals.truncate(REFUSALS_MAX - 1);
+                forming.refusals.insert(0, reason.clone());
+            }
         }
     }
 
@@ -312,17 +328,20 @@ impl Hub {
     /// Asks another node's group for something.
     pub fn send_admin(&self, to: NodeId, command: AdminCommand, done: AdminDone) {
         let mut admin = self.admin.lock();
-        if admin.1.len() >= ADMIN_MAX {
-            admin.1.pop_first();
-        }
+        let oldest = if admin.1.len() >= ADMIN_MAX { admin.1.pop_first() } else { None };
         admin.0 += 1;
         let id = admin.0;
         let request = Request::Admin { id, command };
-        if self.network.send(to, Channel::Request, request.encode()).is_ok() {
-            admin.1.insert(id, done);
+        let unsent = if self.network.send(to, Channel::Request, request.encode()).is_ok() {
+            admin.1.insert(id, (to, done));
+            None
         } else {
-            drop(admin);
-            done(Err(format!("node {to} is not reachable")));
+            Some(done)
+        };
+        drop(admin);
+        drop(oldest);
+        if let Some(done) = unsent {
+            done.tell(Err(format!("node {to} is not reachable")));
         }
     }
 
@@ -375,6 +394,9 @@ impl Hub {
                 self.snapshots.send(SnapshotEvent::Message { from, payload: payload.clone() });
             }
             Arrived::Formation(announcement) => {
+                if announcement.standing.is_formed() {
+                    self.network.note_member(from);
+                }
                 self.form(&mut self.forming.lock(), formation::Input::Message { from, announcement });
             }
             Arrived::Status(status) => {
@@ -382,10 +404,14 @@ impl Hub {
             }
             Arrived::Admin { id, command } => self.on_admin(from, id, command),
             Arrived::AdminReply { id, result } => {
-                let done = self.admin.lock().1.remove(&id);
-                if let Some(done) = done {
+                let done = {
+                    let waiting = &mut self.admin.lock().1;
+                    let is_asked = waiting.get(&id).is_some_and(|(asked, _)| *asked == from);
+                    if is_asked { waiting.remove(&id) } else { None }
+                };
+                if let Some((_, done)) = done {
                     self.joined(&result);
-                    done(result);
+                    done.tell(result);
                 }
             }
             Arrived::Nothing => {}
@@ -395,7 +421,7 @@ impl Hub {
 
     fn on_admin(&self, from: NodeId, id: u64, command: AdminCommand) {
         let network = self.network.clone();
-        let done: AdminDone = Box::new(move |result| {
+        let done = AdminDone::new(move |result| {
             // Who asked asks again when nothing comes.
             let _ = network.send(from, Channel::Request, Request::AdminReply { id, result }.encode());
         });
@@ -404,7 +430,7 @@ impl Hub {
             AdminCommand::Join { node, host, port, nonce } if node == from && host.len() <= HOST_MAX => {
                 self.post(Event::Join { node, nonce, address: NodeAddress { node, host, port }, done });
             }
-            _ => done(Err("not possible here".to_owned())),
+            _ => done.tell(Err("not possible here".to_owned())),
         }
     }
 
@@ -438,9 +464,19 @@ impl Handler for Hub {
         self.sweep();
     }
 
+    fn on_old_directory(&self) {
+        self.post(Event::OldDirectory);
+        self.sweep();
+    }
+
     fn on_down(&self, peer: NodeId) {
         self.form(&mut self.forming.lock(), formation::Input::PeerDown(peer));
         self.links.lock().remove(&peer);
+        // Whatever it was asked, its answer will not come.
+        let unanswered: Vec<_> = self.admin.lock().1.extract_if(.., |_, (asked, _)| *asked == peer).collect();
+        for (_, (_, done)) in unanswered {
+            done.tell(Err(format!("the link to node {peer} was lost")));
+        }
         self.post(Event::PeerDown(peer));
         self.sweep();
     }
@@ -452,6 +488,10 @@ pub struct SnapshotDoor(pub Arc<Hub>);
 impl SnapshotPort for SnapshotDoor {
     fn send(&self, to: NodeId, payload: Vec<u8>) -> bool {
         self.0.network.send(to, Channel::Snapshot, payload).is_ok()
+    }
+
+    fn moved(&self, _group: GroupId, to_replica: u64) {
+        self.0.post(Event::SnapshotMoved { to: to_replica });
     }
 
     fn sent(&self, _group: GroupId, to_replica: u64, ok: bool) {

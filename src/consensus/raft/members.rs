@@ -7,6 +7,9 @@
 //! ```
 //! Changes are proposed by the leader, one at a time, on its ticks; a new leader goes on where the configuration
 //! stands. A leader is never removed: raft-rs would panic.
+//!
+//! A node id is given to another replica only when the one that has it was silent for [`JOIN_SILENCE`]: a second process
+//! that was started under the id of a living node by mistake must not take its place.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,8 +39,34 @@ const TRANSFER_TIME: Millis = Millis(3_000);
 /// A joint configuration that nobody leaves for so long is left by the leader.
 const JOINT_TIME: Millis = Millis(1_000);
 
-/// Hears what became of an administrator's wish.
-pub type AdminDone = Box<dyn FnOnce(Result<Vec<u8>, String>) + Send>;
+/// A node's replica was not heard for so long, or for four election timeouts if that is longer: then the node may have
+/// another one.
+pub const JOIN_SILENCE: Millis = Millis(5_000);
+
+/// Hears, once, what became of an administrator's wish; when it is dropped, that nothing did.
+pub struct AdminDone(Option<Box<dyn FnOnce(Result<Vec<u8>, String>) + Send>>);
+
+impl AdminDone {
+    /// Calls `hear` when it is known.
+    pub fn new(hear: impl FnOnce(Result<Vec<u8>, String>) + Send + 'static) -> AdminDone {
+        AdminDone(Some(Box::new(hear)))
+    }
+
+    /// This became of it.
+    pub fn tell(mut self, result: Result<Vec<u8>, String>) {
+        if let Some(hear) = self.0.take() {
+            hear(result);
+        }
+    }
+}
+
+impl Drop for AdminDone {
+    fn drop(&mut self) {
+        if let Some(hear) = self.0.take() {
+            hear(Err("a later wish took its place, or the node stops".to_owned()));
+        }
+    }
+}
 
 enum Stage {
     Allocating,
@@ -152,17 +181,28 @@ impl Members {
         self.membership = membership;
     }
 
-    /// A node asks for a replica id. Gives the proposal that allocates one.
+    /// A node asks for a replica id. Gives the proposal that allocates one. `silence` is how long nothing was heard of the
+    /// replicas that the node has; `patience`, how long that must be.
     pub fn join(
         &mut self,
         is_leading: bool,
         node: NodeId,
         nonce: u64,
         address: NodeAddress,
+        (silence, patience): (Millis, Millis),
         done: AdminDone,
     ) -> Option<Arc<Submission>> {
         if !is_leading {
-            done(Err("this node does not lead".to_owned()));
+            done.tell(Err("this node does not lead".to_owned()));
+            return None;
+        }
+        if silence < patience {
+            done.tell(Err(format!(
+                "node-id {node} is taken: the node that has it was heard within the last {} s. If this node lost its disk, \
+                 it is taken in when the cluster has not heard its old replica for so long; if another process runs \
+                 under this node-id, give this one its own",
+                patience.0.div_ceil(1_000)
+            )));
             return None;
         }
         // A node that asks again did not hear the answer.
@@ -189,7 +229,7 @@ impl Members {
         now: Monotonic,
     ) -> Option<u64> {
         if !is_leading {
-            done(Err("this node does not lead".to_owned()));
+            done.tell(Err("this node does not lead".to_owned()));
             return None;
         }
         let is_wanted = |replica: &&ReplicaProgress| match to {
@@ -199,7 +239,7 @@ impl Members {
         let able =
             progress.iter().filter(|replica| replica.is_voter && replica.is_active && !replica.is_behind);
         let Some(best) = able.filter(is_wanted).max_by_key(|replica| replica.matched) else {
-            done(Err("no such voter is up to date and reachable".to_owned()));
+            done.tell(Err("no such voter is up to date and reachable".to_owned()));
             return None;
         };
         self.transfer = Some(Transfer { to: best.replica, since: now, done });
@@ -211,7 +251,7 @@ impl Members {
         self.look_at_transfer(view.leader, now);
         if !view.is_leading {
             for (_, join) in std::mem::take(&mut self.joins) {
-                (join.done)(Err("this node does not lead any more".to_owned()));
+                join.done.tell(Err("this node does not lead any more".to_owned()));
             }
             return None;
         }
@@ -230,10 +270,10 @@ impl Members {
 
     fn look_at_transfer(&mut self, leader: u64, now: Monotonic) {
         if let Some(transfer) = self.transfer.take_if(|transfer| leader == transfer.to) {
-            (transfer.done)(Ok(Vec::new()));
+            transfer.done.tell(Ok(Vec::new()));
         }
         if let Some(transfer) = self.transfer.take_if(|transfer| now.since(transfer.since) >= TRANSFER_TIME) {
-            (transfer.done)(Err("the voter did not take over in time".to_owned()));
+            transfer.done.tell(Err("the voter did not take over in time".to_owned()));
         }
     }
 
@@ -244,7 +284,7 @@ impl Members {
             let mut answer = Vec::new();
             put_varint(&mut answer, replica);
             put_varint(&mut answer, join.nonce);
-            (join.done)(Ok(answer));
+            join.done.tell(Ok(answer));
         }
     }
 
@@ -327,13 +367,16 @@ mod tests {
         Members::new(Membership { voters: vec![1, 2, 3], nodes, ..Membership::default() })
     }
 
+    /// As long as it takes.
+    const SILENT: (Millis, Millis) = (JOIN_SILENCE, JOIN_SILENCE);
+
     fn progress(replica: u64, matched: u64) -> ReplicaProgress {
         ReplicaProgress { replica, matched, is_active: true, is_behind: false, is_voter: replica < 10 }
     }
 
     fn done() -> (AdminDone, mpsc::Receiver<Result<Vec<u8>, String>>) {
         let (sender, receiver) = mpsc::channel();
-        (Box::new(move |result| sender.send(result).unwrap()), receiver)
+        (AdminDone::new(move |result| sender.send(result).unwrap()), receiver)
     }
 
     fn tick(members: &mut Members, conf: &ConfState, progress: &[ReplicaProgress]) -> Option<Proposal> {
@@ -347,7 +390,7 @@ mod tests {
         let mut members = members();
         let mut conf = Members::conf_state(&members.membership);
         let (hear, heard) = done();
-        assert!(members.join(true, NodeId(3), 7, address(3), hear).is_some());
+        assert!(members.join(true, NodeId(3), 7, address(3), SILENT, hear).is_some());
         assert_eq!(tick(&mut members, &conf, &[]), None);
         members.allocated(NodeId(3), 6, 1_000);
         assert_eq!(tick(&mut members, &conf, &[]), None, "an id of an earlier life");
@@ -364,6 +407,40 @@ mod tests {
         (conf.learners, conf.voters) = (vec![], vec![1, 2, 1_001]);
         assert_eq!(members.changed(&conf, &[]).nodes.keys().copied().collect::<Vec<_>>(), [1, 2, 1_001]);
         assert_eq!(tick(&mut members, &conf, &[]), None);
+    }
+
+    #[test]
+    fn the_id_of_a_node_that_is_heard_is_not_given_away() {
+        let mut members = members();
+        let conf = Members::conf_state(&members.membership);
+        let (hear, heard) = done();
+        let young = (Millis(JOIN_SILENCE.0 - 1), JOIN_SILENCE);
+        assert!(members.join(true, NodeId(3), 7, address(3), young, hear).is_none());
+        let refusal = heard.recv().unwrap().unwrap_err();
+        assert!(refusal.starts_with("node-id 3 is taken") && refusal.contains("5 s"), "{refusal}");
+        members.allocated(NodeId(3), 7, 1_001);
+        assert_eq!(tick(&mut members, &conf, &[]), None, "nothing is under way for it");
+        let (hear, _heard) = done();
+        assert!(members.join(true, NodeId(3), 7, address(3), SILENT, hear).is_some());
+    }
+
+    #[test]
+    fn everybody_who_asked_is_answered_also_when_a_later_wish_takes_the_place_of_his() {
+        let mut members = members();
+        let all = [progress(2, 80), progress(3, 80)];
+        let (first, heard_first) = done();
+        let (second, heard_second) = done();
+        assert_eq!(members.transfer(true, Some(NodeId(2)), &all, first, Monotonic(0)), Some(2));
+        assert_eq!(members.transfer(true, Some(NodeId(3)), &all, second, Monotonic(0)), Some(3));
+        assert!(heard_first.try_recv().unwrap().unwrap_err().contains("took its place"));
+        let (first, heard_first) = done();
+        let (again, heard_again) = done();
+        members.join(true, NodeId(3), 7, address(3), SILENT, first);
+        members.join(true, NodeId(3), 7, address(3), SILENT, again);
+        assert!(heard_first.try_recv().unwrap().is_err());
+        assert!(heard_second.try_recv().is_err() && heard_again.try_recv().is_err(), "they are under way");
+        drop(members);
+        assert!(heard_second.try_recv().unwrap().is_err() && heard_again.try_recv().unwrap().is_err());
     }
 
     #[test]

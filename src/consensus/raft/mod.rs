@@ -1,7 +1,7 @@
 //! Raft (Ongaro, "Consensus: Bridging Theory and Practice"), on tikv's raft-rs.
 //!
-//! `group_core` is pure: inputs in, outputs out. `driver` is the thread that feeds it, `log_writer` makes
-//! its entries durable, `applier` turns committed entries into replies, `flusher` brings changed rows to
+//! `group_core` is pure: inputs in, outputs out. `driver` is the state behind a lock that feeds it, on
+//! whichever thread has something for it; `log_writer` makes its entries durable, `applier` turns committed entries into replies, `flusher` brings changed rows to
 //! disk. The rules each of them keeps are those of raft-rs that are easy to break (see the comments).
 
 pub mod acceptable;
@@ -9,6 +9,7 @@ pub mod acked;
 pub mod applier;
 pub mod barriers;
 pub mod driver;
+pub mod flow;
 pub mod flusher;
 pub mod group_core;
 pub mod hub;
@@ -23,6 +24,7 @@ pub mod replica;
 pub mod requests;
 pub mod restart;
 pub mod room;
+pub mod sent_snapshots;
 pub mod session;
 pub mod silence;
 pub mod snapshot_io;

@@ -43,7 +43,6 @@ use crate::consensus::Status;
 use crate::consensus::claims::Claims;
 use crate::consensus::cluster_clock::ClusterClock;
 use crate::consensus::mailbox::Mailbox;
-use crate::consensus::raft::acceptable::LOST_ENTRIES;
 use crate::consensus::raft::acceptable::OTHER_ENTRIES;
 use crate::consensus::raft::applier::Applier;
 use crate::consensus::raft::applier::ApplyMessage;
@@ -107,7 +106,11 @@ use crate::types::WallMillis;
 use crate::types::planted::Bug;
 use crate::types::planted::is_planted;
 
-/// An entry holds at most this much; one command may be nearly as large.
+/// What one command or transaction may bring into the log: so much, or a value of `proto-max-bulk-len` bytes if that is
+/// longer, with what goes around it. Whatever is in an entry is in memory several times while it is on its way.
+const ENTRY_BYTES: usize = 64 << 20;
+const AROUND_VALUE_BYTES: usize = 1 << 20;
+/// No entry is longer, whatever the configuration says: it must fit a message to a peer.
 const ENTRY_BYTES_MAX: usize = 768 << 20;
 /// Bytes that may wait for their outcome before newcomers are refused.
 const WAITING_BYTES_MAX: usize = 1 << 30;
@@ -129,9 +132,11 @@ const EPOCH_REPLICA_SHIFT: u32 = 40;
 const EPOCH_BOOT_SHIFT: u32 = 16;
 /// How often other nodes are told where this one stands.
 const STATUS_INTERVAL: Millis = Millis(500);
-/// How often, and within what time, a leader must say that acknowledged entries are missing here to be believed.
+/// How often, and within what time, others must say that something is missing here to be believed.
 const LOSSES_BELIEVED: u32 = 3;
 const LOSSES_WITHIN: Millis = Millis(60_000);
+/// A lease that does not end, of a lone voter with learners: one of them may have applied more than it.
+pub const LEASE_OF_SEVERAL_MAX: Boottime = Boottime(u64::MAX - 1);
 /// Snapshots that are kept for followers that may still be receiving them.
 const SNAPSHOTS_KEPT: usize = 2;
 
@@ -263,7 +268,8 @@ pub struct Shared {
     commit: AtomicU64,
     in_flight: AtomicU64,
     log_bytes: AtomicU64,
-    /// Until when reads need no barrier, in nanoseconds of CLOCK_BOOTTIME; `u64::MAX` for a lone voter.
+    /// Until when reads need no barrier, in nanoseconds of CLOCK_BOOTTIME; `u64::MAX` for a lone voter that applies in its
+    /// sweeps, which nobody can have overtaken.
     lease_until: AtomicU64,
     stopping: AtomicBool,
     short_of_room: AtomicBool,
@@ -278,7 +284,7 @@ pub struct Shared {
     /// Copies of the rows that can be sent, the newest last.
     snapshots: Mutex<Vec<(u64, PathBuf)>>,
     quarantine_warned: AtomicU64,
-    /// How often a leader said that entries are missing here, and since when.
+    /// How often others said that something is missing here, and since when.
     losses_told: Mutex<(u32, Monotonic)>,
     /// For each other node the session, and the number up to which its batches that were proposed here are applied.
     executed: Mutex<BTreeMap<NodeId, (u64, u64)>>,
@@ -569,7 +575,7 @@ impl Shared {
     }
 
     /// Notes that this replica's log is not what the group believes; says so once a minute. True when it must be given
-    /// up: a leader has said of late, more than once, that entries are missing here that this replica acknowledged; or
+    /// up: others have said of late, more than once, that they know more of it than it does itself; or
     /// a majority lost what it had not synced, which only `is_synced` (`appendfsync always`) rules out.
     pub fn on_quarantine(&self, why: &'static str, is_synced: bool, now: Monotonic) -> bool {
         let last = self.quarantine_warned.load(Ordering::Acquire);
@@ -577,8 +583,8 @@ impl Shared {
             self.quarantine_warned.store(now.0.max(1), Ordering::Release);
             tracing::error!("{why}: it takes no part");
         }
-        if why != LOST_ENTRIES {
-            return why == OTHER_ENTRIES && !is_synced;
+        if why == OTHER_ENTRIES {
+            return !is_synced;
         }
         let mut told = self.losses_told.lock();
         if told.0 == 0 || now.since(told.1) > LOSSES_WITHIN {
@@ -595,13 +601,16 @@ impl Shared {
         false
     }
 
-    fn submit(&self, batch: Batch, reply: ReplySender) -> bool {
+    fn submit(&self, config: &SharedConfig, batch: Batch, reply: ReplySender) -> bool {
         let bytes = batch.bytes();
         if self.stopping.load(Ordering::Acquire) {
             return self.refuse(reply, ProposeError::Stopped);
         }
-        if bytes > ENTRY_BYTES_MAX {
-            return self.refuse(reply, ProposeError::TooLarge { bytes, max: ENTRY_BYTES_MAX });
+        if bytes > ENTRY_BYTES {
+            let max = entry_bytes_max(config.get().proto_max_bulk_len);
+            if bytes > max {
+                return self.refuse(reply, ProposeError::TooLarge { bytes, max });
+            }
         }
         if self.waiting_bytes.load(Ordering::Acquire) > WAITING_BYTES_MAX as u64 {
             return self.refuse(reply, ProposeError::Overloaded);
@@ -649,6 +658,11 @@ impl Shared {
             verified: status.verified,
         }
     }
+}
+
+/// How many bytes a batch may have.
+fn entry_bytes_max(bulk_len_max: usize) -> usize {
+    ENTRY_BYTES.max(bulk_len_max).saturating_add(AROUND_VALUE_BYTES).min(ENTRY_BYTES_MAX)
 }
 
 fn remove_snapshot(path: &std::path::Path) {
@@ -737,7 +751,7 @@ impl Drop for StopOnPanic {
 
 impl Replicator for Engine {
     fn propose(&self, batch: Batch, reply: ReplySender) -> bool {
-        self.shared.submit(batch, reply)
+        self.shared.submit(&self.config, batch, reply)
     }
 
     fn gathering(&self) -> Option<usize> {
@@ -822,7 +836,7 @@ impl Replicator for Engine {
     }
 
     fn transfer(&self, to: Option<NodeId>, done: oneshot::Sender<Result<(), String>>) {
-        let done: AdminDone = Box::new(move |result| {
+        let done = AdminDone::new(move |result| {
             // The connection may be gone; then nobody wants to know.
             let _ = done.send(result.map(|_| ()));
         });
@@ -831,7 +845,7 @@ impl Replicator for Engine {
             (Some(hub), Some(leader)) if !leads => {
                 hub.send_admin(leader, AdminCommand::TransferLeader { group: GroupId(0), to }, done);
             }
-            (Some(_), None) => done(Err("no leader is known".to_owned())),
+            (Some(_), None) => done.tell(Err("no leader is known".to_owned())),
             _ => self.shared.events.send(Event::Transfer { to, done }),
         }
     }
@@ -1089,7 +1103,7 @@ impl Replica {
     pub fn stop(self) {
         if self.hub.is_some() && self.group.status().role == Role::Leader {
             let (sender, receiver) = std::sync::mpsc::channel();
-            let done = Box::new(move |result| {
+            let done = AdminDone::new(move |result| {
                 // Nobody waits any more.
                 let _ = sender.send(result);
             });
@@ -1414,6 +1428,61 @@ mod tests {
         let replies = run(&replica, &[&["SET", "a", "1", "PXAT", "10000500"], &["PTTL", "a"]]);
         assert_eq!(replies, vec![Reply::Ok, Reply::Integer(500)]);
         replica.stop();
+    }
+
+    #[test]
+    fn what_is_too_large_for_an_entry_is_refused_and_nothing_of_it_is_done() {
+        let dir = TestDir::new();
+        let replica = start(dir.path(), "no");
+        let mut batch = Batch::new(b"default");
+        let value = vec![b'x'; 22 << 20];
+        batch.push_command(0, [&b"MSET"[..], b"a", &value, b"b", &value, b"c", &value].into_iter());
+        let answer = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(replica.group().propose(batch));
+        let Err(ProposeError::TooLarge { bytes, max }) = answer else { panic!("it was taken") };
+        assert!(bytes > max && max == ENTRY_BYTES + AROUND_VALUE_BYTES);
+        assert_eq!(run(&replica, &[&["EXISTS", "a", "b", "c"]]), vec![Reply::Integer(0)]);
+        replica.stop();
+        assert_eq!(
+            entry_bytes_max(512 << 20),
+            (512 << 20) + AROUND_VALUE_BYTES,
+            "a longer value may be stored"
+        );
+        assert_eq!(entry_bytes_max(usize::MAX), ENTRY_BYTES_MAX);
+    }
+
+    #[test]
+    fn who_subscribes_waits_for_nobody_who_reads() {
+        let dir = TestDir::new();
+        let replica = start(dir.path(), "no");
+        let group = replica.group();
+        let reading = group.read_applied();
+        let (sender, told) = std::sync::mpsc::channel();
+        let other = replica.group();
+        std::thread::spawn(move || {
+            other.tell_lock_changes(|| true);
+            sender.send(()).unwrap();
+        });
+        // As long as a digest of all rows may take, and longer.
+        told.recv_timeout(std::time::Duration::from_secs(20)).expect("it does not wait");
+        assert!(reading.interest().is_in_all());
+        drop(reading);
+        replica.stop();
+    }
+
+    #[test]
+    fn a_lone_voter_whose_learner_may_be_ahead_reads_only_what_is_applied() {
+        let state = State::new(1);
+        let shared = Shared::new(&state, Arc::default(), 1, 1 << 40, 0, Claims::new(NodeId(1), 1));
+        let clock = SystemClock::start();
+        shared.publish(LEASE_OF_SEVERAL_MAX, LogIndex(0).0);
+        assert!(shared.may_read(&clock));
+        shared.publish(LEASE_OF_SEVERAL_MAX, 7);
+        assert!(!shared.may_read(&clock), "a learner may have shown what is not applied here");
+        shared.publish(Boottime(u64::MAX), 7);
+        assert!(shared.may_read(&clock), "nobody else is there");
     }
 
     #[test]

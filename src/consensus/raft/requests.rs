@@ -82,7 +82,7 @@ pub enum Request {
     /// Batches of one origin, consecutive from `first_seq`, for the leader to propose. The sender is the origin.
     Propose {
         group: GroupId,
-        /// The origin's session: replica id << 32 | boot count.
+        /// The origin's session, as `machine::entry` names them.
         epoch: u64,
         first_seq: u64,
         /// Every batch up to and including it was answered at the origin.

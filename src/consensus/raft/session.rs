@@ -29,8 +29,12 @@ use crate::types::NodeId;
 const PENDING_MAX: usize = 4096;
 /// And their bytes, beyond one batch of any size.
 const PENDING_BYTES: usize = 32 << 20;
-/// Without any outcome for so long, everything is sent again.
+/// A batch of so many bytes is a large one, and so many small ones may go before it.
+const LARGE_BYTES: usize = 2 << 20;
+const OVERTAKEN_MAX: u32 = 256;
+/// Without any outcome for so long, everything is sent again; what is large takes its time.
 const SILENCE: Millis = Millis(1_000);
+const BYTES_PER_MILLI: usize = 8 << 10;
 
 /// A batch and where its replies go; nowhere for the node's own proposals.
 #[derive(Debug)]
@@ -132,6 +136,8 @@ pub struct Session {
     /// Numbered `acked + 1`, `acked + 2` and so on.
     pending: VecDeque<Pending>,
     pending_bytes: usize,
+    /// How many went before a large one that waits.
+    overtaken: u32,
     acked: u64,
     /// How many of `pending` the present target was given.
     given: usize,
@@ -153,6 +159,7 @@ impl Session {
             waiting: VecDeque::new(),
             pending: VecDeque::new(),
             pending_bytes: 0,
+            overtaken: 0,
             acked: 0,
             given: 0,
             heard: now,
@@ -231,7 +238,7 @@ impl Session {
             if is_full {
                 return None;
             }
-            let (submission, since) = self.waiting.pop_front()?;
+            let (submission, since) = self.next_waiting()?;
             let bytes = submission.batch.bytes();
             self.pending_bytes += bytes;
             self.pending.push_back(Pending { submission, replaced: None, bytes, since });
@@ -241,11 +248,31 @@ impl Session {
         Some(Numbered { seq: self.acked + self.given as u64, ack: self.acked, submission })
     }
 
+    /// The oldest that waits; of what is large others do not wait for more than one. They have no numbers yet, and no
+    /// client has two on their way, so their order is free.
+    fn next_waiting(&mut self) -> Option<(Arc<Submission>, Monotonic)> {
+        let is_small =
+            |(submission, _): &(Arc<Submission>, Monotonic)| submission.batch.bytes() < LARGE_BYTES;
+        if self.waiting.front().is_none_or(is_small) || self.overtaken >= OVERTAKEN_MAX {
+            self.overtaken = 0;
+            return self.waiting.pop_front();
+        }
+        let first_small = self.waiting.iter().position(is_small);
+        self.overtaken = if first_small.is_some() { self.overtaken + 1 } else { 0 };
+        self.waiting.remove(first_small.unwrap_or(0))
+    }
+
     /// The batch under this number, if it has no outcome yet.
     #[must_use]
     pub fn pending(&self, seq: u64) -> Option<&Arc<Submission>> {
         let at = usize::try_from(seq.checked_sub(self.acked + 1)?).ok()?;
         self.pending.get(at).map(|pending| &pending.submission)
+    }
+
+    /// True when this number was given to a batch in this process.
+    #[must_use]
+    pub fn has_given(&self, seq: u64) -> bool {
+        seq <= self.acked + self.pending.len() as u64
     }
 
     /// Forgets what was answered, as far as nothing before it waits; gives the bytes that it took.
@@ -297,8 +324,9 @@ impl Session {
         // What is here is not lost.
         let is_sent = matches!(self.target, Target::There(..)) && self.given > 0;
         let oldest = self.pending.front().filter(|_| is_sent).map(|pending| pending.since);
+        let patience = Millis(SILENCE.0 + (self.pending_bytes / BYTES_PER_MILLI) as u64);
         let is_silent = oldest.is_some_and(|since| {
-            [since, self.heard, self.rewound].into_iter().all(|then| now.since(then) >= SILENCE)
+            [since, self.heard, self.rewound].into_iter().all(|then| now.since(then) >= patience)
         });
         if is_silent {
             self.rewind(now);
@@ -360,6 +388,7 @@ mod tests {
         let again = session.give().unwrap();
         assert_eq!((again.seq, again.ack), (3, 2));
         assert_eq!(given(&mut session), [4]);
+        assert!(session.has_given(1) && session.has_given(4) && !session.has_given(5));
         assert_eq!((session.len(), receivers.len()), (2, 4));
     }
 
@@ -406,6 +435,35 @@ mod tests {
         settle(&mut session, 1, 1_900);
         assert!(!session.on_time(at(2_100), DOUBT));
         assert!(given(&mut session).is_empty());
+    }
+
+    #[test]
+    fn small_batches_go_before_large_ones_that_wait_but_not_for_ever() {
+        let mut session = Session::new(1, at(0));
+        session.set_target(Target::Here(1), at(0));
+        let mut push = |bytes: usize| {
+            let mut batch = Batch::new(b"default");
+            batch.push_command(0, [&b"SET"[..], b"k", &vec![b'x'; bytes]].into_iter());
+            session.push(Submission::new(batch, None), at(0));
+        };
+        [3 << 20, 4 << 20].into_iter().for_each(&mut push);
+        (0..300).for_each(|_| push(1));
+        let given = std::iter::from_fn(|| session.give()).map(|numbered| numbered.submission.batch.bytes());
+        let given: Vec<bool> = given.map(|bytes| bytes >= LARGE_BYTES).collect();
+        let large: Vec<usize> = (0..given.len()).filter(|at| given[*at]).collect();
+        assert_eq!((given.len(), large), (302, vec![256, 301]));
+    }
+
+    #[test]
+    fn what_is_large_is_not_sent_again_before_it_can_have_arrived() {
+        let mut session = Session::new(1, at(0));
+        session.set_target(Target::There(NodeId(2), 1), at(0));
+        let mut batch = Batch::new(b"default");
+        batch.push_command(0, [&b"SET"[..], b"k", &vec![b'x'; 16 << 20]].into_iter());
+        session.push(Submission::new(batch, None), at(0));
+        assert_eq!(given(&mut session), [1]);
+        assert!(!session.on_time(at(3_000), Millis(60_000)));
+        assert!(session.on_time(at(3_100), Millis(60_000)));
     }
 
     #[test]

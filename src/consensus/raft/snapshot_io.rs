@@ -46,6 +46,8 @@ use crate::storage::StorageError;
 use crate::storage::disk::DiskLimits;
 use crate::types::GroupId;
 use crate::types::LogIndex;
+use crate::types::Millis;
+use crate::types::Monotonic;
 use crate::types::NodeId;
 use crate::types::Term;
 
@@ -57,6 +59,8 @@ const FULL_PAUSE: Duration = Duration::from_millis(5);
 const TICK: Duration = Duration::from_millis(100);
 /// Without transfers only a message wakes the thread.
 const IDLE: Duration = Duration::from_secs(3600);
+/// How often it is told that a transfer moves.
+const MOVED_INTERVAL: Millis = Millis(1_000);
 /// Transfers that are remembered as finished, for senders that missed the answer.
 const FINISHED_MAX: usize = 64;
 
@@ -94,6 +98,9 @@ pub trait SnapshotPort: Send {
     /// Sends a payload on `Channel::Snapshot`. False when it was not taken (no link, or a full one): it is
     /// tried again later.
     fn send(&self, to: NodeId, payload: Vec<u8>) -> bool;
+
+    /// Some of a `Send` moved; told about once a second while it does.
+    fn moved(&self, group: GroupId, to_replica: u64);
 
     /// A `Send` is over. With `ok`, the receiver has the snapshot and the message.
     fn sent(&self, group: GroupId, to_replica: u64, ok: bool);
@@ -178,6 +185,17 @@ struct Sending {
     group: GroupId,
     reader: SnapshotReader,
     stage: Stage,
+    /// When it was last told that something moved.
+    told: Monotonic,
+}
+
+impl Sending {
+    fn tell_moved(&mut self, port: &dyn SnapshotPort, now: Monotonic) {
+        if now.since(self.told) >= MOVED_INTERVAL {
+            self.told = now;
+            port.moved(self.group, self.to_replica);
+        }
+    }
 }
 
 enum Stage {
@@ -209,7 +227,9 @@ impl SnapshotIo {
                     Ok(lister) => {
                         let reader = SnapshotReader::new(&checkpoint);
                         let stage = Stage::Listing { lister, offer };
-                        self.outgoing.insert(transfer, Sending { to, to_replica, group, reader, stage });
+                        let told = self.clock.monotonic();
+                        self.outgoing
+                            .insert(transfer, Sending { to, to_replica, group, reader, stage, told });
                     }
                     Err(error) => self.report(group, to, to_replica, Err(error.to_string())),
                 }
@@ -253,7 +273,11 @@ impl SnapshotIo {
         if let Some(sending) = self.outgoing.get_mut(&transfer).filter(|sending| sending.to == from)
             && let Stage::Sending(outgoing) = &mut sending.stage
         {
+            let before = outgoing.acked();
             outgoing.on_message(&message, now);
+            if outgoing.acked() > before {
+                sending.tell_moved(&*self.port, now);
+            }
         }
     }
 
@@ -285,6 +309,7 @@ impl SnapshotIo {
             Stage::Listing { mut lister, mut offer } => match lister.step(LIST_BYTES) {
                 Ok(false) => {
                     sending.stage = Stage::Listing { lister, offer };
+                    sending.tell_moved(&*self.port, now);
                     self.outgoing.insert(transfer, sending);
                     return Duration::ZERO;
                 }

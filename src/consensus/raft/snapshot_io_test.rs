@@ -73,6 +73,10 @@ impl SnapshotPort for Port {
         true
     }
 
+    fn moved(&self, group: GroupId, to_replica: u64) {
+        assert_eq!((group, to_replica), (GROUP, REPLICA));
+    }
+
     fn sent(&self, group: GroupId, to_replica: u64, ok: bool) {
         assert_eq!((group, to_replica), (GROUP, REPLICA));
         self.tell(Told::Sent { ok });

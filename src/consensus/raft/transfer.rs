@@ -450,6 +450,12 @@ impl Outgoing {
         }
     }
 
+    /// Everything before this place is written at the receiver.
+    #[must_use]
+    pub fn acked(&self) -> u64 {
+        self.acked
+    }
+
     /// Looks at the clock: fails a transfer without progress. True when the offer must be sent, for the first
     /// time or again; then [`Outgoing::offer_sent`].
     pub fn on_time(&mut self, now: Monotonic) -> bool {

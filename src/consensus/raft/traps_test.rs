@@ -483,6 +483,31 @@ fn an_acknowledgement_beyond_the_log_is_refused() {
 }
 
 #[test]
+fn who_lost_what_it_acknowledged_in_this_term_is_told_so_and_not_brought_up_to_date() {
+    let mut net = Net::led(3);
+    for _ in 0..3 {
+        net.step(1, Input::Propose(b"acknowledged".to_vec()));
+        net.run();
+    }
+    net.beat();
+    let peer = net.peer(2);
+    assert_eq!((peer.applied, peer.log.len()), (5, 5));
+    // An old copy of its directory.
+    peer.log.retain(|index, _| *index <= 2);
+    peer.hard_state.commit = 2;
+    net.restart(2, 2);
+    net.step(1, Input::Unreachable(2));
+    for _ in 0..20 {
+        net.step(1, Input::Propose(b"more".to_vec()));
+        net.run();
+        net.tick_all();
+    }
+    assert_eq!(net.core(2).last_index(), 2);
+    assert!(net.peer(2).quarantined.len() >= 3, "{:?}", net.peer(2).quarantined);
+    assert!(net.core(1).is_leader() && net.peer(3).applied > 20);
+}
+
+#[test]
 fn what_a_replica_tells_itself_or_a_leader_by_other_ways_is_refused_from_the_wire() {
     for kind in [
         MessageType::MsgHup,
@@ -713,6 +738,38 @@ fn a_vote_is_asked_for_and_given_only_when_it_is_written() {
         "somebody stands, and its vote is not written"
     );
     net.goes_on();
+}
+
+#[test]
+fn a_long_write_of_entries_does_not_look_like_a_dead_node() {
+    let mut net = Net::led(3);
+    (net.peer(2).holds_writes, net.peer(3).holds_writes) = (true, true);
+    let term = net.core(1).term();
+    net.step(1, Input::Propose(b"large".to_vec()));
+    net.run();
+    for _ in 0..5 * ELECTION_TICKS {
+        net.tick_all();
+    }
+    assert_eq!((net.leader(), net.core(1).term(), net.peer(1).applied), (Some(1), term, 2));
+    let round = net.ask(1);
+    net.run();
+    assert!(net.reads(1).contains(&round), "they confirm that it leads, too");
+    net.goes_on();
+}
+
+#[test]
+fn who_has_not_written_a_new_term_answers_no_heartbeat_of_it() {
+    let mut net = Net::led(3);
+    net.peer(2).holds_writes = true;
+    let mut heartbeat = message(MessageType::MsgHeartbeat, 3, 2, 7);
+    for _ in 0..2 {
+        net.step(2, Input::Message(Box::new(heartbeat.clone())));
+        assert_eq!((net.core(2).term(), net.queue.len()), (7, 0));
+        heartbeat.context = 9u64.to_be_bytes().to_vec();
+    }
+    net.write_held(2);
+    net.drain(2);
+    assert_eq!(net.queue.len(), 2);
 }
 
 #[test]

@@ -968,7 +968,7 @@ fn end_hold(
 
 fn tell(state: &mut State, db: DbIndex, key: &[u8], hold: Hold, change: LockChange) {
     let is_loss = matches!(change, LockChange::Expired | LockChange::Killed);
-    if is_loss || state.tells_lock_changes {
+    if is_loss || state.interest.is_in_all() {
         let (owner, token, origin) = (hold.owner, hold.token, hold.origin);
         state.notices.push(Notice::Lock { db, key: key.into(), owner, token, change, origin });
     }
@@ -1147,7 +1147,7 @@ fn grant_one(
             };
             state.lock_owners.insert(owner, db, key);
             state.lock_figures.held_shared += u64::from(wanted.mode == Mode::Shared);
-            if state.tells_lock_changes {
+            if state.interest.is_in_all() {
                 tell(state, db, key, hold.clone(), LockChange::Granted);
             }
             change_lock(state, db, key, |lock| {
