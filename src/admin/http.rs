@@ -309,6 +309,8 @@ impl AsyncWrite for BoundedStream {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         if written.is_ready() {
             self.give_time(true);
+            // Nobody may read again before the time is over.
+            let _not_yet = self.deadline.as_mut().poll(cx);
             return written;
         }
         match self.check(cx) {

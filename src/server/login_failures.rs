@@ -27,8 +27,9 @@ const DOUBLINGS_MAX: u32 = 6;
 const WAITING_MAX: usize = 64;
 /// Pairs of address and user in each of two tables, and addresses that wait; the table that is older goes as a whole.
 const ENTRIES_MAX: usize = 5_000;
-/// How often failures of one address and user are logged, and how often any are.
+/// How often failures of one address and user are logged, the same while their answers wait, and how often any are.
 const TOLD_EVERY: Millis = Millis(60_000);
+const WAITING_TOLD_EVERY: Millis = Millis(10_000);
 const ANY_TOLD_EVERY: Millis = Millis(1_000);
 
 /// What becomes of the answer to a wrong password.
@@ -78,14 +79,15 @@ impl LoginFailures {
         let may_tell = self.told.is_none_or(|told| now.since(told) >= ANY_TOLD_EVERY);
         let level = self.level((from, user));
         level.untold += 1;
-        let is_due = level.told.is_none_or(|told| now.since(told) >= TOLD_EVERY);
+        let wait = level.rise(free, now);
+        let every = if wait > Millis(0) { WAITING_TOLD_EVERY } else { TOLD_EVERY };
+        let is_due = level.told.is_none_or(|told| now.since(told) >= every);
         let told = if may_tell && is_due {
             level.told = Some(now);
             std::mem::take(&mut level.untold)
         } else {
             0
         };
-        let wait = level.rise(free, now);
         if told > 0 {
             self.told = Some(now);
         }
@@ -236,5 +238,8 @@ mod tests {
         assert_eq!(told(2, 30), 0, "a second for any");
         assert_eq!(told(2, 1_100), 2);
         assert_eq!(told(USER, 60_000), 3);
+        // Guesses are told of sooner.
+        assert!((0..30).all(|_| told(USER, 65_000) == 0));
+        assert_eq!((told(USER, 69_999), told(USER, 70_000), told(USER, 71_000)), (0, 32, 0));
     }
 }

@@ -81,6 +81,12 @@ impl OnceRecords {
         self.records.len()
     }
 
+    /// True when none is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
     /// Bytes of all replies that are kept.
     #[must_use]
     pub fn reply_bytes(&self) -> u64 {
