@@ -163,8 +163,7 @@ impl Node {
             lock_graph_max: config.lock_graph_max,
             lock_release_memory: config.lock_release_memory,
             once_max_entries: config.once_max_entries,
-            // So few that old replies go.
-            once_max_bytes: 400,
+            once_max_bytes: config.once_max_bytes,
             queue_ack_memory: config.queue_ack_memory,
         };
         let state = Arc::new(RwLock::new(state));
