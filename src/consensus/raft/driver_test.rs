@@ -102,8 +102,10 @@ impl Rig {
             flusher_busy: Arc::default(),
             clock: Arc::clone(&time),
             flush_interval: Millis(1_000),
+            flush_bytes: usize::MAX,
             last_flush: time.monotonic(),
             flushed: applied,
+            has_cold: false,
         };
         let driver = Driver::new(DriverParts {
             core: booted.core(&config.get(), time.as_ref()).unwrap(),
