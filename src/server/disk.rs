@@ -1,10 +1,12 @@
 //! What full disks mean for clients: any node takes any command, so it has to know the disks of the others too.
 //!
 //! ```text
-//! Open     ──► NoGrowth      the leader's disk is not Ok, or too few voters' disks are for a majority
+//! Open     ──► NoGrowth      a disk is AlmostFull, or too few voters' disks are Ok for a majority
 //! NoGrowth ──► DeletesOnly   the leader's disk is Full, or too few voters' disks are less than Full
 //! ```
-//! One follower with a full disk stops nobody: it takes no entries, as if they were lost, until there is room again.
+//! A voter that is heard and whose disk is AlmostFull lets nothing be added: it gets every entry, and would be full soon,
+//! with room for nothing that gives room back. One follower with a full disk stops nobody: it takes no entries, as if they
+//! were lost, until there is room again.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -216,19 +218,17 @@ fn decide(seats: &[Seat], leader: Option<NodeId>, leads: bool) -> Verdict {
         |wanted: fn(DiskState) -> bool| voters.iter().filter(|seat| seat.disk.is_some_and(wanted)).count();
     let leads_with = voters.iter().find(|seat| Some(seat.node) == leader).and_then(|seat| seat.disk);
     // Without a majority that is heard it is not the disks that keep anybody from writing.
-    let (some_full, some_bad) =
-        (with(|disk| disk == DiskState::Full) > 0, with(|disk| disk != DiskState::Ok) > 0);
+    let some_full = with(|disk| disk == DiskState::Full) > 0;
+    let some_almost_full = with(|disk| disk == DiskState::AlmostFull) > 0;
     let not_full_majority = with(|disk| disk != DiskState::Full) >= majority;
     let gate = if leads_with == Some(DiskState::Full) || (some_full && !not_full_majority) {
         DiskGate::DeletesOnly
-    } else if leads_with.is_some_and(|disk| disk != DiskState::Ok)
-        || (some_bad && with(|disk| disk == DiskState::Ok) < majority)
-    {
+    } else if some_almost_full || (some_full && with(|disk| disk == DiskState::Ok) < majority) {
         DiskGate::NoGrowth
     } else {
         DiskGate::Open
     };
-    let room = room(&voters, leader, majority);
+    let room = room(&voters);
     let not_full_others =
         voters.iter().filter(|seat| !seat.is_own && seat.disk.is_some_and(|disk| disk < DiskState::Full));
     let others_suffice = !leads && not_full_others.count() >= majority;
@@ -246,15 +246,13 @@ fn decide(seats: &[Seat], leader: Option<NodeId>, leads: bool) -> Verdict {
     }
 }
 
-/// What the leader's disk takes, and those of a majority; each node lets its part of it through.
-fn room(voters: &[&Seat], leader: Option<NodeId>, majority: usize) -> u64 {
-    let heard = voters.iter().filter(|seat| seat.disk.is_some());
-    let mut takes: Vec<u64> = heard.map(|seat| seat.takes).collect();
-    takes.sort_unstable_by(|a, b| b.cmp(a));
-    let leads_with = voters.iter().find(|seat| Some(seat.node) == leader).map_or(u64::MAX, |seat| seat.takes);
-    // Without a majority nothing is written.
-    let all = takes.get(majority - 1).copied().unwrap_or(u64::MAX).min(leads_with);
-    if all == u64::MAX { all } else { all / voters.len().max(1) as u64 }
+/// What the disks take of those that take entries; each node lets its part of it through.
+fn room(voters: &[&Seat]) -> u64 {
+    let taking = voters.iter().filter(|seat| seat.disk.is_some_and(|disk| disk < DiskState::Full));
+    match taking.map(|seat| seat.takes).min() {
+        None | Some(u64::MAX) => u64::MAX,
+        Some(least) => least / voters.len() as u64,
+    }
 }
 
 #[cfg(test)]
@@ -291,7 +289,7 @@ mod tests {
             (&[ALMOST], NoGrowth),
             (&[FULL], DeletesOnly),
             (&[OK, OK, OK], Open),
-            (&[OK, ALMOST, OK], Open),
+            (&[OK, ALMOST, OK], NoGrowth),
             (&[OK, FULL, OK], Open),
             (&[OK, FULL, ALMOST], NoGrowth),
             (&[OK, ALMOST, ALMOST], NoGrowth),
@@ -340,28 +338,25 @@ mod tests {
     }
 
     #[test]
-    fn each_node_lets_through_its_part_of_what_the_leader_and_a_majority_take() {
-        let room = |leader: u64, takes: &[Option<u64>]| {
-            let seats: Vec<Seat> = takes
-                .iter()
-                .zip(1..)
-                .map(|(takes, node)| Seat {
-                    node: NodeId(node),
-                    is_voter: true,
-                    is_own: node == 1,
-                    matched: 0,
-                    disk: takes.map(|_| DiskState::Ok),
-                    takes: takes.unwrap_or(u64::MAX),
-                })
-                .collect();
-            decide(&seats, Some(NodeId(leader)), leader == 1).room
+    fn each_node_lets_through_its_part_of_what_the_least_disk_takes() {
+        let room = |takes: &[(Option<DiskState>, u64)]| {
+            let seat = |((disk, takes), node): (&(Option<DiskState>, u64), u64)| Seat {
+                node: NodeId(node),
+                is_voter: true,
+                is_own: node == 1,
+                matched: 0,
+                disk: *disk,
+                takes: *takes,
+            };
+            let seats: Vec<Seat> = takes.iter().zip(1..).map(seat).collect();
+            decide(&seats, Some(NodeId(1)), true).room
         };
-        assert_eq!(room(1, &[Some(900)]), 900);
-        assert_eq!(room(1, &[Some(u64::MAX)]), u64::MAX);
-        assert_eq!(room(1, &[Some(900), Some(600), Some(0)]), 200, "two suffice");
-        assert_eq!(room(3, &[Some(900), Some(600), Some(0)]), 0, "it leads");
-        assert_eq!(room(1, &[Some(900), Some(600), None]), 200);
-        assert_eq!(room(1, &[Some(900), None, None]), 300);
+        assert_eq!(room(&[(OK, 900)]), 900);
+        assert_eq!(room(&[(OK, u64::MAX)]), u64::MAX);
+        assert_eq!(room(&[(OK, 900), (OK, 600), (OK, 300)]), 100);
+        assert_eq!(room(&[(OK, 900), (OK, 600), (FULL, 0)]), 200, "it is left behind");
+        assert_eq!(room(&[(OK, 900), (OK, 600), (DEAD, 0)]), 200);
+        assert_eq!(room(&[(OK, 900), (ALMOST, 0), (OK, 900)]), 0);
     }
 
     #[test]

@@ -286,9 +286,10 @@ impl DiskGauge {
     }
 
     /// True when entries of a leader are to be dropped as if they were lost. A disk with little room is looked at each
-    /// time: entries may fill it between two looks of the watch.
+    /// time: entries may fill it between two looks of the watch, and so may those of which `backlog` bytes are taken and
+    /// not applied yet.
     #[must_use]
-    pub fn drops_entries(&self) -> bool {
+    pub fn drops_entries(&self, backlog: u64) -> bool {
         if self.drops_entries.load(Ordering::Acquire) {
             return true;
         }
@@ -296,7 +297,7 @@ impl DiskGauge {
         if below == 0 || self.takes() >= PLENTY {
             return false;
         }
-        self.dir.get().is_some_and(|dir| room(dir).is_ok_and(|(free, _)| free < below))
+        self.dir.get().is_some_and(|dir| room(dir).is_ok_and(|(free, _)| free < below.saturating_add(backlog)))
     }
 }
 
@@ -405,13 +406,13 @@ mod tests {
         assert_eq!(gauge.takes(), u64::MAX);
         gauge.set_takes(dir.path(), PLENTY - 1);
         gauge.set_drops_entries(false, 0);
-        assert!(!gauge.drops_entries(), "the others could not do without");
+        assert!(!gauge.drops_entries(0), "the others could not do without");
         gauge.set_drops_entries(false, u64::MAX);
-        assert!(gauge.drops_entries());
+        assert!(gauge.drops_entries(0));
         gauge.set_takes(dir.path(), PLENTY);
-        assert!(!gauge.drops_entries());
+        assert!(!gauge.drops_entries(0));
         gauge.set_drops_entries(true, 0);
-        assert!(gauge.drops_entries());
+        assert!(gauge.drops_entries(0));
     }
 
     #[test]

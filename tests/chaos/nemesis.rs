@@ -177,6 +177,7 @@ impl Rig {
             Fault::Garbage => self.cut_power(Target::Follower, Tail::Garbage, shared),
             Fault::Disk(DiskFault::SlowSync) => self.slow_disk(shared),
             Fault::Disk(DiskFault::ShortWrites) => self.short_writes(shared),
+            Fault::Disk(DiskFault::NoSpace) => self.fill_disk(shared),
             Fault::Disk(fault) => self.fail_disk(fault, shared),
             Fault::Clock(target) => self.move_clock(target, shared),
             Fault::Flip => self.flip(shared),
@@ -470,25 +471,43 @@ impl Rig {
         self.disks[&id].count(Count::Shortened) > before
     }
 
+    /// Nothing can be written, and nobody foresaw it. The node waits, and goes on when there is room; or it is killed
+    /// while it waits, as when the power goes.
+    fn fill_disk(&mut self, shared: &Shared) -> bool {
+        let id = self.one_of_any();
+        let disk = &self.disks[&id];
+        let before = disk.count(Count::NoSpace);
+        disk.set(Setting::Budget, self.random.below(20_000));
+        disk.set(Setting::HasBudget, 1);
+        wait_for("a write that finds no room", PATIENCE, || {
+            (disk.count(Count::NoSpace) > before).then_some(())
+        });
+        shared.wait_for_more(10);
+        if self.random.below(2) == 0 {
+            self.kill_nodes(&[id], shared);
+            let loss = self.disks[&id].cut_power(&mut self.random, Tail::AtRandom);
+            self.tally.loss.add(loss);
+            self.disks[&id].repair();
+            self.spawn_nodes(&[id]);
+        } else {
+            self.disks[&id].repair();
+            self.cluster.wait_until_caught_up(id);
+            assert!(self.cluster.node_mut(id).is_running(), "{}", self.cluster.node(id).log());
+        }
+        true
+    }
+
     /// The node ends by itself with the status that says so, and comes back when the disk is well again. What was
     /// not synced may be gone by then.
     fn fail_disk(&mut self, fault: DiskFault, shared: &Shared) -> bool {
         let id = self.one_of_any();
         let disk = &self.disks[&id];
-        let count = match fault {
-            DiskFault::FailedSync => Count::SyncsFailed,
-            DiskFault::FailedWrite => Count::WritesFailed,
-            _ => Count::NoSpace,
+        let (count, setting) = match fault {
+            DiskFault::FailedSync => (Count::SyncsFailed, Setting::FailSyncs),
+            _ => (Count::WritesFailed, Setting::FailWrites),
         };
         let before = disk.count(count);
-        match fault {
-            DiskFault::FailedSync => disk.set(Setting::FailSyncs, 1),
-            DiskFault::FailedWrite => disk.set(Setting::FailWrites, 1),
-            _ => {
-                disk.set(Setting::Budget, self.random.below(20_000));
-                disk.set(Setting::HasBudget, 1);
-            }
-        }
+        disk.set(setting, 1);
         let status = self.cluster.node_mut(id).wait();
         assert_eq!(status.code(), Some(EXIT_FATAL), "{fault:?}:\n{}", self.cluster.node(id).log());
         let has_effect = self.disks[&id].count(count) > before;

@@ -673,8 +673,9 @@ impl Driver {
         if messages.iter().any(|message| message.to > own && self.core.is_voter(message.from)) {
             self.give_up_if(REPLACED);
         }
-        let drops_entries = self.cluster.as_ref().is_some_and(|cluster| cluster.disk.drops_entries());
-        let is_full = drops_entries || self.shared.apply_backlog() > APPLY_BACKLOG_MAX;
+        let backlog = self.shared.apply_backlog();
+        let drops_entries = self.cluster.as_ref().is_some_and(|cluster| cluster.disk.drops_entries(backlog));
+        let is_full = drops_entries || backlog > APPLY_BACKLOG_MAX;
         for message in messages {
             // As if it were lost: the leader sends it again. Snapshots come another way, with their rows.
             let kind = message.get_msg_type();

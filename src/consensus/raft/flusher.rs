@@ -203,6 +203,10 @@ impl Flusher {
         wait_for_room(&self.dir, &|| self.shared.is_stopping(), || work(&data))
     }
 
+    fn sync_log(&self) -> Result<(), StorageError> {
+        wait_for_room(&self.dir, &|| self.shared.is_stopping(), || self.log.sync())
+    }
+
     /// Rows that wait for compaction take room twice. RocksDB has such a brake of its own, but that one holds up flushes
     /// too, without end where compaction finds no room.
     fn wait_for_compaction(&self, data: &DataStore) {
@@ -225,14 +229,12 @@ impl Flusher {
             return Ok(());
         }
         self.failures_seen = failed;
-        self.log.probe()?;
-        match self.data.get()?.probe() {
-            Err(error) if !error.is_no_space() => Err(error),
-            _ => {
-                tracing::warn!("{failed} background writes of the stores found no room since the start");
-                Ok(())
-            }
+        // Who writes next waits for room.
+        for probed in [self.log.probe(), self.data.get()?.probe()] {
+            probed.or_else(|error| if error.is_no_space() { Ok(()) } else { Err(error) })?;
         }
+        tracing::warn!("{failed} background writes of the stores found no room since the start");
+        Ok(())
     }
 
     /// In `everysec`, whatever was written is synced within about a second. The watermark follows what is synced, by
@@ -240,7 +242,7 @@ impl Flusher {
     fn every_second(&mut self) -> Result<(), StorageError> {
         self.look_into_failures()?;
         if self.config.get().appendfsync == AppendFsync::EverySec && self.shared.counters.take_unsynced() {
-            self.log.sync()?;
+            self.sync_log()?;
         }
         self.watermark.advance_change(self.log.synced_sequence())?;
         self.idle_seconds = self.idle_seconds.saturating_add(1);
@@ -341,7 +343,7 @@ impl Flusher {
     fn write_rows(&mut self, rows: RowBatch, index: LogIndex, term: Term) -> Result<(), StorageError> {
         // The state must never be ahead of the durable log, in no mode.
         if self.shared.counters.take_unsynced() {
-            self.log.sync()?;
+            self.sync_log()?;
         }
         let clock = rows.clock();
         let batch = rows.into_batch();

@@ -36,7 +36,7 @@ pub fn wait_for_room<T>(
                 }
                 has_waited = true;
                 thread::sleep(PAUSE);
-                if disk::room(dir).is_ok_and(|(free, total)| free >= Geometry::of(total).start) {
+                if disk::room(dir).is_ok_and(|(free, total)| free >= 2 * Geometry::of(total).start) {
                     tries_left -= 1;
                 }
             }
