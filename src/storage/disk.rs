@@ -297,7 +297,9 @@ impl DiskGauge {
         if below == 0 || self.takes() >= PLENTY {
             return false;
         }
-        self.dir.get().is_some_and(|dir| room(dir).is_ok_and(|(free, _)| free < below.saturating_add(backlog)))
+        self.dir
+            .get()
+            .is_some_and(|dir| room(dir).is_ok_and(|(free, _)| free < below.saturating_add(backlog)))
     }
 }
 

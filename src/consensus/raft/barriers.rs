@@ -74,7 +74,8 @@ impl Barriers {
     #[must_use]
     pub fn wants_round(&self, now: Monotonic, spacing: Millis) -> bool {
         let is_young = self.rounds.back().is_some_and(|round| now.since(round.began) < spacing);
-        let is_anybody = !self.waiting.is_empty() || self.rounds.iter().any(|round| !round.readers.is_empty());
+        let is_anybody =
+            !self.waiting.is_empty() || self.rounds.iter().any(|round| !round.readers.is_empty());
         if self.is_in_doubt { is_anybody } else { !self.waiting.is_empty() && !is_young }
     }
 

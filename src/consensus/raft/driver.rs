@@ -783,7 +783,8 @@ impl Driver {
             return;
         }
         let (conf, own) = (self.core.conf_state(), self.core.replica());
-        let of = |replica| if replica == own { Some(now) } else { self.heard.get(&replica).map(|heard| heard.at) };
+        let of =
+            |replica| if replica == own { Some(now) } else { self.heard.get(&replica).map(|heard| heard.at) };
         let outgoing = match conf.voters_outgoing.is_empty() {
             true => Some(now),
             false => majority_heard(&conf.voters_outgoing, of),
