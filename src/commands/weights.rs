@@ -324,7 +324,7 @@ fn range_bytes(length: usize, start: &[u8], end: &[u8]) -> usize {
 mod tests {
     use super::*;
 
-    const BIG: [u8; 1_000_000] = [b'y'; 1_000_000];
+    static BIG: [u8; 1_000_000] = [b'y'; 1_000_000];
 
     fn state() -> State {
         let mut state = State::new(16);

@@ -422,8 +422,8 @@ impl Pipeline {
             count += 1;
             bytes += reply.size_hint();
         }
-        if count > 0 {
-            self.pops_at_most = (POPPED_BYTES / (bytes / count).max(1)).clamp(1, POPS_MAX);
+        if let Some(average) = bytes.checked_div(count) {
+            self.pops_at_most = (POPPED_BYTES / average.max(1)).clamp(1, POPS_MAX);
         }
     }
 

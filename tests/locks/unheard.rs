@@ -107,7 +107,7 @@ fn a_node_that_stops_leaves_nothing_with_its_clients() {
         let info = eye.cmd(&["QINFO", "jobs"]);
         assert_eq!(info.field("blocked_clients"), &int(0));
         assert_eq!(eye.cmd(&["QDEL", "jobs", "ALL"]), int(8));
-        assert_eq!(eye.cmd(&["QPUSH", "jobs", "kept"]).is_error(), false);
+        assert!(!eye.cmd(&["QPUSH", "jobs", "kept"]).is_error());
         assert_eq!(eye.cmd(&["QDEL", "jobs", "ALL"]), int(1));
         cluster.start_node(stops);
     }

@@ -324,7 +324,7 @@ fn heartbeats_for_another_replica_of_this_node_are_no_sign_of_a_leader() {
     let event = Event::Messages { from: NodeId(2), clock: ClusterTime(5), messages: vec![heartbeat.clone()] };
     rig.sweep(vec![event]);
     assert_eq!(rig.driver.core.term(), 1);
-    assert!(!rig.shared.silence.leaderless().is_some());
+    assert!(rig.shared.silence.leaderless().is_none());
     heartbeat.to = 1;
     rig.sweep(vec![Event::Messages { from: NodeId(2), clock: ClusterTime(5), messages: vec![heartbeat] }]);
     assert!(rig.shared.silence.leaderless().is_some());

@@ -154,6 +154,9 @@ struct Forming {
     formed: Option<Formed>,
 }
 
+/// The number of the last wish of an administrator, and who waits for answers of which node.
+type Wishes = (u64, BTreeMap<u64, (NodeId, AdminDone)>);
+
 /// The node's end of the internal port.
 pub struct Hub {
     node: NodeId,
@@ -166,8 +169,7 @@ pub struct Hub {
     forming: Mutex<Forming>,
     has_formed: Condvar,
     statuses: Mutex<BTreeMap<NodeId, (NodeStatus, Monotonic)>>,
-    /// The number of the last wish, and who waits for answers of which node.
-    admin: Mutex<(u64, BTreeMap<u64, (NodeId, AdminDone)>)>,
+    admin: Mutex<Wishes>,
     refused: Mutex<(u64, Option<Monotonic>)>,
     /// The links that are up, with the election timeouts of the nodes there.
     links: Mutex<BTreeMap<NodeId, Millis>>,

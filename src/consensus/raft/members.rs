@@ -43,8 +43,10 @@ const JOINT_TIME: Millis = Millis(1_000);
 /// another one.
 pub const JOIN_SILENCE: Millis = Millis(5_000);
 
+type Hear = Box<dyn FnOnce(Result<Vec<u8>, String>) + Send>;
+
 /// Hears, once, what became of an administrator's wish; when it is dropped, that nothing did.
-pub struct AdminDone(Option<Box<dyn FnOnce(Result<Vec<u8>, String>) + Send>>);
+pub struct AdminDone(Option<Hear>);
 
 impl AdminDone {
     /// Calls `hear` when it is known.

@@ -249,9 +249,12 @@ pub struct Waits {
     ends: Ends,
 }
 
-/// When the claims of those who wait for a lock end, by lock; those that wait for ever are not among them.
+/// When the claims of those who wait for a lock end.
+type EndsOfLock = BTreeSet<(ClusterTime, ClaimId)>;
+
+/// The same of all locks; claims that wait for ever are not among them.
 #[derive(Debug, Default)]
-struct Ends(BTreeMap<DbIndex, BTreeMap<Box<[u8]>, BTreeSet<(ClusterTime, ClaimId)>>>);
+struct Ends(BTreeMap<DbIndex, BTreeMap<Box<[u8]>, EndsOfLock>>);
 
 impl Ends {
     fn of(&self, db: DbIndex, key: &[u8]) -> impl Iterator<Item = (ClusterTime, ClaimId)> {
