@@ -379,11 +379,11 @@ mod tests {
         let no_version = sealed(&[GREETING, 9, 12, 1, 2, 3]);
         assert_eq!(decode(&no_version), Err(Refusal::Version { min: 9, max: 12 }));
         assert_eq!(decode(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"), Err(Refusal::Magic));
-        let mut long = sealed(&[GREETING, 1, 1]);
+        let mut long = sealed(&[GREETING, wire::VERSION_MIN, wire::VERSION_MAX]);
         long[8..12].copy_from_slice(&(BODY_MAX as u32 + 1).to_le_bytes());
         assert_eq!(decode(&long), Err(Refusal::Damaged));
-        assert_eq!(decode(&sealed(&[CONFIRMATION, 1, 1, 0])), Err(Refusal::Damaged), "a byte too many");
-        assert_eq!(decode(&sealed(&[3, 1, 1])), Err(Refusal::Damaged), "another kind");
+        assert_eq!(decode(&sealed(&[CONFIRMATION, wire::VERSION_MIN, wire::VERSION_MAX, 0])), Err(Refusal::Damaged), "a byte too many");
+        assert_eq!(decode(&sealed(&[3, wire::VERSION_MIN, wire::VERSION_MAX])), Err(Refusal::Damaged), "another kind");
         let mut many = greeting(1, 2);
         many.hello.replicas = vec![(GroupId(1), 1); 3000];
         assert!(encode(&Record::Greeting(many)).is_err());
@@ -401,7 +401,7 @@ mod tests {
         #[test]
         fn random_bodies_never_panic(body in vec(any::<u8>(), 0..100)) {
             let _ = decode(&sealed(&body));
-            let _ = decode(&sealed(&[&[GREETING, 1, 1][..], &body].concat()));
+            let _ = decode(&sealed(&[&[GREETING, wire::VERSION_MIN, wire::VERSION_MAX][..], &body].concat()));
         }
     }
 

@@ -422,28 +422,28 @@ mod tests {
     #[test]
     fn violations_are_refused_by_name() {
         let raft = Channel::Raft;
-        let long = [&[1, 1, 0][..], &[0; CHUNK_MAX + 1]].concat();
+        let long = [&[VERSION_MAX, 1, 0][..], &[0; CHUNK_MAX + 1]].concat();
         let cases: Vec<(Vec<u8>, WireError)> = vec![
             (vec![2, 0, 0, 0, 0, 0, 0, 0], WireError::Length(2)),
             (vec![0, 0, 0, 9, 0, 0, 0, 0], WireError::Length(9 << 24)),
             (frame(&long), WireError::Length(long.len() as u32)),
-            (frame(&[1, 1, FIRST, 0, 0, 0]), WireError::Length(6)),
-            (frame(&[2, 1, FIRST | LAST, 0, 0, 0, 0]), WireError::Version(2)),
-            (frame(&[1, 4, FIRST | LAST, 0, 0, 0, 0]), WireError::Channel(4)),
-            (frame(&[1, 1, 7, 0, 0, 0, 0]), WireError::Flags(7)),
+            (frame(&[VERSION_MAX, 1, FIRST, 0, 0, 0]), WireError::Length(6)),
+            (frame(&[VERSION_MAX + 1, 1, FIRST | LAST, 0, 0, 0, 0]), WireError::Version(VERSION_MAX + 1)),
+            (frame(&[VERSION_MAX, 4, FIRST | LAST, 0, 0, 0, 0]), WireError::Channel(4)),
+            (frame(&[VERSION_MAX, 1, 7, 0, 0, 0, 0]), WireError::Flags(7)),
             (
-                frame(&[1, 0, FIRST, 1, 0, 1, 0, 9]),
+                frame(&[VERSION_MAX, 0, FIRST, 1, 0, 1, 0, 9]),
                 WireError::TooLarge { channel: Channel::Control, total: 65_537 },
             ),
-            (frame(&[1, 1, LAST, 9]), WireError::NotBegun(raft)),
+            (frame(&[VERSION_MAX, 1, LAST, 9]), WireError::NotBegun(raft)),
             (
-                [frame(&[1, 1, FIRST, 2, 0, 0, 0, 9]), frame(&[1, 1, FIRST, 2, 0, 0, 0, 9])].concat(),
+                [frame(&[VERSION_MAX, 1, FIRST, 2, 0, 0, 0, 9]), frame(&[VERSION_MAX, 1, FIRST, 2, 0, 0, 0, 9])].concat(),
                 WireError::NotEnded(raft),
             ),
-            (frame(&[1, 1, FIRST | LAST, 2, 0, 0, 0, 9]), WireError::NotAsAnnounced(raft)),
-            (frame(&[1, 1, FIRST, 1, 0, 0, 0, 9]), WireError::NotAsAnnounced(raft)),
-            (frame(&[1, 1, FIRST, 1, 0, 0, 0, 9, 9]), WireError::NotAsAnnounced(raft)),
-            (frame(&[1, 1, FIRST, 1, 0, 0, 0]), WireError::NotAsAnnounced(raft)),
+            (frame(&[VERSION_MAX, 1, FIRST | LAST, 2, 0, 0, 0, 9]), WireError::NotAsAnnounced(raft)),
+            (frame(&[VERSION_MAX, 1, FIRST, 1, 0, 0, 0, 9]), WireError::NotAsAnnounced(raft)),
+            (frame(&[VERSION_MAX, 1, FIRST, 1, 0, 0, 0, 9, 9]), WireError::NotAsAnnounced(raft)),
+            (frame(&[VERSION_MAX, 1, FIRST, 1, 0, 0, 0]), WireError::NotAsAnnounced(raft)),
         ];
         for (stream, error) in cases {
             assert_eq!(decode(&stream), (Vec::new(), Some(error)));
@@ -454,7 +454,7 @@ mod tests {
     fn an_announced_gigabyte_takes_memory_only_as_it_arrives() {
         let mut decoder = Decoder::default();
         let total = (1u32 << 30).to_le_bytes();
-        let begin = [&[1, 1, FIRST][..], &total, &[7; 1000]].concat();
+        let begin = [&[VERSION_MAX, 1, FIRST][..], &total, &[7; 1000]].concat();
         let mut buffer = BytesMut::from(&frame(&begin)[..]);
         assert_eq!(decoder.next(&mut buffer), Ok(None));
         let growing = decoder.growing[Channel::Raft as usize].as_ref().unwrap();

@@ -5,6 +5,8 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::process::Output;
 
+use holdfast::storage::FORMAT_VERSION;
+
 use crate::support::client::Value;
 use crate::support::client::bulk;
 use crate::support::client::int;
@@ -156,12 +158,12 @@ fn a_data_directory_of_a_newer_format_is_refused_and_left_alone() {
     assert_eq!(node.stop().code(), Some(0));
     let format = node.data_dir().join("FORMAT");
     let text = fs::read_to_string(&format).unwrap();
-    fs::write(&format, text.replacen("holdfast-data 3", "holdfast-data 9", 1)).unwrap();
+    fs::write(&format, text.replacen(&format!("holdfast-data {FORMAT_VERSION}"), "holdfast-data 99", 1)).unwrap();
     let [port, http, peer] = [free_port(), free_port(), free_port()].map(|port| port.to_string());
     let dir = node.data_dir();
     let dir = dir.to_str().unwrap();
     let args = ["--port", &port, "--http-port", &http, "--peer-port", &peer, "--dir", dir];
-    assert_refused(&run_to_end(&args), &["newer", "9"]);
+    assert_refused(&run_to_end(&args), &["newer", "99"]);
     fs::write(&format, text).unwrap();
     node.restart();
 }
