@@ -1230,6 +1230,7 @@ impl Driver {
         if !self.leading {
             self.serve_from = None;
             self.origins.clear();
+            self.shared.pulse.end();
             if was_leading {
                 tracing::info!("not leading any more, term {term}");
                 self.shared.counters.failed(self.proposer.clear_waiting());
@@ -1338,14 +1339,21 @@ impl Driver {
     fn send_messages(&mut self) {
         let Some(cluster) = &self.cluster else { return };
         let clock = if self.leading { self.cluster_clock.now() } else { ClusterTime(0) };
-        let mut lost = Vec::new();
-        for (node, Mail { bulk, urgent }) in &mut self.outbox {
+        let is_heartbeat =
+            |(_, message): &(GroupId, Message)| message.get_msg_type() == MessageType::MsgHeartbeat;
+        for (node, Mail { urgent, .. }) in &mut self.outbox {
             if !urgent.is_empty() {
                 let frame = ControlMessage::Raft(message_codec::encode_batch(clock, urgent).into()).encode();
+                if self.leading && urgent.iter().any(is_heartbeat) {
+                    self.shared.pulse.sent(*node, &frame, self.clock.monotonic());
+                }
                 // A lost heartbeat is followed by the next.
                 let _ = cluster.network.send(*node, Channel::Control, frame);
                 urgent.clear();
             }
+        }
+        let mut lost = Vec::new();
+        for (node, Mail { bulk, .. }) in &mut self.outbox {
             if !bulk.is_empty() {
                 let frame = message_codec::encode_batch(clock, bulk);
                 self.moved += frame.len();

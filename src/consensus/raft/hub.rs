@@ -29,6 +29,7 @@ use crate::consensus::raft::members::decode_joined;
 use crate::consensus::raft::message_codec;
 use crate::consensus::raft::message_codec::RaftBatch;
 use crate::consensus::raft::replica::Engine;
+use crate::consensus::raft::replica::LARGE_BYTES;
 use crate::consensus::raft::requests::AdminCommand;
 use crate::consensus::raft::requests::ControlMessage;
 use crate::consensus::raft::requests::NodeStatus;
@@ -383,6 +384,12 @@ impl Hub {
         }
     }
 
+    fn post_large(&self, event: Event) {
+        if let Some(engine) = self.engine.get() {
+            engine.post_large(event);
+        }
+    }
+
     fn sweep(&self) {
         if let Some(engine) = self.engine.get() {
             engine.sweep_events();
@@ -391,6 +398,7 @@ impl Hub {
 
     fn take(&self, from: NodeId, channel: Channel, payload: &Bytes) -> Result<(), CodecError> {
         match decode(from, channel, payload)? {
+            Arrived::Event(event) if payload.len() > LARGE_BYTES => self.post_large(event),
             Arrived::Event(event) => self.post(event),
             Arrived::Snapshot => {
                 self.snapshots.send(SnapshotEvent::Message { from, payload: payload.clone() });

@@ -19,6 +19,7 @@ pub mod log_writer;
 pub mod members;
 pub mod message_codec;
 pub mod proposer;
+pub mod pulse;
 pub mod reclaimer;
 pub mod replica;
 pub mod requests;

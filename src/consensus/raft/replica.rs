@@ -62,6 +62,7 @@ use crate::consensus::raft::log_writer;
 use crate::consensus::raft::log_writer::DriverLog;
 use crate::consensus::raft::members::AdminDone;
 use crate::consensus::raft::members::Members;
+use crate::consensus::raft::pulse::Pulse;
 use crate::consensus::raft::reclaimer::Reclaimer;
 use crate::consensus::raft::requests::AdminCommand;
 use crate::consensus::raft::requests::GroupStatus;
@@ -74,6 +75,7 @@ use crate::machine::entry::Batch;
 use crate::machine::entry::Stamps;
 use crate::machine::entry::decode_stamps;
 use crate::machine::entry::life_of;
+use crate::peer::Channel;
 use crate::peer::Links;
 use crate::state::Membership;
 use crate::state::NodeAddress;
@@ -110,6 +112,8 @@ use crate::types::planted::is_planted;
 /// longer, with what goes around it. Whatever is in an entry is in memory several times while it is on its way.
 const ENTRY_BYTES: usize = 64 << 20;
 const AROUND_VALUE_BYTES: usize = 1 << 20;
+/// What is larger is proposed and sent by the `raft` thread.
+pub const LARGE_BYTES: usize = 1 << 20;
 /// No entry is longer, whatever the configuration says: it must fit a message to a peer.
 const ENTRY_BYTES_MAX: usize = 768 << 20;
 /// Bytes that may wait for their outcome before newcomers are refused.
@@ -251,6 +255,9 @@ impl Counters {
 /// What the threads of a replica and the holders of its handle share.
 pub struct Shared {
     pub events: Mailbox<Event>,
+    /// A large event waits: it is for the `raft` thread, since the others have clients and peers to serve.
+    has_large: AtomicBool,
+    pub pulse: Pulse,
     pub counters: Arc<Counters>,
     replica: u64,
     applied: AtomicU64,
@@ -308,6 +315,8 @@ impl Shared {
     ) -> Shared {
         Shared {
             events: Mailbox::default(),
+            has_large: AtomicBool::new(false),
+            pulse: Pulse::default(),
             counters,
             replica,
             applied: AtomicU64::new(state.meta().applied.0),
@@ -616,7 +625,18 @@ impl Shared {
             return self.refuse(reply, ProposeError::Overloaded);
         }
         self.counters.proposals.fetch_add(1, Ordering::Relaxed);
-        self.events.post(Event::Submit(Submission::weighed(batch, reply, &self.waiting_bytes)))
+        let event = Event::Submit(Submission::weighed(batch, reply, &self.waiting_bytes));
+        if bytes > LARGE_BYTES {
+            self.post_large(event);
+            return false;
+        }
+        self.events.post(event)
+    }
+
+    /// Leaves an event of many bytes to the `raft` thread.
+    pub fn post_large(&self, event: Event) {
+        self.has_large.store(true, Ordering::SeqCst);
+        self.events.send(event);
     }
 
     /// Where the group stands.
@@ -709,6 +729,7 @@ impl Engine {
     fn sweep_with(&self, driver: &mut Driver) {
         let guard = StopOnPanic;
         let mut events = Vec::new();
+        self.shared.has_large.store(false, Ordering::SeqCst);
         self.shared.events.take(&mut events);
         driver.sweep(&mut events);
         std::mem::forget(guard);
@@ -719,9 +740,26 @@ impl Engine {
         self.shared.events.post(event);
     }
 
-    /// Sweeps until nothing is left, unless another thread is at it.
+    /// Leaves an event of many bytes to the `raft` thread.
+    pub fn post_large(&self, event: Event) {
+        self.shared.post_large(event);
+    }
+
+    /// Sends overdue heartbeats again until the node stops.
+    fn run_pulse(&self, network: &dyn Links) {
+        while !self.shared.stopping.load(Ordering::Acquire) {
+            let interval = self.config.get().heartbeat_interval;
+            std::thread::sleep(std::time::Duration::from_millis((interval.0 / 2).max(1)));
+            for (node, frame) in self.shared.pulse.due(self.clock.monotonic(), interval) {
+                // A lost heartbeat is followed by the next.
+                let _ = network.send(node, Channel::Control, frame);
+            }
+        }
+    }
+
+    /// Sweeps until nothing is left, unless another thread is at it, or what is there is for the `raft` thread.
     pub fn sweep_events(&self) {
-        while !self.shared.events.is_empty() {
+        while !self.shared.events.is_empty() && !self.shared.has_large.load(Ordering::SeqCst) {
             let Some(mut driver) = self.driver.try_lock() else { return };
             self.sweep_with(&mut driver);
         }
@@ -1071,6 +1109,8 @@ impl Replica {
             threads.push(spawn("apply", run)?);
         }
         if let Some(peers) = parts.peers {
+            let (beating, links) = (Arc::clone(&engine), peers.links());
+            threads.push(spawn("pulse", move || beating.run_pulse(&*links))?);
             let door = Box::new(SnapshotDoor(Arc::clone(&peers.hub)));
             threads.push(snapshot_io::start(
                 parts.dir,

@@ -302,7 +302,9 @@ impl Session {
 
     /// Looks at the time. True when everything should be given again, because nothing was heard for long.
     pub fn on_time(&mut self, now: Monotonic, doubt: Millis) -> bool {
-        let is_deaf = now.since(self.heard) >= doubt;
+        // While there is a leader, what is large takes its time.
+        let time_for_large = if self.nowhere_since.is_none() { self.time_for_large() } else { 0 };
+        let is_deaf = now.since(self.heard).0 >= doubt.0 + time_for_large;
         let is_nowhere = self.nowhere_since.is_some_and(|since| now.since(since) >= doubt);
         // What was never sent is refused: there is no leader, or one that gets nothing done.
         while let Some((submission, _)) =
@@ -324,7 +326,7 @@ impl Session {
         // What is here is not lost.
         let is_sent = matches!(self.target, Target::There(..)) && self.given > 0;
         let oldest = self.pending.front().filter(|_| is_sent).map(|pending| pending.since);
-        let patience = Millis(SILENCE.0 + (self.pending_bytes / BYTES_PER_MILLI) as u64);
+        let patience = Millis(SILENCE.0 + self.time_for_large());
         let is_silent = oldest.is_some_and(|since| {
             [since, self.heard, self.rewound].into_iter().all(|then| now.since(then) >= patience)
         });
@@ -332,6 +334,11 @@ impl Session {
             self.rewind(now);
         }
         is_silent
+    }
+
+    /// Milliseconds that what is on its way may take because of its bytes.
+    fn time_for_large(&self) -> u64 {
+        (self.pending_bytes / BYTES_PER_MILLI) as u64
     }
 
     /// Refuses what was not sent, and leaves the rest in doubt: the node stops.
