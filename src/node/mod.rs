@@ -156,7 +156,8 @@ pub fn run(loaded: Loaded) -> anyhow::Result<()> {
         let _ = std::fs::remove_file(pid_file);
     }
     tracing::info!("Bye");
-    Ok(())
+    // A store that is still read by somebody is open, and may be compacting.
+    process::exit_now(0)
 }
 
 /// Starts the replica on what is on disk. A node with peers that finds its data damaged does not come back from here:

@@ -81,6 +81,8 @@ const WAIT_FACTOR: usize = 8;
 const LOCK_MICROS: u64 = 2_000;
 /// How many entries are looked at for what they will want from disk, each time before the lock is taken.
 const ENTRIES_AHEAD: usize = 64;
+/// How often it is looked whether the flusher is done.
+const FLUSHER_LOOK: Duration = Duration::from_micros(200);
 /// How long the thread waits for work before it looks whether a flush is due.
 const FLUSH_LOOK: Duration = Duration::from_millis(50);
 
@@ -253,8 +255,10 @@ impl Applier {
         }
         let now = self.clock.monotonic();
         let at = |at: Pending, bytes: usize| Pending { bytes: at.bytes.min(bytes), ..at };
-        if pending.reaches(&at(WAIT_AT, self.flush_bytes.saturating_mul(WAIT_FACTOR))) {
-            self.wait_for_flusher();
+        // A flusher that waits for room must not keep readers waiting; little comes then.
+        let waits = pending.reaches(&at(WAIT_AT, self.flush_bytes.saturating_mul(WAIT_FACTOR)));
+        while waits && self.flusher_busy.load(Ordering::Acquire) && !self.shared.is_short_of_room() {
+            std::thread::sleep(FLUSHER_LOOK);
         }
         let due = pending.reaches(&at(FLUSH_AT, self.flush_bytes))
             || now.since(self.last_flush) >= self.flush_interval;
@@ -265,7 +269,7 @@ impl Applier {
 
     fn wait_for_flusher(&self) {
         while self.flusher_busy.load(Ordering::Acquire) {
-            std::thread::sleep(Duration::from_micros(200));
+            std::thread::sleep(FLUSHER_LOOK);
         }
     }
 

@@ -71,7 +71,6 @@ use crate::consensus::raft::requests::ControlMessage;
 use crate::consensus::raft::requests::Outcome;
 use crate::consensus::raft::requests::Request;
 use crate::consensus::raft::restart;
-use crate::consensus::raft::room::wait_for_room;
 use crate::consensus::raft::sent_snapshots::SentSnapshots;
 use crate::consensus::raft::session::Numbered;
 use crate::consensus::raft::session::Session;
@@ -1154,9 +1153,7 @@ impl Driver {
             return;
         }
         let start = self.clock.monotonic();
-        let write = || self.log.persist(self.group, &persist, sync);
-        let config = self.config.get();
-        if let Err(error) = wait_for_room(&config.dir, &|| self.shared.is_stopping(), write) {
+        if let Err(error) = self.log.persist(self.group, &persist, sync) {
             restart::stop_on("writing the log failed", &error);
         }
         self.shared.counters.log_written(self.clock.monotonic().micros_since(start), sync);

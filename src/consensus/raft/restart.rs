@@ -4,6 +4,7 @@
 //! damage ─┬─ a node with peers: order to rejoin, synced ─► this program again, with the same arguments and process id
 //!         │                                               ─► data put aside ─► rejoin
 //!         └─ a node alone: noted in the directory ─► exit 65, or 66; the next start reads all data before it uses it
+//! no room ── this program again; a start waits for room, and a node alone serves reads meanwhile
 //! ```
 //! The program is replaced at once, as a kill would end it: nothing of this replica's may be written or said any more.
 //! Sockets and files are closed by the system.
@@ -50,9 +51,14 @@ pub fn exit_status(error: &StorageError) -> Option<u8> {
 }
 
 /// The end of a node whose store failed. Damage ends the replica, or is a person's to look at; after anything else what
-/// is on disk is unknown, and the next start sees what it is.
+/// is on disk is unknown, and the next start sees what it is. If only room was wanting, that start is at once.
 pub fn stop_on(what: &str, error: &StorageError) -> ! {
-    let (Some(status), Some(ground)) = (exit_status(error), GROUND.get()) else { stop_process(what, error) };
+    let Some(ground) = GROUND.get() else { stop_process(what, error) };
+    if error.is_no_space() && !cfg!(feature = "sim") {
+        tracing::error!("{what}: {error}. The node starts over; what it had not answered yet is unknown");
+        start_over();
+    }
+    let Some(status) = exit_status(error) else { stop_process(what, error) };
     let error = error.again().in_place(&ground.dir);
     if ground.has_peers {
         rejoin(&ground.dir, &format!("{what}: {error}"));

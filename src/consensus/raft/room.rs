@@ -1,4 +1,4 @@
-//! What the threads that write do while the disk is full: they wait, as long as nothing is lost by it.
+//! What the threads that write and serve nobody do while the disk is full: they wait, as long as nothing is lost by it.
 //!
 //! A write that finds no room was not done. RocksDB stops the store, and takes it up by itself, a few seconds after there
 //! is room again: what was not written before goes into new files, and what was asked for is asked for once more. Reads
