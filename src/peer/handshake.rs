@@ -382,8 +382,16 @@ mod tests {
         let mut long = sealed(&[GREETING, wire::VERSION_MIN, wire::VERSION_MAX]);
         long[8..12].copy_from_slice(&(BODY_MAX as u32 + 1).to_le_bytes());
         assert_eq!(decode(&long), Err(Refusal::Damaged));
-        assert_eq!(decode(&sealed(&[CONFIRMATION, wire::VERSION_MIN, wire::VERSION_MAX, 0])), Err(Refusal::Damaged), "a byte too many");
-        assert_eq!(decode(&sealed(&[3, wire::VERSION_MIN, wire::VERSION_MAX])), Err(Refusal::Damaged), "another kind");
+        assert_eq!(
+            decode(&sealed(&[CONFIRMATION, wire::VERSION_MIN, wire::VERSION_MAX, 0])),
+            Err(Refusal::Damaged),
+            "a byte too many"
+        );
+        assert_eq!(
+            decode(&sealed(&[3, wire::VERSION_MIN, wire::VERSION_MAX])),
+            Err(Refusal::Damaged),
+            "another kind"
+        );
         let mut many = greeting(1, 2);
         many.hello.replicas = vec![(GroupId(1), 1); 3000];
         assert!(encode(&Record::Greeting(many)).is_err());

@@ -437,7 +437,11 @@ mod tests {
             ),
             (frame(&[VERSION_MAX, 1, LAST, 9]), WireError::NotBegun(raft)),
             (
-                [frame(&[VERSION_MAX, 1, FIRST, 2, 0, 0, 0, 9]), frame(&[VERSION_MAX, 1, FIRST, 2, 0, 0, 0, 9])].concat(),
+                [
+                    frame(&[VERSION_MAX, 1, FIRST, 2, 0, 0, 0, 9]),
+                    frame(&[VERSION_MAX, 1, FIRST, 2, 0, 0, 0, 9]),
+                ]
+                .concat(),
                 WireError::NotEnded(raft),
             ),
             (frame(&[VERSION_MAX, 1, FIRST | LAST, 2, 0, 0, 0, 9]), WireError::NotAsAnnounced(raft)),

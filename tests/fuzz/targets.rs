@@ -460,7 +460,7 @@ pub fn handshake(data: &[u8]) {
         own.hello.node = NodeId(u64::from(data.first().copied().unwrap_or(0)));
         for dialed in [None, Some(theirs.hello.node), Some(own.hello.node)] {
             let seen = |node: NodeId| {
-                let linked = (node.0 % 3 > 0).then_some((node.0, node.0.is_multiple_of(2)));
+                let linked = (!node.0.is_multiple_of(3)).then_some((node.0, node.0.is_multiple_of(2)));
                 (node.0 < 9).then_some(handshake::Seen { boot: node.0, instance: node.0, linked })
             };
             let verdict = handshake::judge(&own, dialed, seen, &theirs);

@@ -158,7 +158,8 @@ fn a_data_directory_of_a_newer_format_is_refused_and_left_alone() {
     assert_eq!(node.stop().code(), Some(0));
     let format = node.data_dir().join("FORMAT");
     let text = fs::read_to_string(&format).unwrap();
-    fs::write(&format, text.replacen(&format!("holdfast-data {FORMAT_VERSION}"), "holdfast-data 99", 1)).unwrap();
+    fs::write(&format, text.replacen(&format!("holdfast-data {FORMAT_VERSION}"), "holdfast-data 99", 1))
+        .unwrap();
     let [port, http, peer] = [free_port(), free_port(), free_port()].map(|port| port.to_string());
     let dir = node.data_dir();
     let dir = dir.to_str().unwrap();

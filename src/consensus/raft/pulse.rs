@@ -3,7 +3,8 @@
 //! Heartbeats are sent by sweeps of the driver, one at a time. A sweep that moves an entry of many megabytes takes longer
 //! than followers wait for a leader, on a machine that is busy anyway. So each heartbeat is remembered, and when none
 //! followed for too long a thread that does nothing else sends it again. That is harmless whatever became of the
-//! leader: the network may deliver a message late and twice as well, and the lease does not grow by it.
+//! leader: the network may deliver a message late and twice as well, and the lease does not grow by it. A driver that
+//! hangs for good must not keep the others from electing another leader, so that ends after a while.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -15,10 +16,15 @@ use crate::types::Millis;
 use crate::types::Monotonic;
 use crate::types::NodeId;
 
+/// For so long after the driver's last heartbeat it is sent again.
+const REPEATED_FOR: Millis = Millis(10_000);
+
 /// The last heartbeats, as they were sent.
 #[derive(Debug, Default)]
 pub struct Pulse {
     frames: Mutex<BTreeMap<NodeId, Vec<u8>>>,
+    /// When the driver sent them, and when they were sent last, in nanoseconds of the monotonic clock.
+    beat_at: AtomicU64,
     sent_at: AtomicU64,
 }
 
@@ -29,6 +35,7 @@ impl Pulse {
         let known = frames.entry(node).or_default();
         known.clear();
         known.extend_from_slice(frame);
+        self.beat_at.store(now.0, Ordering::Release);
         self.sent_at.store(now.0, Ordering::Release);
     }
 
@@ -41,7 +48,8 @@ impl Pulse {
     /// been followed in.
     pub fn due(&self, now: Monotonic, interval: Millis) -> Vec<(NodeId, Vec<u8>)> {
         let sent_at = Monotonic(self.sent_at.load(Ordering::Acquire));
-        if now.since(sent_at).0 < interval.0 + interval.0 / 2 {
+        let beat_at = Monotonic(self.beat_at.load(Ordering::Acquire));
+        if now.since(sent_at).0 < interval.0 + interval.0 / 2 || now.since(beat_at) > REPEATED_FOR {
             return Vec::new();
         }
         let frames = self.frames.lock();
@@ -73,7 +81,10 @@ mod tests {
         assert_eq!(pulse.due(at(1_250), interval), both);
         assert!(pulse.due(at(1_300), interval).is_empty(), "they were sent just now");
         assert_eq!(pulse.due(at(1_400), interval), both);
+        assert_eq!(pulse.due(at(11_100), interval), both);
+        assert!(pulse.due(at(11_300), interval).is_empty(), "the driver hangs");
+        pulse.sent(NodeId(2), b"beat", at(11_400));
         pulse.end();
-        assert!(pulse.due(at(2_000), interval).is_empty());
+        assert!(pulse.due(at(12_000), interval).is_empty(), "it leads no more");
     }
 }
