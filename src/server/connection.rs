@@ -302,7 +302,11 @@ impl Connection {
         }
         self.pipeline.begin(now);
         loop {
-            match self.pipeline.advance(&mut self.session, &self.services, &mut self.output) {
+            let step = self.pipeline.advance(&mut self.session, &self.services, &mut self.output);
+            if !self.session.held_back.is_zero() {
+                self.hold_back().await?;
+            }
+            match step {
                 Step::Done => break,
                 Step::Flush => self.flush().await?,
                 Step::Propose => self.propose().await?,
@@ -507,6 +511,11 @@ impl Connection {
         let micros = self.services.clock.monotonic().micros_since(from);
         self.pipeline.on_executed(&mut self.session, &self.services, plan, outcome, micros, &mut self.output);
         self.check_given();
+        self.hold_back().await
+    }
+
+    /// Waits as long as the replies to wrong passwords in a transaction have to.
+    async fn hold_back(&mut self) -> io::Result<()> {
         match std::mem::take(&mut self.session.held_back) {
             Duration::ZERO => Ok(()),
             wait => self.block(tokio::time::sleep(wait), Self::is_stopped).await,

@@ -82,7 +82,7 @@ fn what_an_owner_held_before_stays_when_a_later_reply_is_lost() {
     assert_eq!(info.field("mode"), &bulk("exclusive"), "the upgrade stays");
     assert_eq!(info.field("holders").items()[0].items()[1], int(shared + 1));
     // And so does a lock that its owner took again before it could go back.
-    assert_eq!(operator.cmd(&["LOCK", "k", "me", "PX", LONG]), int(token));
+    assert_eq!(operator.cmd(&["LOCK", "k", "me", "SHARED", "PX", LONG]), int(token));
 }
 
 #[test]

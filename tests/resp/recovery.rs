@@ -120,7 +120,7 @@ fn many_keys_and_leases_that_end_at_once_keep_nobody_waiting_for_long() {
     let pushes: Vec<Vec<&str>> = (0..5_000).map(|_| vec!["QPUSH", "queue", "payload"]).collect();
     client.pipeline(&pushes);
     for _ in 0..5 {
-        client.cmd(&["QPOP", "COUNT", "1000", "LEASE", "200", "FROM", "queue"]);
+        client.cmd(&["QPOP", "COUNT", "1000", "LEASE", "2000", "FROM", "queue"]);
     }
     crate::support::wait_for("everything to end", holdfast::types::Millis(30_000), || {
         let ready = client.cmd(&["QLEN", "queue"]).integer();
