@@ -25,6 +25,11 @@ const ENTRY_BYTES: usize = 256 << 10;
 const ENTRY_BATCHES: usize = 512;
 /// Bytes in flight, beyond one entry of any size.
 const IN_FLIGHT_BYTES: usize = 32 << 20;
+/// A batch of so many bytes is a large one: so many small ones of other nodes may go before it, which are looked for so
+/// far behind it.
+const LARGE_BYTES: usize = 2 << 20;
+const OVERTAKEN_MAX: u32 = 256;
+const LOOK_BEHIND: usize = 64;
 
 /// Who wants the replies of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +79,8 @@ struct InFlight {
 #[derive(Default)]
 pub struct Proposer {
     waiting: VecDeque<Queued>,
+    /// How many went before a large one that waits.
+    overtaken: u32,
     in_flight: VecDeque<InFlight>,
     in_flight_bytes: usize,
 }
@@ -91,23 +98,41 @@ impl Proposer {
 
     /// Packs the next entry, if something waits and the window has room.
     pub fn pack(&mut self) -> Option<Packed> {
-        let first = self.waiting.front()?.submission.batch.bytes();
+        let first = self.waiting.get(self.next())?.submission.batch.bytes();
         let room = self.in_flight.len() < WINDOW
             && (self.in_flight.is_empty() || self.in_flight_bytes + first <= IN_FLIGHT_BYTES);
         if !room {
             return None;
         }
         let mut packed = Packed { batches: Vec::new(), bytes: 0 };
-        while let Some(next) = self.waiting.front() {
+        while let Some(next) = self.waiting.get(self.next()) {
             let bytes = next.submission.batch.bytes();
             let full = packed.bytes + bytes > ENTRY_BYTES || packed.batches.len() >= ENTRY_BATCHES;
             if full && !packed.batches.is_empty() {
                 break;
             }
             packed.bytes += bytes;
-            packed.batches.extend(self.waiting.pop_front());
+            let at = self.next();
+            self.overtaken = if at == 0 { 0 } else { self.overtaken + 1 };
+            packed.batches.extend(self.waiting.remove(at));
         }
         Some(packed)
+    }
+
+    /// The place in the queue of what goes next: the front, unless that is large and something small waits behind it of
+    /// a node that has nothing before it.
+    fn next(&self) -> usize {
+        let is_small = |queued: &Queued| queued.submission.batch.bytes() < LARGE_BYTES;
+        if self.waiting.front().is_none_or(is_small) || self.overtaken >= OVERTAKEN_MAX {
+            return 0;
+        }
+        let origin = |queued: &Queued| queued.stamp.map(|stamp| stamp.node);
+        let is_first = |at: usize| {
+            let before = self.waiting.range(..at).map(origin);
+            before.into_iter().all(|other| other != origin(&self.waiting[at]))
+        };
+        let look = 1..self.waiting.len().min(LOOK_BEHIND);
+        look.into_iter().find(|at| is_small(&self.waiting[*at]) && is_first(*at)).unwrap_or(0)
     }
 
     /// The packed entry was taken at this position.
@@ -228,6 +253,21 @@ mod tests {
         assert_eq!(packed.batches.len(), 1);
         proposer.proposed(1, 1, packed);
         assert!(proposer.pack().is_none(), "too many bytes are in flight");
+    }
+
+    #[test]
+    fn a_large_batch_lets_small_ones_of_other_nodes_go_first_and_those_of_its_own_wait() {
+        let mut proposer = Proposer::default();
+        for (node, seq, bytes) in [(2, 1, 5 << 20), (2, 2, 1), (3, 1, 4 << 20), (1, 1, 1), (1, 2, 1), (3, 2, 1)] {
+            let stamp = Some(SessionStamp { node: NodeId(node), epoch: 1, seq, ack: 0 });
+            proposer.push(Queued { stamp, ..submission(bytes).0 });
+        }
+        let mut entries = Vec::new();
+        while let Some(packed) = proposer.pack() {
+            let names = packed.batches.iter().filter_map(|queued| queued.stamp);
+            entries.push(names.map(|stamp| (stamp.node.0, stamp.seq)).collect::<Vec<_>>());
+        }
+        assert_eq!(entries, [vec![(1, 1), (1, 2)], vec![(2, 1)], vec![(2, 2)], vec![(3, 1)], vec![(3, 2)]]);
     }
 
     #[test]
