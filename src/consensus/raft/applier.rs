@@ -128,8 +128,7 @@ pub struct Applier {
     pub has_cold: bool,
 }
 
-/// What was applied of other nodes' batches, by node and session: the last number that was executed (0: none was), and
-/// the outcomes of repetitions.
+/// What was applied of other nodes' batches, by node and session: the last number, and the outcomes of repetitions.
 type Outcomes = BTreeMap<(NodeId, u64), (u64, Vec<(u64, Outcome)>)>;
 
 impl Applier {
@@ -232,9 +231,7 @@ impl Applier {
     fn send(&self, outcomes: Outcomes) {
         let Some(network) = &self.network else { return };
         for ((node, epoch), (last, outcomes)) in outcomes {
-            if last > 0 {
-                self.shared.set_executed(node, epoch, last);
-            }
+            self.shared.set_executed(node, epoch, last);
             if outcomes.is_empty() {
                 continue;
             }
@@ -389,10 +386,8 @@ fn note_of_node(
     outcome: BatchOutcome,
 ) {
     let (last, repeats) = outcomes.entry(session).or_default();
-    // A number behind a gap is executed when it comes again.
-    if !matches!(outcome, BatchOutcome::Gap | BatchOutcome::Ended) {
-        *last = seq.max(*last);
-    }
+    // Also of what came behind a gap: it is not under way any more, and is to be proposed when it comes again.
+    *last = seq.max(*last);
     if is_repeat {
         repeats.push((seq, for_node(outcome)));
     }
@@ -516,7 +511,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_behind_a_gap_does_not_count_as_executed() {
+    fn a_number_behind_a_gap_is_not_under_way_any_more() {
         let mut outcomes = Outcomes::new();
         let session = (NodeId(2), 7);
         let mut note =
@@ -525,6 +520,6 @@ mod tests {
         note(9, true, BatchOutcome::Gap);
         note(12, false, BatchOutcome::Ended);
         note(5, true, BatchOutcome::Replayed);
-        assert_eq!(outcomes[&session], (5, vec![(9, Outcome::Gap), (5, Outcome::Replayed)]));
+        assert_eq!(outcomes[&session], (12, vec![(9, Outcome::Gap), (5, Outcome::Replayed)]));
     }
 }
