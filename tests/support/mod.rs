@@ -77,3 +77,12 @@ impl Random {
         self.next() % bound
     }
 }
+
+/// Sets a flag when it is dropped, however a test ends: threads that wait for it would keep a failed one from ending.
+pub struct SetAtEnd<'a>(pub &'a std::sync::atomic::AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}

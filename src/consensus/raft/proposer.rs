@@ -258,7 +258,9 @@ mod tests {
     #[test]
     fn a_large_batch_lets_small_ones_of_other_nodes_go_first_and_those_of_its_own_wait() {
         let mut proposer = Proposer::default();
-        for (node, seq, bytes) in [(2, 1, 5 << 20), (2, 2, 1), (3, 1, 4 << 20), (1, 1, 1), (1, 2, 1), (3, 2, 1)] {
+        for (node, seq, bytes) in
+            [(2, 1, 5 << 20), (2, 2, 1), (3, 1, 4 << 20), (1, 1, 1), (1, 2, 1), (3, 2, 1)]
+        {
             let stamp = Some(SessionStamp { node: NodeId(node), epoch: 1, seq, ack: 0 });
             proposer.push(Queued { stamp, ..submission(bytes).0 });
         }
