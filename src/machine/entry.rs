@@ -698,7 +698,7 @@ mod tests {
             items[..2],
             ["Verify", "AllocateReplica { node: NodeId(4), nonce: 18446744073709551615 }"]
         );
-        assert!(data.capacity() < data.len() + 200, "the size was known before");
+        assert!(data.capacity() < data.len() + 280, "the size was known before");
     }
 
     #[test]

@@ -1534,6 +1534,17 @@ impl State {
                 }
             }
         }
+        for (db, space) in (0..).zip(&self.resting) {
+            for row in space.iter() {
+                let Object::Queue(queue) = &row.object else { continue };
+                for track in Track::ALL {
+                    let at = queue.indexed_at[track as usize];
+                    assert!(at <= queue.earliest_on(track));
+                    let name = || LeaseName::Queue(db, Box::from(row.key()));
+                    wanted.extend((at != ClusterTime::NEVER).then(|| (track, at, name())));
+                }
+            }
+        }
         let claims = self.claims().filter(|claim| claim.until != ClusterTime::NEVER);
         wanted.extend(claims.map(|claim| (Track::Awaited, claim.until, LeaseName::Claim(claim.id))));
         wanted.extend(
