@@ -356,10 +356,16 @@ impl Link {
         let mut sent_before = 0;
         let mut quiet_halves = 0;
         let mut pinged = None;
+        let (mut looked, mut forgiven) = (clock.monotonic(), Monotonic(0));
         loop {
             ticks.tick().await;
             let now = clock.monotonic();
-            let silence = now.since(Monotonic(self.figures.heard.load(Ordering::Relaxed)));
+            if now.since(looked).0 > timing.silence_max.0 / 2 {
+                // This thread had no turn, and what was said meanwhile may not be read yet.
+                forgiven = now;
+            }
+            looked = now;
+            let silence = now.since(Monotonic(self.figures.heard.load(Ordering::Relaxed)).max(forgiven));
             if silence > timing.silence_max {
                 return self.close(LinkEnd::Silent(silence));
             }

@@ -40,6 +40,9 @@ const LAST: u8 = 2;
 
 /// What a queued payload costs beside its bytes, so that a queue of empty payloads is bounded too.
 const PAYLOAD_COST: usize = 32;
+/// Bytes after which a payload has shown that it comes, and what it is given room for then.
+const HAS_BEGUN: usize = 1 << 20;
+const ROOM_MAX: usize = 128 << 20;
 /// Room a payload gets before it has shown that it is as long as it says.
 const GROW_MIN: usize = 256 << 10;
 
@@ -205,11 +208,14 @@ impl Decoder {
 }
 
 impl Growing {
-    /// Memory grows with what has arrived, at most twofold, and not beyond what was announced.
+    /// Memory grows with what has arrived, at most twofold, and not beyond what was announced. What has begun to come
+    /// gets room at once, so that it is not copied again and again as it grows.
     fn extend(&mut self, chunk: &[u8]) {
         if self.bytes.capacity() - self.bytes.len() < chunk.len() {
             let missing = self.total - self.bytes.len();
-            self.bytes.reserve_exact(self.bytes.len().max(GROW_MIN).min(missing).max(chunk.len()));
+            let has_begun = self.bytes.len() >= HAS_BEGUN && missing <= ROOM_MAX;
+            let room = if has_begun { missing } else { self.bytes.len().max(GROW_MIN) };
+            self.bytes.reserve_exact(room.min(missing).max(chunk.len()));
         }
         self.bytes.extend_from_slice(chunk);
     }

@@ -746,6 +746,7 @@ impl Driver {
             self.next_tick = Monotonic(now.0 + self.tick.0 * 1_000_000);
             self.shared.silence.tick(now, Millis(self.tick.0.saturating_mul(TICKS_LATE)));
             self.note_own_lead(now);
+            self.note_busy_followers();
             self.step(Input::Tick);
             self.on_tick(now);
         }
@@ -768,6 +769,16 @@ impl Driver {
             self.last_expire = Some(now);
             self.proposer.push(own(batch));
         }
+    }
+
+    /// Who takes in a large entry may be too busy to answer heartbeats in time. Its link shows that it lives.
+    fn note_busy_followers(&mut self) {
+        let Some(cluster) = self.cluster.as_ref().filter(|_| self.leading) else { return };
+        let is_linked = |replica: &u64| {
+            cluster.members.node_of(*replica).is_some_and(|node| cluster.network.is_connected(node))
+        };
+        let busy: Vec<u64> = self.core.sends_large_to().into_iter().filter(is_linked).collect();
+        busy.into_iter().for_each(|replica| self.step(Input::Alive(replica)));
     }
 
     /// How long no EXPIRE follows the last one.

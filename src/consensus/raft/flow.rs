@@ -104,6 +104,11 @@ impl Flow {
         self.0.insert(replica, UnderWay { until, ..UnderWay::default() });
     }
 
+    /// The followers to which something large is on its way.
+    pub fn waiting(&self, now: Boottime) -> impl Iterator<Item = u64> {
+        self.0.iter().filter(move |(_, known)| now < known.until).map(|(replica, _)| *replica)
+    }
+
     /// True while a follower should be left alone but for heartbeats, unless it says something about entries.
     #[must_use]
     pub fn is_waiting(&self, replica: u64, now: Boottime) -> bool {
@@ -136,6 +141,7 @@ mod tests {
         assert_eq!(flow.judge(&append(6, 1 << 20), NOW), Verdict::TooMuch);
         assert_eq!(flow.judge(&append(6, 1 << 10), NOW), Verdict::Send, "small ones are not counted");
         assert!(flow.is_waiting(2, NOW) && !flow.is_waiting(3, NOW));
+        assert_eq!(flow.waiting(NOW).collect::<Vec<_>>(), [2]);
         flow.acknowledged(2, 4, NOW);
         assert_eq!(flow.judge(&append(6, 1 << 20), NOW), Verdict::TooMuch);
         flow.acknowledged(2, 5, NOW);

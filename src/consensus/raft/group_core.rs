@@ -98,6 +98,9 @@ pub enum Input {
     Transfer(u64),
     /// The link to this replica is gone, with what was on it.
     Unreachable(u64),
+    /// The node of this replica is linked and alive, however long it takes to answer: a leader does not give up for its
+    /// sake.
+    Alive(u64),
     /// A message to this replica was not sent: its link takes no more now.
     NotTaken(u64),
     /// A snapshot of this state can be sent.
@@ -408,6 +411,12 @@ impl GroupCore {
         found
     }
 
+    /// The replicas to which a leader has something large under way.
+    #[must_use]
+    pub fn sends_large_to(&self) -> Vec<u64> {
+        self.flow.waiting(self.now).collect()
+    }
+
     /// What this replica promised is something else than it believes: a mistake that the simulation must find.
     #[cfg(test)]
     pub(super) fn set_promise(&mut self, until: Boottime) {
@@ -462,6 +471,11 @@ impl GroupCore {
             Input::Unreachable(replica) => {
                 self.flow.forget(replica);
                 self.node.report_unreachable(replica);
+            }
+            Input::Alive(replica) => {
+                if let Some(progress) = self.node.raft.mut_prs().get_mut(replica) {
+                    progress.recent_active = true;
+                }
             }
             Input::NotTaken(replica) => {
                 self.flow.pause(replica, now);

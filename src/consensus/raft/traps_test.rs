@@ -758,6 +758,26 @@ fn a_long_write_of_entries_does_not_look_like_a_dead_node() {
 }
 
 #[test]
+fn a_leader_stays_while_its_followers_take_in_something_large_and_no_longer() {
+    let mut net = Net::led(3);
+    net.step(1, Input::Propose(vec![b'x'; 1 << 20]));
+    net.isolate(1);
+    net.run();
+    let is_leading = |net: &mut Net, are_linked: bool| {
+        for _ in 0..3 * ELECTION_TICKS {
+            net.now += TICK;
+            let busy = net.core(1).sends_large_to();
+            busy.into_iter().filter(|_| are_linked).for_each(|replica| drop(net.step(1, Input::Alive(replica))));
+            net.step(1, Input::Tick);
+        }
+        net.core(1).is_leader()
+    };
+    assert_eq!(net.core(1).sends_large_to(), [2, 3]);
+    assert!(is_leading(&mut net, true));
+    assert!(!is_leading(&mut net, false));
+}
+
+#[test]
 fn who_has_not_written_a_new_term_answers_no_heartbeat_of_it() {
     let mut net = Net::led(3);
     net.peer(2).holds_writes = true;
