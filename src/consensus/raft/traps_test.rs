@@ -767,7 +767,9 @@ fn a_leader_stays_while_its_followers_take_in_something_large_and_no_longer() {
         for _ in 0..3 * ELECTION_TICKS {
             net.now += TICK;
             let busy = net.core(1).sends_large_to();
-            busy.into_iter().filter(|_| are_linked).for_each(|replica| drop(net.step(1, Input::Alive(replica))));
+            busy.into_iter()
+                .filter(|_| are_linked)
+                .for_each(|replica| drop(net.step(1, Input::Alive(replica))));
             net.step(1, Input::Tick);
         }
         net.core(1).is_leader()
