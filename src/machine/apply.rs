@@ -185,6 +185,8 @@ impl OpenBatch<'_> {
                 if seq == 1 {
                     // The clients of the node's earlier lives are gone.
                     end_claims_before(state, node, life_of(epoch), self.caller.stamps.clock);
+                    // What they had not heard of went back, also when the batch has nothing to do itself.
+                    serve_waits(state, self.caller.stamps.clock);
                 }
                 let answers = self.execute(state, reader)?;
                 let bytes = answers.bytes();

@@ -350,6 +350,7 @@ impl Model {
                     let (node, life) = session.map_or((0, 0), |stamp| (stamp.node.0, stamp.epoch >> 16));
                     if session.is_some_and(|stamp| stamp.seq == 1) {
                         self.end_claims_before(node, life);
+                        self.serve_pops();
                     }
                     let call = Call { user, db: 0, words: &[], in_transaction: false, node, life };
                     let replies = self.execute(&call, count, since_last, &mut reader)?;
