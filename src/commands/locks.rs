@@ -424,6 +424,7 @@ mod tests {
     use crate::commands::table;
     use crate::commands::table::testing::show;
     use crate::state::State;
+    use crate::state::confirm::test_support::confirm_handed;
     use crate::state::notices::ClaimEnd;
     use crate::state::notices::Notice;
     use crate::state::notices::Origin;
@@ -509,12 +510,7 @@ mod tests {
                 Notice::ClaimBegan { .. } | Notice::ClaimConfirmed { .. } | Notice::Lock { .. } => None,
             };
             let notices = self.state.take_notices().0;
-            let now = self.state.meta().clock;
-            for notice in &notices {
-                if let Notice::ClaimHanded { claim, .. } = notice {
-                    crate::state::confirm::confirm(&mut self.state, *claim, now);
-                }
-            }
+            confirm_handed(&mut self.state, &notices);
             notices.into_iter().filter_map(told).collect()
         }
 

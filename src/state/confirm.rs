@@ -229,3 +229,18 @@ fn leased_until(
         _ => None,
     }
 }
+
+#[cfg(test)]
+pub(crate) mod test_support {
+    use super::*;
+
+    /// Confirms what was handed over, as the nodes do whose clients are there.
+    pub(crate) fn confirm_handed(state: &mut State, notices: &[Notice]) {
+        let now = state.meta().clock;
+        for notice in notices {
+            if let Notice::ClaimHanded { claim, .. } = notice {
+                confirm(state, *claim, now);
+            }
+        }
+    }
+}

@@ -1504,7 +1504,7 @@ impl State {
     /// before their place.
     pub(crate) fn check_deadlines(&self) {
         let mut wanted: BTreeSet<(Track, ClusterTime, LeaseName)> = BTreeSet::new();
-        for (db, space) in (0..).zip(&self.databases) {
+        for (db, space) in (0..).zip(&self.databases).chain((0..).zip(&self.resting)) {
             for row in space.iter() {
                 let key = || Box::from(row.key());
                 match &row.object {
@@ -1531,17 +1531,6 @@ impl State {
                             );
                         }
                     }
-                }
-            }
-        }
-        for (db, space) in (0..).zip(&self.resting) {
-            for row in space.iter() {
-                let Object::Queue(queue) = &row.object else { continue };
-                for track in Track::ALL {
-                    let at = queue.indexed_at[track as usize];
-                    assert!(at <= queue.earliest_on(track));
-                    let name = || LeaseName::Queue(db, Box::from(row.key()));
-                    wanted.extend((at != ClusterTime::NEVER).then(|| (track, at, name())));
                 }
             }
         }
