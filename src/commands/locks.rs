@@ -870,6 +870,19 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_back_to_a_delayed_lock_may_close_a_cycle_through_another_wait() {
+        let mut bench = Bench::new();
+        bench.check(&[
+            (0, "LOCK k0 a PX 100 GRACE 60000", ":1"),
+            (0, "LOCK k1 b", ":2"),
+            (200, "LOCK k0 b BLOCK 0", "waiting 1"),
+            (200, "LOCK k1 a BLOCK 0", "waiting 2"),
+            (200, "LOCK k0 a", ":3"),
+        ]);
+        assert_eq!(bench.ends(), ["2: -DEADLOCK victim=a cycle=\"a -[k1]-> b -[k0]-> a\""]);
+    }
+
+    #[test]
     fn several_locks_are_taken_at_once_or_not_at_all() {
         let mut bench = Bench::new();
         bench.check(&[

@@ -235,7 +235,7 @@ mod tests {
         let dir = parent.path().join("a/b");
         let lock = open_dir(&dir, ONE).unwrap();
         assert_eq!(lock.path(), dir);
-        assert_eq!(fs::read_to_string(dir.join("FORMAT")).unwrap(), "holdfast-data 3\nnode-id 1\n");
+        assert_eq!(fs::read_to_string(dir.join("FORMAT")).unwrap(), "holdfast-data 4\nnode-id 1\n");
         drop(lock);
         open_dir(&dir, ONE).unwrap();
     }
@@ -252,15 +252,15 @@ mod tests {
 
     #[test]
     fn a_directory_that_must_not_be_used_is_refused_in_one_line_and_left_as_it_was() {
-        let newer = "was written by a newer Holdfast (format 4; this one knows 3): start that version";
-        let older = "was written by an earlier Holdfast (format 2; this one knows 3): choose an empty dir";
+        let newer = "was written by a newer Holdfast (format 5; this one knows 4): start that version";
+        let older = "was written by an earlier Holdfast (format 3; this one knows 4): choose an empty dir";
         let cases = [
-            ("FORMAT", "holdfast-data 4\nwhatever\n", newer),
-            ("FORMAT", "holdfast-data 2\nnode-id 1\n", older),
-            ("FORMAT", "holdfast-data 3\nnode-id 2\n", "belongs to node 2, not node 1: set node-id 2"),
+            ("FORMAT", "holdfast-data 5\nwhatever\n", newer),
+            ("FORMAT", "holdfast-data 3\nnode-id 1\n", older),
+            ("FORMAT", "holdfast-data 4\nnode-id 2\n", "belongs to node 2, not node 1: set node-id 2"),
             ("FORMAT", "holdfast-data 0\nnode-id 1\n", "FORMAT is not readable"),
-            ("FORMAT", "holdfast-data 3\nnode-id 1\nmore 1\n", "FORMAT is not readable"),
-            ("FORMAT", "holdfast-data 3\n", "FORMAT is not readable"),
+            ("FORMAT", "holdfast-data 4\nnode-id 1\nmore 1\n", "FORMAT is not readable"),
+            ("FORMAT", "holdfast-data 4\n", "FORMAT is not readable"),
             ("FORMAT", "", "FORMAT is not readable"),
             ("dump.rdb", "REDIS0009", "not a Holdfast data directory (it holds dump.rdb)"),
         ];

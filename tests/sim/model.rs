@@ -716,6 +716,11 @@ impl Model {
         ended
     }
 
+    /// When what somebody waits for ends next; never is the largest number.
+    pub fn awaited_until(&self) -> u64 {
+        self.first_due(true).map_or(u64::MAX, |(at, _)| at)
+    }
+
     fn first_due(&self, is_awaited: bool) -> Option<(u64, Due)> {
         let mut due: BTreeSet<(u64, Due)> = BTreeSet::new();
         for (db, slots) in &self.databases {

@@ -693,6 +693,11 @@ impl World {
         if until > self.now { factor } else { 1 }
     }
 
+    /// True while a node is slow, or may still be at what it began then.
+    pub fn was_slow(&self) -> bool {
+        self.nodes.iter().any(|node| node.slow.1.max(node.slow_disk_until) + WRITTEN_WITHIN > self.now)
+    }
+
     fn take_jobs(&mut self, n: usize) {
         let Some(running) = &mut self.nodes[n].running else { return };
         let (mut persists, mut jobs, mut snapshots) = (Vec::new(), Vec::new(), Vec::new());

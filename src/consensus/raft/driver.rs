@@ -76,6 +76,7 @@ use crate::consensus::raft::session::Numbered;
 use crate::consensus::raft::session::Session;
 use crate::consensus::raft::session::Submission;
 use crate::consensus::raft::session::Target;
+use crate::consensus::raft::silence::Moment;
 use crate::consensus::raft::silence::majority_heard;
 use crate::consensus::raft::snapshot_io::SnapshotEvent;
 use crate::machine::apply::BatchOutcome;
@@ -268,7 +269,7 @@ struct Mail {
 
 /// When a replica was last heard, and whether its link has been up since.
 struct Heard {
-    at: Monotonic,
+    when: Moment,
     is_linked: bool,
 }
 
@@ -463,6 +464,8 @@ impl Driver {
 
     /// Takes what arrived and does what follows. `events` is empty afterwards.
     pub fn sweep(&mut self, events: &mut Vec<Event>) {
+        let now = self.clock.monotonic();
+        self.shared.silence.pass(now, Millis(self.tick.0.saturating_mul(TICKS_LATE)));
         for event in events.drain(..) {
             self.on_event(event);
         }
@@ -663,7 +666,7 @@ impl Driver {
         };
         if clock != ClusterTime(0) && messages.iter().any(is_from_leader) {
             self.cluster_clock.follow(clock);
-            self.shared.silence.heard(now);
+            self.shared.silence.heard(self.shared.silence.moment(now));
         }
         if let (Some(cluster), Some(message)) = (&mut self.cluster, messages.first()) {
             cluster.members.heard_of(message.from, from);
@@ -681,7 +684,7 @@ impl Driver {
             if (is_full && kind == MessageType::MsgAppend) || kind == MessageType::MsgSnapshot {
                 continue;
             }
-            self.heard.insert(message.from, Heard { at: now, is_linked: true });
+            self.heard.insert(message.from, Heard { when: self.shared.silence.moment(now), is_linked: true });
             self.step(Input::Message(Box::new(message)));
         }
     }
@@ -710,7 +713,7 @@ impl Driver {
     fn silence_of(&self, node: NodeId, now: Monotonic) -> Millis {
         let Some(cluster) = &self.cluster else { return Millis(u64::MAX) };
         let heard = cluster.members.replicas_of(node).into_iter().map(|replica| {
-            let at = self.heard.get(&replica).map_or(self.leads_since, |heard| heard.at);
+            let at = self.heard.get(&replica).map_or(self.leads_since, |heard| heard.when.at);
             now.since(at.max(self.leads_since))
         });
         heard.min().unwrap_or(Millis(u64::MAX))
@@ -744,7 +747,6 @@ impl Driver {
         if now >= self.next_tick {
             // After a pause one tick is enough: a burst of ticks would start elections.
             self.next_tick = Monotonic(now.0 + self.tick.0 * 1_000_000);
-            self.shared.silence.tick(now, Millis(self.tick.0.saturating_mul(TICKS_LATE)));
             self.note_own_lead(now);
             self.note_busy_followers();
             self.step(Input::Tick);
@@ -793,8 +795,10 @@ impl Driver {
             return;
         }
         let (conf, own) = (self.core.conf_state(), self.core.replica());
-        let of =
-            |replica| if replica == own { Some(now) } else { self.heard.get(&replica).map(|heard| heard.at) };
+        let now = self.shared.silence.moment(now);
+        let of = |replica| {
+            if replica == own { Some(now) } else { self.heard.get(&replica).map(|heard| heard.when) }
+        };
         let outgoing = match conf.voters_outgoing.is_empty() {
             true => Some(now),
             false => majority_heard(&conf.voters_outgoing, of),
@@ -888,7 +892,8 @@ impl Driver {
         let mut progress = self.core.progress();
         for known in &mut progress {
             let heard = self.heard.get(&known.replica);
-            known.is_active = heard.is_some_and(|heard| heard.is_linked && now.since(heard.at) < patience);
+            known.is_active =
+                heard.is_some_and(|heard| heard.is_linked && now.since(heard.when.at) < patience);
         }
         progress
     }

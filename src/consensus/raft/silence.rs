@@ -15,34 +15,46 @@ use std::sync::atomic::Ordering;
 use crate::types::Millis;
 use crate::types::Monotonic;
 
+/// A moment on two clocks, of which the second stands while the process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment {
+    pub at: Monotonic,
+    running: Monotonic,
+}
+
 /// When a leader was heard. All times are in nanoseconds of the monotonic clock.
 #[derive(Debug, Default)]
 pub struct Silence {
     /// 0 is never.
     heard: AtomicU64,
+    /// The same on the clock that stands while this process does.
+    heard_running: AtomicU64,
     /// When time last passed here.
-    ticked: AtomicU64,
-    /// For how long this process stood still since the leader was heard.
-    paused: AtomicU64,
+    passed: AtomicU64,
+    /// For how long this process stood still until then.
+    stood: AtomicU64,
 }
 
 impl Silence {
-    /// A leader that leads was heard at this time.
-    pub fn heard(&self, at: Monotonic) {
-        if self.heard.fetch_max(at.0.max(1), Ordering::AcqRel) < at.0 {
-            self.paused.store(0, Ordering::Release);
-            self.ticked.fetch_max(at.0, Ordering::AcqRel);
+    /// Time passes, as it should at least every `longest`.
+    pub fn pass(&self, now: Monotonic, longest: Millis) {
+        let before = self.passed.fetch_max(now.0, Ordering::AcqRel);
+        let stood = now.0.saturating_sub(before).saturating_sub(longest.0.saturating_mul(1_000_000));
+        if before != 0 && stood > 0 {
+            self.stood.fetch_add(stood, Ordering::AcqRel);
         }
     }
 
-    /// Time passes, as it should at least every `longest`.
-    pub fn tick(&self, now: Monotonic, longest: Millis) {
-        let before = self.ticked.load(Ordering::Acquire);
-        let paused = now.0.saturating_sub(before).saturating_sub(longest.0.saturating_mul(1_000_000));
-        if before != 0 && paused > 0 {
-            self.paused.fetch_add(paused, Ordering::AcqRel);
-        }
-        self.ticked.fetch_max(now.0, Ordering::AcqRel);
+    /// This moment, after time has passed up to it.
+    #[must_use]
+    pub fn moment(&self, now: Monotonic) -> Moment {
+        Moment { at: now, running: Monotonic(now.0.saturating_sub(self.stood.load(Ordering::Acquire))) }
+    }
+
+    /// A leader that leads was heard at this moment.
+    pub fn heard(&self, moment: Moment) {
+        self.heard_running.fetch_max(moment.running.0, Ordering::AcqRel);
+        self.heard.fetch_max(moment.at.0.max(1), Ordering::AcqRel);
     }
 
     /// How long ago a leader was heard; `None`: never.
@@ -52,19 +64,19 @@ impl Silence {
         (heard != 0).then(|| now.since(Monotonic(heard)))
     }
 
-    /// The same without the time for which this process stood still, as of the last tick.
+    /// The same without the time for which this process stood still, until time passed last.
     #[must_use]
     pub fn leaderless(&self) -> Option<Millis> {
-        let heard = self.heard.load(Ordering::Acquire);
-        let counted = heard.saturating_add(self.paused.load(Ordering::Acquire));
-        (heard != 0).then(|| Monotonic(self.ticked.load(Ordering::Acquire)).since(Monotonic(counted)))
+        let is_heard = self.heard.load(Ordering::Acquire) != 0;
+        let running = self.moment(Monotonic(self.passed.load(Ordering::Acquire))).running;
+        is_heard.then(|| running.since(Monotonic(self.heard_running.load(Ordering::Acquire))))
     }
 }
 
 /// When a majority of these voters was heard last; `None` when that never was.
 #[must_use]
-pub fn majority_heard(voters: &[u64], heard: impl Fn(u64) -> Option<Monotonic>) -> Option<Monotonic> {
-    let mut heard: Vec<Option<Monotonic>> = voters.iter().map(|replica| heard(*replica)).collect();
+pub fn majority_heard(voters: &[u64], heard: impl Fn(u64) -> Option<Moment>) -> Option<Moment> {
+    let mut heard: Vec<Option<Moment>> = voters.iter().map(|replica| heard(*replica)).collect();
     // Those that were never heard come last.
     heard.sort_unstable_by(|a, b| b.cmp(a));
     heard.get(heard.len() / 2).copied().flatten()
@@ -74,57 +86,80 @@ pub fn majority_heard(voters: &[u64], heard: impl Fn(u64) -> Option<Monotonic>) 
 mod tests {
     use super::*;
 
+    const LONGEST: Millis = Millis(100);
+
     fn at(ms: u64) -> Monotonic {
         Monotonic(ms * 1_000_000)
+    }
+
+    /// Time passes up to this one, and a leader is heard.
+    fn hear(silence: &Silence, ms: u64) {
+        silence.pass(at(ms), LONGEST);
+        silence.heard(silence.moment(at(ms)));
     }
 
     #[test]
     fn a_process_that_stood_still_did_not_miss_its_leader_meanwhile() {
         let silence = Silence::default();
         assert_eq!((silence.since(at(5)), silence.leaderless()), (None, None));
-        silence.heard(at(1_000));
+        hear(&silence, 1_000);
         for now in (1_050..=1_500).step_by(50) {
-            silence.tick(at(now), Millis(100));
+            silence.pass(at(now), LONGEST);
         }
         assert_eq!(silence.leaderless(), Some(Millis(500)));
-        // It stands still for ten seconds. Before the next tick the time does not count at all.
+        // It stands still for ten seconds. Before time passes here again that does not count at all.
         assert_eq!(silence.leaderless(), Some(Millis(500)));
-        silence.tick(at(11_500), Millis(100));
+        silence.pass(at(11_500), LONGEST);
         assert_eq!(silence.since(at(11_500)), Some(Millis(10_500)));
         assert_eq!(silence.leaderless(), Some(Millis(600)));
-        silence.tick(at(11_550), Millis(100));
+        silence.pass(at(11_550), LONGEST);
         assert_eq!(silence.leaderless(), Some(Millis(650)));
-        silence.heard(at(11_560));
-        silence.tick(at(11_600), Millis(100));
+        hear(&silence, 11_560);
+        silence.pass(at(11_600), LONGEST);
         assert_eq!(silence.leaderless(), Some(Millis(40)));
     }
 
     #[test]
     fn what_arrives_first_after_a_standstill_ends_it() {
         let silence = Silence::default();
-        silence.heard(at(1_000));
-        silence.tick(at(1_050), Millis(100));
-        silence.heard(at(60_000));
-        silence.tick(at(60_050), Millis(100));
+        hear(&silence, 1_000);
+        silence.pass(at(1_050), LONGEST);
+        hear(&silence, 60_000);
+        silence.pass(at(60_050), LONGEST);
         assert_eq!(silence.leaderless(), Some(Millis(50)));
+    }
+
+    #[test]
+    fn what_was_heard_before_a_standstill_and_is_told_after_it_leaves_it_uncounted() {
+        let silence = Silence::default();
+        hear(&silence, 1_000);
+        silence.pass(at(1_050), LONGEST);
+        let before = silence.moment(at(1_050));
+        silence.pass(at(9_050), LONGEST);
+        silence.heard(before);
+        assert_eq!(silence.since(at(9_050)), Some(Millis(8_000)));
+        assert_eq!(silence.leaderless(), Some(LONGEST));
     }
 
     #[test]
     fn an_older_word_takes_nothing_back() {
         let silence = Silence::default();
-        silence.heard(at(2_000));
-        silence.heard(at(1_000));
+        let older = silence.moment(at(1_000));
+        hear(&silence, 2_000);
+        silence.heard(older);
         assert_eq!(silence.since(at(2_500)), Some(Millis(500)));
     }
 
     #[test]
     fn a_leader_is_heard_while_a_majority_is() {
+        let moment = |ms| Silence::default().moment(at(ms));
         let heard = |others: &[u64]| {
             let voters: Vec<u64> = (0..=others.len() as u64).collect();
-            majority_heard(&voters, |replica| match replica.checked_sub(1) {
-                None => Some(at(99)),
-                Some(other) => Some(others[other as usize]).filter(|ms| *ms > 0).map(at),
-            })
+            let heard = majority_heard(&voters, |replica| match replica.checked_sub(1) {
+                None => Some(moment(99)),
+                Some(other) => Some(others[other as usize]).filter(|ms| *ms > 0).map(moment),
+            });
+            heard.map(|moment| moment.at)
         };
         assert_eq!(heard(&[]), Some(at(99)));
         assert_eq!(heard(&[7]), Some(at(7)), "two of two");

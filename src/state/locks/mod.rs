@@ -505,16 +505,19 @@ pub fn lock_at<'a>(state: &'a State, db: DbIndex, key: &[u8]) -> Option<Option<&
 pub fn acquire(state: &mut State, request: &LockRequest<'_>, now: ClusterTime) -> Acquired {
     let (owner, wanted) = (request.owner, request.wanted);
     let mut firsts = Vec::with_capacity(request.keys.len());
-    let (mut taken, mut makes_room, mut takes_room) = (None, false, false);
+    let (mut taken, mut makes_room, mut is_in_the_way) = (None, false, false);
     for key in request.keys {
         let Some(lock) = lock_at(state, request.db, key) else { return Acquired::WrongType };
         match rules::decide(lock, owner, wanted, now) {
             Verdict::LimitDiffers { limit } => return Acquired::LimitDiffers { limit },
             Verdict::Wait { .. } => taken = taken.or(Some(*key)),
             Verdict::Downgrade => makes_room = true,
-            Verdict::Upgrade => takes_room = true,
-            // Who comes back ends the delay for all.
-            Verdict::Grant => makes_room |= lock.is_some_and(|lock| lock.delayed_until > now),
+            Verdict::Upgrade => is_in_the_way = true,
+            // Who comes back ends the delay for all, and goes before those who wait for it.
+            Verdict::Grant => {
+                makes_room |= lock.is_some_and(|lock| lock.delayed_until > now);
+                is_in_the_way |= lock.is_some_and(Lock::is_waited_for);
+            }
             Verdict::Renew => {}
         }
         // Whoever holds a lock, in whatever mode, waits for more of it before all others.
@@ -526,7 +529,7 @@ pub fn acquire(state: &mut State, request: &LockRequest<'_>, now: ClusterTime) -
         for key in request.keys.iter().filter(|_| makes_room) {
             hand_over(state, request.db, key, now);
         }
-        if takes_room {
+        if is_in_the_way {
             resolve_deadlocks_of(state, owner, now);
         }
         return Acquired::Held(grants);
@@ -699,8 +702,8 @@ fn resolve_deadlocks(state: &mut State, id: WaitId, now: ClusterTime) -> Option<
     }
 }
 
-/// A lock became exclusive at once: who goes with a shared hold, and waits for another lock, waits for this owner from
-/// now on. If that closes a cycle it goes through another wait of the owner.
+/// An owner was given at once what others wait for from now on: it made its shared hold exclusive, or came back to a
+/// lock that was delayed for it. If that closes a cycle it goes through another wait of the owner.
 fn resolve_deadlocks_of(state: &mut State, owner: &OwnerName, now: ClusterTime) {
     while state.waits.of(owner).next().is_some()
         && !is_planted(Bug::DeadlockUnnoticed)

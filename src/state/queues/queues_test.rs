@@ -565,6 +565,8 @@ impl Seen {
                 _ => {}
             }
         }
+        // That they are confirmed.
+        state.take_notices();
     }
 
     fn act(&mut self, state: &mut State, now: ClusterTime, action: &Action) {

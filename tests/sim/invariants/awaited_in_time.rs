@@ -1,6 +1,8 @@
-//! What somebody waits for ends soon after its time, whatever else is due, as long as one leader leads.
+//! What somebody waits for ends soon after its time, whatever else is due, as long as one leader leads and no node is slow:
+//! an end is an entry, and comes as late as any other.
 
 use holdfast::state::expiry::Track;
+use holdfast::types::ClusterTime;
 use holdfast::types::Millis;
 
 use crate::invariants::Fact;
@@ -9,14 +11,16 @@ use crate::world::World;
 
 /// Late, by the stamps of the log: a leader that was stopped for a while stamps entries before it proposes the ends.
 const LATE: Millis = Millis(1_000);
-/// And for so long under one leader, in nanoseconds of the world: what a leader stamped while it was cut off is committed
-/// all at once.
+/// And for so long under one leader, in nanoseconds of the world.
 const FOR: u64 = 2_000_000_000;
+/// Between two entries no more than this counts: while nothing is committed nothing can end.
+const BETWEEN: u64 = 300_000_000;
 
 #[derive(Default)]
 pub struct AwaitedInTime {
-    /// The term of the first entry after which something was late, and still is, and when it was applied first.
-    since: Option<(u64, u64)>,
+    /// The term of the entries after which something was late, and still is, when the last of them was applied first, and
+    /// the time that counts.
+    late: Option<(u64, u64, u64)>,
 }
 
 impl Invariant for AwaitedInTime {
@@ -27,16 +31,22 @@ impl Invariant for AwaitedInTime {
     fn on(&mut self, fact: &Fact<'_>, world: &mut World) -> Result<(), String> {
         let Fact::Applies { entry, is_first: true, .. } = fact else { return Ok(()) };
         let state = &world.journal.state;
-        let (now, due) = (state.meta().clock, state.earliest_on(Track::Awaited));
-        if due.until(now) <= LATE {
-            self.since = None;
+        let now = state.meta().clock;
+        let is_late = |due: ClusterTime| due.until(now) > LATE;
+        // The index may say a time that something had once: the model has looked.
+        let due = match state.earliest_on(Track::Awaited) {
+            due if is_late(due) => ClusterTime(world.journal.model().awaited_until()),
+            due => due,
+        };
+        if !is_late(due) || world.was_slow() {
+            self.late = None;
             return Ok(());
         }
-        let (_, since) = *match &mut self.since {
-            Some(since) if since.0 == entry.term => since,
-            since => since.insert((entry.term, world.now)),
-        };
-        if world.now - since > FOR {
+        let (term, last, counted) = self.late.unwrap_or((entry.term, world.now, 0));
+        let is_same = term == entry.term;
+        let counted = if is_same { counted + (world.now - last).min(BETWEEN) } else { 0 };
+        self.late = Some((entry.term, world.now, counted));
+        if counted > FOR {
             return Err(format!(
                 "at {} it is {now:?}, and what somebody waits for ends at {due:?}",
                 entry.index
