@@ -936,7 +936,7 @@ impl Maker {
         let pops = state.pop_waits().iter().map(|wait| &wait.claim);
         let handed = state.handed().iter().flat_map(|(_, hand_over)| &hand_over.clients);
         let waiting = locks.chain(pops).map(|claim| claim.id.0);
-        let waiting: Vec<u64> = waiting.chain(handed.map(|client| client.claim.0)).collect();
+        let waiting: Vec<u64> = waiting.chain(handed.map(|(claim, _)| claim.0)).collect();
         let at = self.below(waiting.len() as u64 + 1) as usize;
         waiting.get(at).copied().unwrap_or(1)
     }

@@ -323,7 +323,7 @@ pub static ROWS: &[CommandSpec] = &[CommandSpec {
             "LOCKS RELEASE owner",
             "Cancels an owner's waits in this database, releases its locks, and returns how many of both, 10000 at most; 0 when none are left.",
             3,
-            Flags::WRITE,
+            Flags::WRITE.and(Flags::WALKS),
             Execute::Write(release),
         ),
         CommandSpec {
@@ -335,7 +335,7 @@ pub static ROWS: &[CommandSpec] = &[CommandSpec {
                 "Breaks the holds of a lock, whose tokens are void from then on, and returns how many; ends its GRACE delay too, \
                  which alone counts as one.",
                 -3,
-                Flags::WRITE.and(Flags::ADMIN),
+                Flags::WRITE.and(Flags::ADMIN).and(Flags::WALKS),
                 Execute::Write(kill),
             )
         },

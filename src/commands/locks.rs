@@ -407,7 +407,7 @@ pub static ROWS: &[CommandSpec] = &[
         summary: "Sets the remaining lease of the owner's locks in this database, all or the named ones, 10000 at most.",
         complexity: "O(N*log(M)) with N being the number of locks and M that of all locks held",
         arity: -3,
-        flags: Flags::WRITE.and(Flags::FAST).and(Flags::MOVABLE_KEYS).and(Flags::ORIGIN),
+        flags: Flags::WRITE.and(Flags::FAST).and(Flags::MOVABLE_KEYS).and(Flags::ORIGIN).and(Flags::WALKS),
         keys: KeySpec::KeywordNumKeys { word: "KEYS", from: 3 },
         acl: Categories::LOCK,
         execute: Execute::Write(lockextend),

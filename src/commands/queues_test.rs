@@ -513,7 +513,8 @@ fn a_redrive_leaves_a_message_where_it_is_while_another_one_has_its_id() {
         (0, "QNACK d FATAL IDS 2 2-0:2 3-0:2", ":2"),
         // It was away for longer than its ID is remembered.
         (1_000, "QPUSH q y ID i", "8-0"),
-        (1_000, "QREDRIVE d TO q", ":1"),
+        // The first of them does not keep back the second.
+        (1_000, "QREDRIVE d COUNT 1 TO q", ":1"),
         (1_000, "QLEN d DEAD", ":1"),
         (1_000, "QPOP COUNT 9 NOACK FROM q", "[[q 3-0:3 other :1] [q 8-0:1 y :1]]"),
         (1_999, "QREDRIVE d TO q", ":0"),

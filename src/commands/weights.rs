@@ -21,6 +21,8 @@ use crate::state::DbIndex;
 use crate::state::Object;
 use crate::state::Row;
 use crate::state::State;
+use crate::state::locks;
+use crate::state::locks::OwnerName;
 use crate::state::queues::CHANGED_AT_ONCE;
 use crate::state::queues::Queue;
 use crate::state::queues::StateName;
@@ -59,7 +61,7 @@ pub struct Weight {
 pub enum Sharing {
     /// As many as there are.
     Any,
-    /// A few: it may copy the longest value.
+    /// A few: it may copy the longest value, or change what it does not name.
     Few,
     /// As many as the messages allow that it takes.
     Messages,
@@ -74,10 +76,17 @@ pub fn sharing<'a>(row: &CommandSpec, words: impl ExactSizeIterator<Item = &'a [
 }
 
 fn sharing_of_heavy<'a>(row: &CommandSpec, words: impl ExactSizeIterator<Item = &'a [u8]>) -> Sharing {
-    if !row.flags.has(Flags::VALUES) {
-        return if row.flags.has(Flags::COPIES) { Sharing::Few } else { Sharing::Any };
-    }
     match row.name {
+        // What they name is as long as they are.
+        "lockextend" if words.len() > 3 => Sharing::Any,
+        "qdel" | "qredrive" => {
+            if has_ids(words) {
+                Sharing::Any
+            } else {
+                Sharing::Few
+            }
+        }
+        _ if !row.flags.has(Flags::VALUES) => Sharing::Few,
         "set" if words.len() == 3 => Sharing::Any,
         "set" => {
             let gets = words.skip(3).any(|word| eq_ignore_case(word, "GET"));
@@ -89,6 +98,10 @@ fn sharing_of_heavy<'a>(row: &CommandSpec, words: impl ExactSizeIterator<Item = 
         }
         _ => Sharing::Alone,
     }
+}
+
+fn has_ids<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> bool {
+    words.any(|word| eq_ignore_case(word, "IDS"))
 }
 
 /// Refuses a reply of so many bytes, or more, that the bounds do not allow.
@@ -157,14 +170,15 @@ fn string_bytes(state: &State, db: DbIndex, key: &[u8]) -> usize {
 /// Weighs commands that run one after the other: of strings that those before them may change, the most they may be.
 pub struct Scales<'a> {
     state: &'a State,
+    user: &'a [u8],
     changed: BTreeMap<(DbIndex, &'a [u8]), usize>,
 }
 
 impl<'a> Scales<'a> {
-    /// For commands that run on this state.
+    /// For commands of this user that run on this state.
     #[must_use]
-    pub fn new(state: &'a State) -> Scales<'a> {
-        Scales { state, changed: BTreeMap::new() }
+    pub fn new(state: &'a State, user: &'a [u8]) -> Scales<'a> {
+        Scales { state, user, changed: BTreeMap::new() }
     }
 
     fn of(&self, db: DbIndex, key: &'a [u8]) -> usize {
@@ -274,10 +288,13 @@ impl<'a> Scales<'a> {
         let walked = match row.name {
             "scan" => keys.min(count_in(words.get(2..).unwrap_or_default())),
             "randomkey" => keys.min(RANDOM_WALK_MAX),
+            "lockextend" if words.len() > 3 => return 0,
+            "lockextend" => self.of_owner(words.get(1)),
             "locks" => match (table::leaf(row, words).name, object(2)) {
                 ("list", _) => keys.min(count_in(words.get(3..).unwrap_or_default())),
-                ("info", Some(Object::Lock(lock))) => lock.holds().len() + lock.waiters().count(),
-                ("info", _) => 0,
+                ("release", _) => self.of_owner(words.get(2)),
+                ("info" | "kill", Some(Object::Lock(lock))) => lock.holds().len() + lock.waiters().count(),
+                ("info" | "kill", _) => 0,
                 _ => locks,
             },
             "qpeek" => of_queue(Queue::len).min(PEEK_MAX),
@@ -285,11 +302,17 @@ impl<'a> Scales<'a> {
             "qinfo" => of_queue(|queue| queue.count(StateName::Leased)),
             "qtrace" => TRACE_MAX,
             // Those that it names are in the request.
-            "qdel" | "qredrive" if words.iter().skip(2).any(|word| eq_ignore_case(word, "IDS")) => return 0,
+            "qdel" | "qredrive" if has_ids(words.iter().copied()) => return 0,
             "qdel" | "qredrive" => of_queue(Queue::len).min(CHANGED_AT_ONCE),
             _ => keys,
         };
         walked.saturating_add(WALK_AT_LEAST)
+    }
+
+    /// Locks and waits of an owner that one command ends or extends.
+    fn of_owner(&self, owner: Option<&&[u8]>) -> usize {
+        let owner = OwnerName::new(self.user, owner.copied().unwrap_or_default());
+        self.state.locks_of(&owner).min(locks::CHANGED_AT_ONCE)
     }
 }
 
@@ -342,7 +365,7 @@ mod tests {
     /// million bytes.
     fn weight(commands: &str) -> Weight {
         let state = state();
-        let mut scales = Scales::new(&state);
+        let mut scales = Scales::new(&state, b"default");
         let mut sum = Weight::default();
         for command in commands.split(';') {
             let weight = scales.weigh(0, &words(command));
@@ -395,7 +418,7 @@ mod tests {
             assert_eq!((found.reply, found.copied), (replied, copied), "{commands}");
         }
         let state = state();
-        let mut scales = Scales::new(&state);
+        let mut scales = Scales::new(&state, b"default");
         scales.weigh(0, &words("COPY big k REPLACE DB 3"));
         assert!(scales.weigh(3, &words("GET k")).reply > 1_000_000, "in the other database");
     }
@@ -406,8 +429,8 @@ mod tests {
         for n in 0..1_000 {
             state.put_string(1, format!("k{n}").as_bytes(), b"", None);
         }
-        let walked = |command: &str| Scales::new(&state).weigh(1, &words(command)).walked;
-        for command in ["GET k1", "DBSIZE", "LOCKS RELEASE me", "QINFO k1", "QDEL k1 IDS 1 1-1"] {
+        let walked = |command: &str| Scales::new(&state, b"default").weigh(1, &words(command)).walked;
+        for command in ["GET k1", "DBSIZE", "LOCKEXTEND me 5 KEYS 1 k1", "QINFO k1", "QDEL k1 IDS 1 1-1"] {
             assert_eq!(walked(command), 0, "{command}");
         }
         for (command, expected) in [
@@ -418,6 +441,9 @@ mod tests {
             ("SCAN", 20),
             ("RANDOMKEY", 1_000),
             ("LOCKS LIST 0 COUNT 400", 800),
+            ("LOCKS RELEASE me", 0),
+            ("LOCKEXTEND me 1000", 0),
+            ("LOCKS KILL k1", 0),
             ("LOCKS INFO k1", 0),
             ("LOCKS GRAPH", 0),
             ("QPEEK k1", 0),
@@ -436,14 +462,16 @@ mod tests {
         for command in ["GETEX k", "getdel k", "getset k v", "SET k v EX 5 get", "QPOP COUNT 2 FROM q"] {
             assert_eq!(sharing(command), Sharing::Alone, "{command}");
         }
-        for command in ["SET k get", "SET k v NX", "incr k", "QACK q 1-1:1", "APPEND k v", "QDEL q ALL"] {
+        for command in ["SET k get", "SET k v NX", "incr k", "QACK q 1-1:1", "APPEND k v"] {
             assert_eq!(sharing(command), Sharing::Any, "{command}");
         }
         assert_eq!(sharing("QPOP FROM q"), Sharing::Messages);
-        assert_eq!(
-            [sharing("COPY a b"), sharing("RENAME a b"), sharing("SETRANGE a 9 x")],
-            [Sharing::Few; 3]
-        );
+        for command in ["COPY a b", "RENAME a b", "SETRANGE a 9 x", "QDEL q ALL", "LOCKEXTEND me 1000"] {
+            assert_eq!(sharing(command), Sharing::Few, "{command}");
+        }
+        for command in ["QDEL q IDS 1 1-1", "QREDRIVE q IDS 1 1-1", "LOCKEXTEND me 1000 KEYS 1 k"] {
+            assert_eq!(sharing(command), Sharing::Any, "{command}");
+        }
     }
 
     #[test]

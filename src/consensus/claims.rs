@@ -180,15 +180,21 @@ impl Unheard {
 }
 
 impl Lost {
-    /// Locks that were granted at once, with their tokens. Only those of them are taken back that are new: they have one touch.
+    /// Locks that were granted at once, with their tokens, and in how many replies nobody heard of each. Those of them are
+    /// taken back that nobody ever heard of: they have as many touches.
     #[must_use]
-    pub fn locks(db: DbIndex, user: &[u8], owner: &[u8], locks: Vec<(Bytes, u64)>) -> Lost {
-        let grant = |(key, token): (Bytes, u64)| Grant {
+    pub fn locks(
+        db: DbIndex,
+        user: &[u8],
+        owner: &[u8],
+        locks: impl Iterator<Item = (Bytes, u64, u64)>,
+    ) -> Lost {
+        let grant = |(key, token, touches): (Bytes, u64, u64)| Grant {
             key: key.as_ref().into(),
             token: FencingToken(token),
-            touches: 1,
+            touches,
         };
-        let (owner, grants) = (OwnerName::new(user, owner), locks.into_iter().map(grant).collect());
+        let (owner, grants) = (OwnerName::new(user, owner), locks.map(grant).collect());
         Lost::Locks(Granted { db, owner, grants, order: None })
     }
 
@@ -212,6 +218,10 @@ type Listener = Box<dyn Fn(&Notice) + Send + Sync>;
 struct Table {
     entries: BTreeMap<ClaimId, Entry>,
     to_confirm: Vec<ClaimId>,
+    /// How much was given back that has no claim.
+    given_back: u64,
+    /// Nobody comes for a claim any more.
+    is_closed: bool,
 }
 
 /// The claims of one process.
@@ -278,7 +288,13 @@ impl Claims {
         for notice in notices {
             match notice {
                 Notice::ClaimBegan { claim, origin } if self.is_own(origin) => {
-                    self.table.lock().entries.entry(*claim).or_insert(Entry::Begun { since: now });
+                    let mut table = self.table.lock();
+                    let is_closed = table.is_closed;
+                    let begun = if is_closed { Entry::abandoned(None) } else { Entry::Begun { since: now } };
+                    table.entries.entry(*claim).or_insert(begun);
+                    if is_closed {
+                        self.has_work.notify_one();
+                    }
                 }
                 Notice::ClaimHanded { claim, origin, end } if self.is_own(origin) => {
                     self.handed(*claim, end, now);
@@ -423,6 +439,8 @@ impl Claims {
     /// No client comes any more: what nobody came for is nobody's. Those who wait leave by themselves.
     pub fn close(&self) {
         let mut table = self.table.lock();
+        table.is_closed = true;
+        table.entries.retain(|_, entry| !matches!(entry, Entry::Ended { .. }));
         for entry in table.entries.values_mut() {
             match entry {
                 Entry::Begun { .. } => *entry = Entry::abandoned(None),
@@ -449,10 +467,8 @@ impl Claims {
         }
         let mut table = self.table.lock();
         // It has no claim; it goes by a number down from the largest, which no claim reaches.
-        let mut number = u64::MAX;
-        while table.entries.contains_key(&ClaimId(number)) {
-            number -= 1;
-        }
+        let number = u64::MAX - table.given_back;
+        table.given_back += 1;
         table.entries.insert(ClaimId(number), Entry::TakingBack { lost, asked: None });
         self.has_work.notify_one();
     }
@@ -588,8 +604,8 @@ impl Claims {
             table.entries.entry(claim.id).or_insert(Entry::Begun { since: now });
         }
         for (_, hand_over) in state.handed().iter() {
-            for client in hand_over.clients.iter().filter(|client| self.is_own(&client.origin)) {
-                table.entries.entry(client.claim).or_insert(Entry::abandoned(None));
+            for (claim, _) in hand_over.clients.iter().filter(|(_, origin)| self.is_own(origin)) {
+                table.entries.entry(*claim).or_insert(Entry::abandoned(None));
             }
         }
     }

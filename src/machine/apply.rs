@@ -8,12 +8,16 @@ use bytes::Bytes;
 use crate::commands::error::CommandError;
 use crate::commands::spec::CommandResult;
 use crate::commands::spec::Execute;
+use crate::commands::spec::Flags;
 use crate::commands::spec::ReadContext;
 use crate::commands::spec::WriteContext;
 use crate::commands::table;
+use crate::commands::weights::Scales;
 use crate::commands::weights::run_read;
 use crate::machine::answers::Answers;
 use crate::machine::budget::ENTRY_REPLIES_MAX;
+use crate::machine::budget::EntryBudget;
+use crate::machine::budget::row_of;
 use crate::machine::entry::BatchHead;
 use crate::machine::entry::Item;
 use crate::machine::entry::LeaderStart;
@@ -118,12 +122,14 @@ pub fn apply_entry_for(
     // Whatever a leader stamped, time does not go back within the log.
     let stamps = Stamps { clock: state.meta().clock, wall: state.meta().wall, ..stamps };
     let (mut scratch, mut replied) = (Vec::new(), 0);
+    let entry = EntryBudget::default();
     while let Some(head) = decode_batch_head(&mut reader)? {
         let origin = origin_of(&head);
         let is_wanted = is_wanted(applied.outcomes.len(), head.session);
         let (user, bounds) = (head.user, head.bounds);
-        let caller =
-            Caller { stamps: &stamps, user, origin: &origin, in_transaction: false, bounds, is_wanted };
+        let (stamps, origin, entry, in_transaction) = (&stamps, &origin, &entry, false);
+        entry.begin_batch();
+        let caller = Caller { stamps, user, origin, in_transaction, bounds, entry, is_wanted };
         let (count, verify, replied) = (head.count, &mut applied.verify, &mut replied);
         let mut batch = OpenBatch { caller, since_last, count, verify, replied };
         let outcome = match head.session {
@@ -241,15 +247,24 @@ impl OpenBatch<'_> {
             replied => whole.min(ENTRY_REPLIES_MAX.saturating_sub(replied)),
         };
         let caller = Caller { bounds: Bounds { reply: room, ..self.caller.bounds }, ..self.caller };
+        if room < whole && waits_for_messages(&item) {
+            // Its wait would keep what is left for it here.
+            return Reply::error(TRY_AGAIN).into();
+        }
         match apply_item(state, &caller, item) {
             Ok(answer) => answer,
-            Err(error) if error.room_wanted().is_some() && room < whole => {
-                Reply::error("TRYAGAIN Too much is being answered at once. The command was not executed.")
-                    .into()
-            }
+            Err(error) if error.room_wanted().is_some() && room < whole => Reply::error(TRY_AGAIN).into(),
             Err(error) => Reply::from(error).into(),
         }
     }
+}
+
+const TRY_AGAIN: &str = "TRYAGAIN Too much is being answered at once. The command was not executed.";
+
+/// True of a command that may wait for messages.
+fn waits_for_messages(item: &Item<'_>) -> bool {
+    let flags = Flags::VALUES.and(Flags::BLOCKING);
+    matches!(item, Item::Command { words, .. } if row_of(words).is_some_and(|row| row.flags.has(flags)))
 }
 
 /// A reply and the bytes that it takes by [`Reply::size_hint`], which is what counts where it is not wanted and parts
@@ -335,9 +350,13 @@ pub struct Caller<'a> {
     pub in_transaction: bool,
     /// How large values and replies may become.
     pub bounds: Bounds,
+    /// What its entry may take besides.
+    pub entry: &'a EntryBudget,
     /// A client of this node waits for the reply. Nothing that is replicated may depend on it.
     pub is_wanted: bool,
 }
+
+const WALKS_OR_COPIES: Flags = Flags::WALKS.and(Flags::COPIES);
 
 /// Runs one command.
 pub(super) fn apply_command(
@@ -356,7 +375,12 @@ pub(super) fn apply_command(
     if !spec.arity_allows(words.len()) || !row.arity_allows(words.len()) {
         return Ok(Reply::error("ERR malformed command in the log"));
     }
-    let Caller { stamps, user, origin, in_transaction, bounds, .. } = *caller;
+    let Caller { stamps, user, origin, in_transaction, bounds, entry, .. } = *caller;
+    if spec.flags.has_any(WALKS_OR_COPIES) && !in_transaction {
+        let weight = Scales::new(state, user).weigh(db, words);
+        entry.check(weight)?;
+        entry.note(weight);
+    }
     if state.anything_due(stamps.clock) {
         expire_named(state, stamps.clock, db, words);
     }

@@ -4,6 +4,8 @@
 //! would take it again at every start. So what it looks at, copies and answers is bounded by numbers that are the same
 //! on every replica. One that passes them is ended with an error and leaves nothing behind.
 
+use std::cell::Cell;
+
 use smallvec::SmallVec;
 
 use crate::commands::error::CommandError;
@@ -32,6 +34,61 @@ const TOUCHED_PER_WORD: usize = 8;
 const COPIED_MAX: usize = 128 << 20;
 /// Bytes that the replies to one entry take together. What comes behind them in it is asked to come again.
 pub const ENTRY_REPLIES_MAX: usize = 256 << 20;
+
+/// What the commands of one entry look at or change without naming it, and copy, together. What comes behind them in it is
+/// asked to come again, too; but a single batch may take all that its commands may.
+const ENTRY_WALKED_MAX: usize = 250_000;
+const ENTRY_COPIED_MAX: usize = 512 << 20;
+
+/// What the batches of one entry took so far.
+#[derive(Debug, Default)]
+pub struct EntryBudget {
+    taken: Cell<Taken>,
+    /// Before the batch that is being executed.
+    before: Cell<Taken>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Taken {
+    walked: usize,
+    copied: usize,
+}
+
+impl EntryBudget {
+    /// Another batch begins.
+    pub fn begin_batch(&self) {
+        self.before.set(self.taken.get());
+    }
+
+    /// Takes what a command, or a transaction that is done, weighs.
+    pub fn note(&self, weight: Weight) {
+        let taken = self.taken.get();
+        self.taken.set(Taken {
+            walked: taken.walked.saturating_add(weight.walked),
+            copied: taken.copied.saturating_add(weight.copied),
+        });
+    }
+
+    /// Whether a command that weighs so much may run, or must come again since the batches before its own took much.
+    ///
+    /// # Errors
+    ///
+    /// It must come again.
+    pub fn check(&self, weight: Weight) -> Result<(), CommandError> {
+        let (before, taken) = (self.before.get(), self.taken.get());
+        let is_over = |before: usize, taken: usize, more: usize, max: usize| {
+            before > 0 && more > 0 && taken.saturating_add(more) > max
+        };
+        if is_over(before.walked, taken.walked, weight.walked, ENTRY_WALKED_MAX)
+            || is_over(before.copied, taken.copied, weight.copied, ENTRY_COPIED_MAX)
+        {
+            return Err(CommandError::other(
+                "TRYAGAIN Too much is being changed at once. The command was not executed.",
+            ));
+        }
+        Ok(())
+    }
+}
 
 /// A command, in its database.
 pub type Command<'a> = (DbIndex, Words<'a>);
@@ -68,6 +125,13 @@ impl Budget {
         }
     }
 
+    /// What was taken from it, and what was changed besides.
+    #[must_use]
+    pub fn taken(&self, (touched, kept): (usize, usize)) -> Weight {
+        let (walked, copied) = (self.walked.saturating_add(touched), self.copied.saturating_add(kept));
+        Weight { reply: 0, copied, walked }
+    }
+
     /// Bytes that the next reply may take.
     #[must_use]
     pub fn reply_left(&self) -> usize {
@@ -78,17 +142,18 @@ impl Budget {
     ///
     /// # Errors
     ///
-    /// There is not enough left: the transaction must be ended.
+    /// There is not enough left: the command must not run, and nothing was taken.
     pub fn charge(&mut self, weight: Weight) -> Result<(), CommandError> {
         if weight.reply > self.reply_left() {
             return Err(self.no_room_for(weight.reply));
         }
-        self.walked = self.walked.saturating_add(weight.walked);
-        if self.walked > WALKED_MAX {
+        let walked = self.walked.saturating_add(weight.walked);
+        if walked > WALKED_MAX {
             return Err(walks_too_far());
         }
-        self.copied = self.copied.saturating_add(weight.copied);
-        self.check_copied(0)
+        self.check_copied(weight.copied)?;
+        (self.walked, self.copied) = (walked, self.copied.saturating_add(weight.copied));
+        Ok(())
     }
 
     /// A reply takes so many bytes.
@@ -108,9 +173,9 @@ impl Budget {
         self.check_copied(kept)
     }
 
-    fn check_copied(&self, kept: usize) -> Result<(), CommandError> {
+    fn check_copied(&self, more: usize) -> Result<(), CommandError> {
         let max = self.copied_max;
-        if self.copied.saturating_add(kept) <= max {
+        if self.copied.saturating_add(more) <= max {
             return Ok(());
         }
         Err(CommandError::other(format!(

@@ -12,6 +12,7 @@ use crate::machine::entry::Stamps;
 use crate::machine::entry::encode_entry;
 use crate::resp::Reply;
 use crate::state::State;
+use crate::state::locks::test_support::lock;
 use crate::types::ClusterTime;
 use crate::types::LogIndex;
 use crate::types::NodeId;
@@ -195,6 +196,86 @@ fn what_an_entry_answers_as_a_whole_is_bounded() {
         Some(&b"4"[..]),
         "what was refused did nothing"
     );
+}
+
+/// A command of this many batches of one entry.
+fn in_batches(state: &mut State, line: &str, batches: usize, each: usize) -> Vec<Reply> {
+    let batch = || {
+        let mut batch = Batch::new(b"default");
+        for _ in 0..each {
+            batch.push_command(0, line.split(' ').map(str::as_bytes).collect::<Vec<_>>().into_iter());
+        }
+        (None, batch)
+    };
+    let batches: Vec<_> = (0..batches).map(|_| batch()).collect();
+    let replies =
+        apply(state, &entry(&batches), true).outcomes.into_iter().flat_map(|outcome| match outcome {
+            BatchOutcome::Done(replies) => replies,
+            other => panic!("done, not {other:?}"),
+        });
+    replies.collect()
+}
+
+fn told_to_try_again(replies: &[Reply]) -> usize {
+    let is_refused = |reply: &&Reply| matches!(reply, Reply::Error(text) if text.starts_with("TRYAGAIN "));
+    replies.iter().filter(is_refused).count()
+}
+
+#[test]
+fn what_an_entry_changes_without_naming_it_is_bounded() {
+    let mut state = State::new(16);
+    for n in 0..9_000 {
+        lock(&mut state, 0, format!("lock:{n}").as_bytes(), "me", 3_600_000, ClusterTime(9));
+    }
+    let replies = in_batches(&mut state, "LOCKEXTEND me 60000", 40, 1);
+    assert_eq!(told_to_try_again(&replies), 13, "27 of 9,000 and a few are 250,000");
+    assert!(matches!(replies[26], Reply::Map(_)) && replies[27].is_error());
+    let replies = in_batches(&mut state, "LOCKEXTEND me 60000", 1, 40);
+    assert_eq!(told_to_try_again(&replies), 0, "a batch does not stand behind itself");
+    let replies = in_batches(&mut state, "LOCKEXTEND me 60000 KEYS 1 lock:1", 100, 1);
+    assert_eq!(told_to_try_again(&replies), 0);
+    for is_atomic in [true, false] {
+        let text = text(exec(&mut state, &commands(&[("LOCKEXTEND me 60000", 1_000)]), is_atomic));
+        assert!(text.starts_with("EXECABORT cmd=7 ERR a transaction changes 32768 locks"), "{text}");
+    }
+    // Values that are copied, too.
+    state.put_string(0, b"long", &vec![b'x'; 60 << 20], None);
+    let replies = in_batches(&mut state, "COPY long copy REPLACE", 20, 1);
+    assert_eq!(told_to_try_again(&replies), 12);
+}
+
+#[test]
+fn a_database_is_flushed_in_a_transaction_that_need_not_be_taken_back() {
+    let mut state = state(20_000);
+    let reply = exec(&mut state, &commands(&[("KEYS none", 13), ("FLUSHDB; SET a 1; KEYS *", 1)]), false);
+    let Reply::Array(replies) = reply else { panic!("{reply:?}") };
+    let refused = replies[12].size_hint();
+    assert!(replies[11] == Reply::Array(Vec::new()) && replies[12].is_error(), "{refused}");
+    assert_eq!(replies[13..15], [Reply::Ok, Reply::Ok]);
+    assert_eq!(replies[15], Reply::Array(vec![Reply::bulk("a")]), "what was refused took nothing");
+    let reply = exec(&mut state, &commands(&[("SET b 1; FLUSHALL; SET a 1; KEYS *; GET a", 1)]), false);
+    let keys = Reply::Array(vec![Reply::bulk("a")]);
+    assert_eq!(reply, Reply::Array(vec![Reply::Ok, Reply::Ok, Reply::Ok, keys, Reply::bulk("1")]));
+    let text = text(exec(&mut state, &commands(&[("FLUSHALL; KEYS *", 1)]), true));
+    assert!(text.contains("not flushed all or nothing"), "{text}");
+}
+
+#[test]
+fn who_would_wait_with_what_an_entry_has_left_comes_again() {
+    let mut state = state(0);
+    let large = || transaction(Bounds::DEFAULT, &commands(&[("INCR n", 1), ("GET big", 60)]), false);
+    for (count, waits) in [(1, true), (4, false)] {
+        let mut batches: Vec<_> = (0..count).map(|_| (None, large())).collect();
+        let mut pop = Batch::new(b"default");
+        pop.push_command(0, ["QPOP", "BLOCK", "0", "FROM", "q"].map(str::as_bytes).into_iter());
+        batches.push((None, pop));
+        let Some(BatchOutcome::Done(replies)) = apply(&mut state, &entry(&batches), true).outcomes.pop()
+        else {
+            panic!("done")
+        };
+        assert_eq!(matches!(replies[0], Reply::Waiting(_)), waits, "{replies:?}");
+        assert_eq!(told_to_try_again(&replies), usize::from(!waits));
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::machine::entry::encode_entry;
 use crate::resp::Reply;
 use crate::state::State;
 use crate::state::notices::ClaimEnd;
+use crate::state::notices::LockChange;
 use crate::state::notices::Notice;
 use crate::state::test_support::TestStore;
 use crate::types::ClusterTime;
@@ -110,9 +111,29 @@ fn told(notice: &Notice) -> Option<String> {
         Notice::ClaimConfirmed { claim, until, .. } => (claim, format!("has it until {}", until.0)),
         Notice::ClaimEnded { claim, end: ClaimEnd::Over, .. } => (claim, "over".to_owned()),
         Notice::ClaimEnded { claim, .. } => (claim, "ended".to_owned()),
+        Notice::Lock { change: LockChange::Killed, token, .. } => return Some(format!("killed {}", token.0)),
         Notice::ClaimBegan { .. } | Notice::Lock { .. } => return None,
     };
     Some(format!("{} {what}", claim.0))
+}
+
+#[test]
+fn who_was_not_told_of_a_lock_is_not_told_that_it_was_broken() {
+    let mut bench = Bench::new();
+    bench.run(1, 0, "LOCK l h");
+    for (now, is_confirmed, told) in [(1, false, ""), (11, true, "killed 4")] {
+        bench.run(2, now, "LOCK l w PX 5000 BLOCK 0");
+        bench.run(1, now + 1, "UNLOCK l h");
+        let claim = bench.state.handed().iter().next().map(|(id, _)| id.0).expect("it was handed over");
+        if is_confirmed {
+            bench.confirm(now + 2, &[claim]);
+        }
+        bench.told();
+        assert_eq!(bench.run(0, now + 3, "LOCKS KILL l"), Reply::Integer(1));
+        assert_eq!(bench.told(), told);
+        bench.confirm(now + 4, &[claim]);
+        bench.run(1, now + 5, "LOCK l h");
+    }
 }
 
 #[test]

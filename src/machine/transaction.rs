@@ -8,7 +8,7 @@
 //! guards: all tokens of FENCE and SET … FENCE current?  ──no──► -STALETOKEN
 //!   │ yes
 //! the commands, in order ──one fails, and the transaction is atomic──► everything is taken back, the error
-//!   │                    ├─one passes the budget──► the same, in every mode
+//!   │                    ├─one passes the budget──► the same, in every mode, unless a database is flushed: then its error
 //!   │                    └─else─► its error stands among the replies
 //! ONCE: the reply is kept ──► the replies
 //! ```
@@ -25,6 +25,7 @@ use crate::commands::spec::ReadContext;
 use crate::commands::strings::fence_of_set;
 use crate::commands::weights::HEAVY;
 use crate::commands::weights::Scales;
+use crate::commands::weights::Weight;
 use crate::commands::weights::run_read;
 use crate::machine::answers::Answers;
 use crate::machine::apply::Answer;
@@ -93,7 +94,11 @@ pub fn apply_transaction(
     for (db, words) in commands {
         check_guards(state, caller, *db, words)?;
     }
-    let answer = if is_atomic || !is_light(state, caller.bounds, commands) {
+    let is_light = is_light(state, caller.bounds, commands);
+    if !is_light {
+        caller.entry.check(Weight { reply: 0, copied: 1, walked: 1 })?;
+    }
+    let answer = if is_atomic || !(is_light || commands.iter().any(|(_, words)| flushes(words))) {
         state.begin_undo();
         match run_within_budget(state, caller, commands, is_atomic) {
             Ok(answers) => {
@@ -105,13 +110,15 @@ pub fn apply_transaction(
                 return Err(error);
             }
         }
-    } else {
+    } else if is_light {
         let mut answers = Answers::new(commands.len(), caller.is_wanted);
         for command in commands {
             let Answer { reply, bytes } = run_one(state, caller, command).unwrap_or_else(Reply::from).into();
             answers.push(reply, bytes);
         }
         whole(answers)
+    } else {
+        whole(run_what_fits(state, caller, commands))
     };
     if let Some(named) = named.filter(|_| !is_planted(Bug::OnceForgotten)) {
         named.keep(state, now, &answer);
@@ -175,11 +182,11 @@ fn run_within_budget(
     for (at, command) in commands.iter().enumerate() {
         let (db, words) = command;
         let abort = |error| CommandError::Aborted { at: at + 1, error: Box::new(error) };
-        if is_named(words, "flushall") || is_named(words, "flushdb") {
+        if flushes(words) {
             return Err(abort(CommandError::other("ERR a whole database is not flushed all or nothing")));
         }
-        if row_of(words).is_some_and(|row| row.flags.has_any(HEAVY)) {
-            budget.charge(Scales::new(state).weigh(*db, words)).map_err(abort)?;
+        if is_heavy(words) {
+            budget.charge(Scales::new(state, caller.user).weigh(*db, words)).map_err(abort)?;
         }
         let bounds = Bounds { reply: budget.reply_left(), ..caller.bounds };
         let reply = run_one(state, &Caller { bounds, ..*caller }, command);
@@ -188,7 +195,45 @@ fn run_within_budget(
         budget.check_changes(state.undo_cost()).map_err(abort)?;
         answers.push(reply, bytes);
     }
+    caller.entry.note(budget.taken(state.undo_cost()));
     Ok(answers)
+}
+
+const NO_ROOM_BESIDE_FLUSH: &str = "ERR the commands of this transaction look at, copy or answer more than one may: this one \
+                                    was not executed, others were, since a flush cannot be taken back";
+
+/// The same for a transaction that flushes a database, which cannot be taken back, and need not: of its commands those that
+/// pass the budget are refused, each by itself.
+fn run_what_fits(state: &mut State, caller: &Caller<'_>, commands: &[Command<'_>]) -> Answers {
+    let mut budget = Budget::new(caller.bounds, commands);
+    let mut answers = Answers::new(commands.len(), caller.is_wanted);
+    for command in commands {
+        let (db, words) = command;
+        let weight = if is_heavy(words) {
+            Scales::new(state, caller.user).weigh(*db, words)
+        } else {
+            Weight::default()
+        };
+        let bounds = Bounds { reply: budget.reply_left(), ..caller.bounds };
+        let reply = match budget.charge(weight) {
+            Ok(()) => run_one(state, &Caller { bounds, ..*caller }, command),
+            Err(_) => Err(CommandError::other(NO_ROOM_BESIDE_FLUSH)),
+        };
+        let Answer { reply, bytes } = reply.unwrap_or_else(Reply::from).into();
+        // What is known beforehand fits; a number or an error more does no harm.
+        let _ = budget.note_reply(bytes);
+        answers.push(reply, bytes);
+    }
+    caller.entry.note(budget.taken((0, 0)));
+    answers
+}
+
+fn flushes(words: &[&[u8]]) -> bool {
+    is_named(words, "flushall") || is_named(words, "flushdb")
+}
+
+fn is_heavy(words: &[&[u8]]) -> bool {
+    row_of(words).is_some_and(|row| row.flags.has_any(HEAVY))
 }
 
 /// What a command's reply means for its transaction: an error is one of its replies, or ends it.
@@ -245,7 +290,7 @@ fn read_all(
         let abort = |error| CommandError::Aborted { at: at + 1, error: Box::new(error) };
         let Some(row) = row_of(words) else { continue };
         if row.flags.has_any(HEAVY) {
-            budget.charge(Scales::new(state).weigh(*db, words)).map_err(abort)?;
+            budget.charge(Scales::new(state, context.user).weigh(*db, words)).map_err(abort)?;
         }
         let bounds = Bounds { reply: budget.reply_left(), ..context.bounds };
         let reply = match row.execute {

@@ -13,17 +13,23 @@ use std::thread;
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::config::Config;
 use crate::config::SharedConfig;
+use crate::consensus::Group;
+use crate::consensus::raft::replica::BootError;
 use crate::consensus::raft::restart;
 use crate::consensus::raft::standstill;
 use crate::node::adopt_cluster_settings;
 use crate::node::disk;
+use crate::node::recovery;
 use crate::server::Services;
 use crate::storage::LogStore;
 use crate::storage::StorageError;
+use crate::storage::damage;
 use crate::storage::disk::Ballast;
 use crate::storage::disk::room;
 use crate::storage::geometry::Geometry;
+use crate::storage::rejoin;
 use crate::telemetry::process;
 
 /// How often it is looked whether there is room.
@@ -76,13 +82,22 @@ fn missing(dir: &Path) -> Result<u64, StorageError> {
     Ok(LogStore::bytes_to_open(dir)?.saturating_add(beside).saturating_sub(free))
 }
 
+/// What is on disk, if a start would serve it; one that has more to look into is waited for.
+fn trusted(dir: &Path, config: &Config, clock: &Arc<dyn Clock>) -> Result<Option<Group>, BootError> {
+    if rejoin::read(dir)?.is_some() || damage::is_noted(dir)? {
+        return Ok(None);
+    }
+    recovery::examine(dir)?;
+    standstill::read(dir, config, clock)
+}
+
 fn serve_reads(
     dir: &Path,
     config: &SharedConfig,
     clock: &Arc<dyn Clock>,
     services: &Arc<Services>,
 ) -> anyhow::Result<()> {
-    let group = match standstill::read(dir, &config.get(), clock) {
+    let group = match trusted(dir, &config.get(), clock) {
         Ok(Some(group)) => group,
         Ok(None) => return Ok(()),
         Err(error) => {

@@ -108,7 +108,7 @@ pub trait Handler: Send + Sync {
 
     /// A peer refuses this node, for it has seen a later start of it: the data directory is an older copy. Said with
     /// every attempt to make a link.
-    fn on_old_directory(&self) {}
+    fn on_old_directory(&self, _peer: NodeId) {}
 
     /// The link is gone, with whatever was queued. Comes after its last message and before the next `on_up`.
     /// Not called when the network itself is stopped.

@@ -512,7 +512,10 @@ impl Inner {
         write_record(stream, &Record::Greeting(own)).await?;
         match read_record(stream).await? {
             Record::Confirmation => Ok(theirs),
-            Record::Refusal { code, text } => Err(ConnectError::RefusedThere { code, text }),
+            Record::Refusal { code, text } => {
+                self.note_refusal(theirs.hello.node, code);
+                Err(ConnectError::RefusedThere { code, text })
+            }
             Record::Greeting(_) => Err(Refusal::Damaged.into()),
         }
     }
@@ -527,19 +530,18 @@ impl Inner {
                     tracing::debug!(%remote, %error, "a refused connection broke off");
                 }
             }
-            Err(ConnectError::RefusedThere { code, text }) => {
+            Err(ConnectError::RefusedThere { text, .. }) => {
                 self.warn(format!("a node at {remote} dialed this node and refused it: {text}"));
-                self.note_refusal(code);
             }
             Err(error) => tracing::debug!(%remote, %error, "a handshake was not completed"),
         }
         None
     }
 
-    fn note_refusal(&self, code: u8) {
+    fn note_refusal(&self, peer: NodeId, code: u8) {
         let handler = self.handler.lock().clone();
         if let Some(handler) = handler.filter(|_| code == handshake::OLD_BOOT) {
-            handler.on_old_directory();
+            handler.on_old_directory(peer);
         }
     }
 
@@ -652,7 +654,7 @@ async fn dial_loop(inner: Arc<Inner>, peer: Arc<Peer>) {
                 let PeerAddress { node, host, port } = address;
                 inner.warn(format!("no link to node {node} at {host}:{port}: {error}"));
                 if let ConnectError::RefusedThere { code, .. } = error {
-                    inner.note_refusal(code);
+                    inner.note_refusal(node, code);
                 }
             }
         }

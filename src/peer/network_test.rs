@@ -83,7 +83,7 @@ impl Handler for Recorder {
         self.note(Event::Up(peer.node.0, peer.boot & 0xffff_ffff));
     }
 
-    fn on_old_directory(&self) {
+    fn on_old_directory(&self, _peer: NodeId) {
         self.note(Event::Old);
     }
 

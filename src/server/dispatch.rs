@@ -11,6 +11,7 @@
 //! A transaction that only reads is a read like others: it runs here, under a guard of its own.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -74,7 +75,7 @@ const BATCH_BYTES: usize = 1 << 20;
 /// Replies are sent once they are this many bytes, even if the pipeline goes on.
 pub const FLUSH_BYTES: usize = 64 << 10;
 /// Commands of a batch that may copy the longest value each.
-const COPIES_PER_BATCH: usize = 16;
+const COPIES_PER_BATCH: usize = 8;
 /// Messages of one batch are to take about so many bytes together, and are so many before it is known how long they are.
 const POPPED_BYTES: usize = 16 << 20;
 const POPS_AT_FIRST: usize = 4;
@@ -175,8 +176,11 @@ enum What {
 #[derive(Default)]
 struct Collected {
     messages: BTreeMap<DbIndex, Unheard>,
-    locks: Vec<Lost>,
+    locks: BTreeMap<(DbIndex, Box<[u8]>, Bytes), TouchedLocks>,
 }
+
+/// How many replies told of a lock, by key and token.
+type TouchedLocks = BTreeMap<(Bytes, u64), u64>;
 
 impl Collected {
     fn add_message(&mut self, db: DbIndex, queue: Bytes, receipt: Bytes) {
@@ -188,7 +192,13 @@ impl Collected {
             Gift::Messages(messages) => {
                 messages.into_iter().for_each(|(queue, receipt)| self.add_message(db, queue, receipt));
             }
-            Gift::Locks { owner, locks } => self.locks.push(Lost::locks(db, user, &owner, locks)),
+            Gift::Locks { owner, locks } => {
+                let known = self.locks.entry((db, user.into(), owner)).or_default();
+                // A command touches a lock once, however often it names it.
+                for lock in locks.into_iter().collect::<BTreeSet<_>>() {
+                    *known.entry(lock).or_default() += 1;
+                }
+            }
         }
     }
 
@@ -201,7 +211,11 @@ impl Collected {
     }
 
     fn take(self) -> Vec<Lost> {
-        self.messages.into_values().map(Lost::Messages).chain(self.locks).collect()
+        let locks = self.locks.into_iter().map(|((db, user, owner), locks)| {
+            let locks = locks.into_iter().map(|((key, token), touches)| (key, token, touches));
+            Lost::locks(db, &user, &owner, locks)
+        });
+        self.messages.into_values().map(Lost::Messages).chain(locks).collect()
     }
 }
 
@@ -1105,7 +1119,7 @@ fn refuse_large(plan: &Plan, session: &Session, services: &Services) -> Option<R
         return None;
     }
     let bounds = reply_bounds::of(&session.config);
-    match reply_bounds::refuse_large(&services.group.read_applied(), bounds, &plan.commands)? {
+    match reply_bounds::refuse_large(&services.group.read_applied(), &session.user, bounds, &plan.commands)? {
         Reply::Error(text) => Some(Reply::error(transaction::told_as_sent(&plan.steps, text))),
         other => Some(other),
     }

@@ -86,6 +86,9 @@ impl Patterns {
     ) -> Option<Place> {
         let mut left = TURN;
         let (length, mut behind) = from;
+        if length > channel.len() {
+            return None;
+        }
         for (length, starts) in self.by_start.range(length..=channel.len()) {
             let alike = starts.get(&channel[..*length]).into_iter();
             let behind = behind.take_if(|_| *length == from.0);

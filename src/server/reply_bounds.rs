@@ -35,9 +35,9 @@ pub fn commands_of(queued: &[Queued]) -> Vec<Command<'_>> {
 
 /// Why a transaction that writes must not go into the log: as the state stands, it would take more than one may. What
 /// cannot be known now is judged as it is applied.
-pub fn refuse_large(state: &State, bounds: Bounds, queued: &[Queued]) -> Option<Reply> {
+pub fn refuse_large(state: &State, user: &[u8], bounds: Bounds, queued: &[Queued]) -> Option<Reply> {
     let commands = commands_of(queued);
-    let (mut scales, mut budget) = (Scales::new(state), Budget::new(bounds, &commands));
+    let (mut scales, mut budget) = (Scales::new(state, user), Budget::new(bounds, &commands));
     commands.iter().enumerate().find_map(|(at, (db, words))| {
         let weight = scales.weigh(*db, words);
         let charged = budget.charge(weight).and_then(|()| budget.note_reply(weight.reply));

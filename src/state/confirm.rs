@@ -8,7 +8,6 @@ use crate::state::State;
 use crate::state::handed::Event;
 use crate::state::handed::HandOver;
 use crate::state::handed::Handed;
-use crate::state::handed::Recipient;
 use crate::state::handed::Step;
 use crate::state::handed::step;
 use crate::state::locks;
@@ -18,6 +17,7 @@ use crate::state::locks::OwnerName;
 use crate::state::locks::WaitId;
 use crate::state::notices::ClaimEnd;
 use crate::state::notices::Notice;
+use crate::state::notices::Origin;
 use crate::state::queues;
 use crate::state::queues::By;
 use crate::state::queues::MessageState;
@@ -40,13 +40,11 @@ impl State {
         self.changes.handed.push(id);
     }
 
-    /// Without clients it is gone.
-    fn put_handed(&mut self, id: WaitId, hand_over: HandOver) {
-        self.change_handed(id);
-        if hand_over.clients.is_empty() {
-            self.handed.remove(id);
-        } else {
-            self.handed.insert(id, hand_over);
+    /// The hold under this token goes back with no hand-over that there is.
+    fn release_from_handed(&mut self, token: FencingToken) {
+        if let Some(id) = self.handed.answering(token) {
+            self.change_handed(id);
+            self.handed.release(token);
         }
     }
 }
@@ -64,26 +62,16 @@ pub(in crate::state) fn hand(
         let (claim, origin) = (claim.id, claim.origin.clone());
         state.notices.push(Notice::ClaimHanded { claim, origin, end: end.clone() });
     }
-    let recipient = |claim: &&Claim| Recipient { claim: claim.id, origin: claim.origin.clone() };
-    let clients = claims.iter().map(recipient).collect();
+    let clients = claims.iter().map(|claim| (claim.id, claim.origin.clone())).collect();
     if let Handed::Locks { locks, .. } = &handed {
         for lock in locks.iter().filter(|lock| lock.touches > 0) {
             // Of several hand-overs of one hold the newest answers for it.
-            release_from(state, lock.token);
+            state.release_from_handed(lock.token);
         }
     }
-    state.put_handed(id, HandOver { db, handed, clients, is_known: false });
-}
-
-/// This hold does not go back with any hand-over that there is.
-fn release_from(state: &mut State, token: FencingToken) {
-    for id in state.handed.of_token(token) {
+    if !claims.is_empty() {
         state.change_handed(id);
-        let Some(mut hand_over) = state.handed.remove(id) else { continue };
-        if let Handed::Locks { locks, .. } = &mut hand_over.handed {
-            locks.iter_mut().filter(|lock| lock.token == token).for_each(|lock| lock.touches = 0);
-        }
-        state.handed.insert(id, hand_over);
+        state.handed.insert(id, HandOver { db, handed, clients, is_known: false });
     }
 }
 
@@ -107,40 +95,45 @@ pub(in crate::state) fn leave(state: &mut State, claim: ClaimId, now: ClusterTim
     true
 }
 
-fn origin_of(state: &State, id: WaitId, claim: ClaimId) -> Option<crate::state::notices::Origin> {
-    let clients = &state.handed.get(id)?.clients;
-    clients.iter().find(|client| client.claim == claim).map(|client| client.origin.clone())
+fn origin_of(state: &State, id: WaitId, claim: ClaimId) -> Option<Origin> {
+    state.handed.get(id)?.clients.get(&claim).cloned()
 }
 
 fn take(state: &mut State, id: WaitId, claim: ClaimId, event: Event, now: ClusterTime) {
-    let Some(mut hand_over) = state.handed.get(id).cloned() else { return };
+    let Some(hand_over) = state.handed.get(id) else { return };
     match step(hand_over.is_known, hand_over.clients.len(), event) {
-        Step::GoBack => return go_back(state, id, hand_over, now),
-        Step::TellOver => tell_over(state, hand_over.clients.iter().filter(|client| client.claim == claim)),
-        Step::Tell => {
-            hand_over.is_known = true;
-            if let Handed::Locks { locks, .. } = &mut hand_over.handed {
-                for lock in locks {
-                    lock.touches = 0;
-                    release_from(state, lock.token);
-                }
+        Step::GoBack => {
+            let hand_over = hand_over.clone();
+            return go_back(state, id, &hand_over, now);
+        }
+        Step::TellOver => {
+            if let Some(origin) = origin_of(state, id, claim) {
+                tell_over(state, claim, origin);
             }
         }
+        Step::Tell => {
+            let tokens: Vec<FencingToken> = match &hand_over.handed {
+                Handed::Locks { locks, .. } => locks.iter().map(|lock| lock.token).collect(),
+                Handed::Messages(_) => Vec::new(),
+            };
+            tokens.into_iter().for_each(|token| state.release_from_handed(token));
+            state.change_handed(id);
+            state.handed.set_known(id);
+        }
     }
-    hand_over.clients.retain(|client| client.claim != claim);
-    state.put_handed(id, hand_over);
+    state.change_handed(id);
+    state.handed.remove_client(id, claim);
 }
 
-fn tell_over<'a>(state: &mut State, clients: impl Iterator<Item = &'a Recipient>) {
-    for Recipient { claim, origin } in clients {
-        let (claim, origin) = (*claim, origin.clone());
-        state.notices.push(Notice::ClaimEnded { claim, origin, end: ClaimEnd::Over });
-    }
+fn tell_over(state: &mut State, claim: ClaimId, origin: Origin) {
+    state.notices.push(Notice::ClaimEnded { claim, origin, end: ClaimEnd::Over });
 }
 
 /// Nobody was told of it: whoever stands behind gets it.
-fn go_back(state: &mut State, id: WaitId, hand_over: HandOver, now: ClusterTime) {
-    tell_over(state, hand_over.clients.iter());
+fn go_back(state: &mut State, id: WaitId, hand_over: &HandOver, now: ClusterTime) {
+    for (claim, origin) in &hand_over.clients {
+        tell_over(state, *claim, origin.clone());
+    }
     // It is forgotten at the end: a lease that is over meanwhile ends as that of something which nobody heard of.
     match &hand_over.handed {
         Handed::Locks { owner, locks } => {
@@ -150,7 +143,7 @@ fn go_back(state: &mut State, id: WaitId, hand_over: HandOver, now: ClusterTime)
             }
         }
         Handed::Messages(messages) => {
-            let node = hand_over.clients.first().map_or(0, |client| client.origin.node.0);
+            let node = hand_over.clients.values().next().map_or(0, |origin| origin.node.0);
             let by = By { now, node, reason: b"" };
             for (queue, receipt) in messages {
                 let silent = Nack::Silent { delay: Millis(0) };
@@ -159,7 +152,8 @@ fn go_back(state: &mut State, id: WaitId, hand_over: HandOver, now: ClusterTime)
             }
         }
     }
-    state.put_handed(id, HandOver { clients: Vec::new(), ..hand_over });
+    state.change_handed(id);
+    state.handed.remove(id);
 }
 
 /// Until when all of it is given, as it is now; `None` when something is not given any more.

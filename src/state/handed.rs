@@ -85,13 +85,6 @@ pub fn step(is_known: bool, clients: usize, event: Event) -> Step {
     }
 }
 
-/// A client that something was handed to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recipient {
-    pub claim: ClaimId,
-    pub origin: Origin,
-}
-
 /// A lock that was handed over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandedLock {
@@ -118,7 +111,7 @@ pub struct HandOver {
     pub db: DbIndex,
     pub handed: Handed,
     /// Those who did not confirm yet; never empty.
-    pub clients: Vec<Recipient>,
+    pub clients: BTreeMap<ClaimId, Origin>,
     /// One of its clients confirmed.
     pub is_known: bool,
 }
@@ -130,9 +123,9 @@ impl HandOver {
         out.push(self.db);
         put_bool(out, self.is_known);
         put_varint(out, self.clients.len() as u64);
-        for client in &self.clients {
-            put_varint(out, client.claim.0);
-            encode_origin(&client.origin, out);
+        for (claim, origin) in &self.clients {
+            put_varint(out, claim.0);
+            encode_origin(origin, out);
         }
         match &self.handed {
             Handed::Locks { owner, locks } => {
@@ -165,10 +158,10 @@ impl HandOver {
             return Err(CodecError("a hand-over of an unknown format"));
         }
         let (db, is_known) = (reader.u8()?, reader.bool()?);
-        let mut clients = Vec::new();
+        let mut clients = BTreeMap::new();
         for _ in 0..reader.varint()? {
             let claim = ClaimId(reader.varint()?);
-            clients.push(Recipient { claim, origin: decode_origin(reader)? });
+            clients.insert(claim, decode_origin(reader)?);
         }
         let handed = match reader.u8()? {
             LOCKS => {
@@ -205,8 +198,8 @@ pub struct HandOvers {
     claims: BTreeMap<ClaimId, WaitId>,
     /// The claims of each life of a node.
     by_node: BTreeMap<(NodeId, u64), BTreeSet<ClaimId>>,
-    /// Those that name a token.
-    tokens: BTreeMap<FencingToken, BTreeSet<WaitId>>,
+    /// With which of them a hold goes back.
+    answering: BTreeMap<FencingToken, WaitId>,
     receipts: BTreeMap<Receipt, WaitId>,
 }
 
@@ -239,22 +232,22 @@ impl HandOvers {
         self.by_node.range((node, 0)..(node, life)).flat_map(|(_, claims)| claims.iter().copied()).collect()
     }
 
-    /// Those that name a token.
+    /// The one with which the hold under this token goes back.
     #[must_use]
-    pub fn of_token(&self, token: FencingToken) -> Vec<WaitId> {
-        self.tokens.get(&token).into_iter().flatten().copied().collect()
+    pub fn answering(&self, token: FencingToken) -> Option<WaitId> {
+        self.answering.get(&token).copied()
     }
 
     /// True when nobody was told of this hold, and its owner did not touch it since it was handed over.
     #[must_use]
     pub fn is_unheard(&self, token: FencingToken, touches: u64) -> bool {
-        let names = |id: &WaitId| match self.by_id.get(id).map(|hand_over| &hand_over.handed) {
+        let hand_over = self.answering(token).and_then(|id| self.by_id.get(&id));
+        match hand_over.map(|hand_over| &hand_over.handed) {
             Some(Handed::Locks { locks, .. }) => {
                 locks.iter().any(|lock| (lock.token, lock.touches) == (token, touches))
             }
             Some(Handed::Messages(_)) | None => false,
-        };
-        self.tokens.get(&token).is_some_and(|ids| ids.iter().any(names))
+        }
     }
 
     /// True when nobody was told of this hand-out.
@@ -266,14 +259,14 @@ impl HandOvers {
 
     pub(super) fn insert(&mut self, id: WaitId, hand_over: HandOver) {
         self.remove(id);
-        for Recipient { claim, origin } in &hand_over.clients {
+        for (claim, origin) in &hand_over.clients {
             self.claims.insert(*claim, id);
             self.by_node.entry((origin.node, origin.life)).or_default().insert(*claim);
         }
         match &hand_over.handed {
             Handed::Locks { locks, .. } => {
-                for lock in locks {
-                    self.tokens.entry(lock.token).or_default().insert(id);
+                for lock in locks.iter().filter(|lock| lock.touches > 0) {
+                    self.answering.insert(lock.token, id);
                 }
             }
             Handed::Messages(messages) => {
@@ -285,13 +278,15 @@ impl HandOvers {
 
     pub(super) fn remove(&mut self, id: WaitId) -> Option<HandOver> {
         let hand_over = self.by_id.remove(&id)?;
-        for Recipient { claim, origin } in &hand_over.clients {
+        for (claim, origin) in &hand_over.clients {
             self.claims.remove(claim);
             drop_from(&mut self.by_node, &(origin.node, origin.life), claim);
         }
         match &hand_over.handed {
             Handed::Locks { locks, .. } => {
-                locks.iter().for_each(|lock| drop_from(&mut self.tokens, &lock.token, &id));
+                for lock in locks.iter().filter(|lock| lock.touches > 0) {
+                    self.answering.remove(&lock.token);
+                }
             }
             Handed::Messages(messages) => {
                 for (_, receipt) in messages {
@@ -300,6 +295,32 @@ impl HandOvers {
             }
         }
         Some(hand_over)
+    }
+
+    /// One client is done with; without clients the hand-over is gone.
+    pub(super) fn remove_client(&mut self, id: WaitId, claim: ClaimId) {
+        let Some(hand_over) = self.by_id.get_mut(&id) else { return };
+        let Some(origin) = hand_over.clients.remove(&claim) else { return };
+        self.claims.remove(&claim);
+        drop_from(&mut self.by_node, &(origin.node, origin.life), &claim);
+        if hand_over.clients.is_empty() {
+            self.remove(id);
+        }
+    }
+
+    /// A client was told of it.
+    pub(super) fn set_known(&mut self, id: WaitId) {
+        if let Some(hand_over) = self.by_id.get_mut(&id) {
+            hand_over.is_known = true;
+        }
+    }
+
+    /// The hold under this token goes back with no hand-over.
+    pub(super) fn release(&mut self, token: FencingToken) {
+        let hand_over = self.answering.remove(&token).and_then(|id| self.by_id.get_mut(&id));
+        if let Some(Handed::Locks { locks, .. }) = hand_over.map(|hand_over| &mut hand_over.handed) {
+            locks.iter_mut().filter(|lock| lock.token == token).for_each(|lock| lock.touches = 0);
+        }
     }
 }
 
@@ -326,7 +347,7 @@ mod tests {
     }
 
     fn hand_over(handed: Handed, claims: &[u64]) -> HandOver {
-        let client = |claim: &u64| Recipient { claim: ClaimId(*claim), origin: origin(*claim) };
+        let client = |claim: &u64| (ClaimId(*claim), origin(*claim));
         HandOver { db: 3, handed, clients: claims.iter().map(client).collect(), is_known: false }
     }
 
@@ -359,6 +380,24 @@ mod tests {
     }
 
     #[test]
+    fn clients_leave_one_by_one_and_a_hold_goes_back_with_one_hand_over_at_most() {
+        let mut all = HandOvers::default();
+        all.insert(WaitId(4), hand_over(locks(1), &[4, 5]));
+        all.release(FencingToken(9));
+        all.insert(WaitId(6), hand_over(locks(2), &[6]));
+        assert_eq!(all.answering(FencingToken(9)), Some(WaitId(6)));
+        assert!(all.is_unheard(FencingToken(9), 2) && !all.is_unheard(FencingToken(9), 1));
+        all.remove_client(WaitId(4), ClaimId(4));
+        assert_eq!((all.of_claim(ClaimId(4)), all.of_claim(ClaimId(5))), (None, Some(WaitId(4))));
+        all.remove_client(WaitId(4), ClaimId(5));
+        assert_eq!((all.get(WaitId(4)), all.answering(FencingToken(9))), (None, Some(WaitId(6))));
+        all.set_known(WaitId(6));
+        assert!(all.get(WaitId(6)).is_some_and(|hand_over| hand_over.is_known));
+        all.remove_client(WaitId(6), ClaimId(6));
+        assert!(all.nodes().next().is_none() && all.answering(FencingToken(9)).is_none());
+    }
+
+    #[test]
     fn hand_overs_are_found_by_claim_node_token_and_receipt() {
         let receipt = Receipt { id: MessageId { index: 7, n: 1 }, delivery: 2 };
         let mut all = HandOvers::default();
@@ -375,6 +414,6 @@ mod tests {
         for id in [WaitId(4), WaitId(6)] {
             assert!(all.remove(id).is_some() && all.remove(id).is_none());
         }
-        assert!(all.nodes().next().is_none() && all.tokens.is_empty() && all.receipts.is_empty());
+        assert!(all.nodes().next().is_none() && all.answering.is_empty() && all.receipts.is_empty());
     }
 }

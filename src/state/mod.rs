@@ -423,6 +423,12 @@ impl State {
         }
     }
 
+    /// How many locks an owner holds and waits for, in all databases.
+    #[must_use]
+    pub fn locks_of(&self, owner: &locks::OwnerName) -> usize {
+        self.lock_owners.count_of(owner).saturating_add(self.waits.of(owner).count())
+    }
+
     /// How many locks are held.
     #[must_use]
     pub fn locks_held(&self) -> usize {

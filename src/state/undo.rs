@@ -172,7 +172,10 @@ impl State {
                     undo.copied += row.string_bytes().len();
                     Saved::String(row.string_bytes().to_vec(), row.form())
                 }
-                Object::Lock(lock) => Saved::Lock(lock.clone()),
+                Object::Lock(lock) => {
+                    undo.copied += lock.memory_bytes();
+                    Saved::Lock(lock.clone())
+                }
                 Object::Queue(queue) => Saved::Queue(Box::new(QueueHead::of(queue))),
             },
         });

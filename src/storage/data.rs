@@ -156,12 +156,6 @@ impl DataBatch {
         self.inner.merge(key, tail);
     }
 
-    /// The same changes once more, for a write that may have to be repeated.
-    #[must_use]
-    pub fn copy(&self) -> DataBatch {
-        DataBatch { inner: WriteBatch::from_data(self.inner.data()) }
-    }
-
     /// Changes in this batch.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -399,7 +393,7 @@ impl DataStore {
         crate::storage::rough_size(&self.db)
     }
 
-    /// Background flushes and compactions that failed since open. Above 0, the process should stop.
+    /// Background flushes and compactions that failed since open.
     #[must_use]
     pub fn background_errors(&self) -> u64 {
         crate::storage::background_errors(&self.db)

@@ -2,9 +2,9 @@
 //!
 //! The only user of the rocksdb crate. `log` holds entries and votes, synced as asked; `data` holds one
 //! group's rows without a write-ahead log of their own, because the log is theirs (DESIGN.md D2, D3).
-//! Entries and rows are opaque bytes here. Every error is final for the process: after a failed write or
-//! sync it is *unknown* what is on disk (RELIABILITY.md 2b.5), so the caller stops and never answers
-//! "failed"; the next start reads what is really there.
+//! Entries and rows are opaque bytes here. Every error but the want of room is final for the process: after a failed write
+//! or sync it is *unknown* what is on disk (RELIABILITY.md 2b.5), so the caller stops and never answers
+//! "failed"; the next start reads what is really there. What found no room was not done, and is done again.
 
 mod checkpoint;
 pub mod damage;
@@ -260,8 +260,10 @@ impl StorageError {
     #[must_use]
     pub fn is_no_space(&self) -> bool {
         match self {
-            StorageError::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
-            StorageError::Rocks(what) => what.contains(NO_SPACE),
+            StorageError::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            StorageError::Rocks(what) => what.contains(NO_SPACE) || what.contains(NO_QUOTA),
             _ => false,
         }
     }
@@ -316,6 +318,7 @@ impl From<rocksdb::Error> for StorageError {
 
 /// What RocksDB says when the system answered ENOSPC.
 const NO_SPACE: &str = "No space left on device";
+const NO_QUOTA: &str = "Disk quota exceeded";
 
 /// True when a store was made in this directory: RocksDB makes CURRENT last.
 fn is_database(path: &Path) -> Result<bool, StorageError> {

@@ -196,6 +196,22 @@ fn a_pattern_is_found_among_thousands_that_begin_like_it_or_otherwise() {
     assert_ne!(told.items()[1], bulk(patterns[0]));
 }
 
+/// The search for patterns pauses after 256: whatever it has looked at by then, it goes on.
+#[test]
+fn patterns_that_begin_as_long_as_the_channel_is_end_the_search() {
+    let (mut crowd, mut reader, mut other) = (client(), client(), client());
+    reader.cmd(&["SUBSCRIBE", "__lock__:turn:y"]);
+    for count in 1..=300 {
+        crowd.cmd(&["PSUBSCRIBE", &format!("__lock__:turn:x?{count}")]);
+        if count > 250 {
+            hold(&mut other, "turn:x", "me");
+            other.cmd(&["UNLOCK", "turn:x", "me"]);
+        }
+    }
+    let token = hold(&mut other, "turn:y", "me");
+    assert_eq!(reader.read().items()[2], bulk(&format!("GRANTED me {token}")));
+}
+
 #[test]
 fn a_channel_tells_what_becomes_of_a_lock() {
     for protocol in ["2", "3"] {

@@ -3,7 +3,6 @@
 use holdfast::state::handed::HandOver;
 use holdfast::state::handed::Handed;
 use holdfast::state::handed::HandedLock;
-use holdfast::state::handed::Recipient;
 use holdfast::state::locks::WaitId;
 use holdfast::state::notices::ClaimEnd;
 use holdfast::state::notices::Grant;
@@ -34,8 +33,8 @@ pub fn confirmed(notice: &Notice) -> Option<(u64, u64)> {
 /// What was handed over.
 pub fn hand_over(id: WaitId, hand_over: &HandOver) -> (u64, model::HandOver) {
     let mut seen = model::HandOver { db: hand_over.db, is_known: hand_over.is_known, ..Default::default() };
-    let client = |client: &Recipient| (client.claim.0, client.origin.node.0, client.origin.life);
-    seen.clients = hand_over.clients.iter().map(client).collect();
+    let clients = hand_over.clients.iter();
+    seen.clients = clients.map(|(claim, origin)| (claim.0, origin.node.0, origin.life)).collect();
     match &hand_over.handed {
         Handed::Locks { owner, locks } => {
             seen.who = (owner.user.to_vec(), owner.owner.to_vec());

@@ -1276,9 +1276,16 @@ impl Model {
         let target = word_in(&given, "TO").unwrap_or(key);
         self.queue_or_error(db, target)?;
         let Some(queue) = self.queue_or_error(db, key)? else { return Ok(Reply::Integer(0)) };
-        let dead = queue.messages.iter().filter(|message| message.place == Place::Dead);
-        let dead =
-            dead.map(|message| message.id).take(count.map_or(100_000, |count| (count as usize).min(100_000)));
+        let is_movable = |message: &&Message| {
+            let name = message.name.as_ref().or(message.carried.as_ref());
+            let there = name.and_then(|name| self.known_queue(db, target)?.known_by(name, self.clock));
+            target == key || there.is_none_or(|other| other == message.id)
+        };
+        let dead = queue.messages.iter().filter(|message| message.place == Place::Dead).take(100_000);
+        let dead = dead
+            .filter(is_movable)
+            .map(|message| message.id)
+            .take(count.map_or(100_000, |count| count as usize));
         let mut redriven = 0;
         for id in ids.unwrap_or_else(|| dead.collect()) {
             let message = self.queue_of(db, key).and_then(|queue| queue.message(id));

@@ -1254,7 +1254,8 @@ impl World {
         for gift in &gifts {
             match gift {
                 Gift::Locks { owner, locks } => {
-                    running.shared.claims.give_back(Lost::locks(0, b"default", owner, locks.clone()));
+                    let touched = locks.iter().map(|(key, token)| (key.clone(), *token, 1));
+                    running.shared.claims.give_back(Lost::locks(0, b"default", owner, touched));
                     let lock = |(key, token): &(Bytes, u64)| Some((key.to_vec(), *token));
                     let unheard = |lock| Unheard { node, life, lock, message: None };
                     self.unheard.extend(locks.iter().map(lock).map(unheard));

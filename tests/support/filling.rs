@@ -16,8 +16,11 @@ use crate::support::client::Value;
 use crate::support::client::ok;
 use crate::support::wait_for;
 
-/// Refusals in a row after which a writer is done: a burst may be refused before the disk is full.
+/// Rounds in a row of which little was taken after which a writer is done: a burst may be refused before the disk is full,
+/// and a full one takes a little whenever its node found some more to give back.
 const REFUSED_MAX: u32 = 40;
+/// One part in so many is little.
+const LITTLE_PART: u64 = 10;
 /// How long a command that must go on may take on a full disk.
 const PATIENCE: Millis = Millis(60_000);
 
@@ -31,8 +34,8 @@ pub struct Filled {
     pub refused: u64,
 }
 
-/// Fills the disks of these nodes with small values, large ones, and messages, until nothing more is taken. `round` keeps
-/// keys apart. Every refusal must be one for want of room.
+/// Fills the disks of these nodes with small values, large ones, and messages, until nearly nothing more is taken. `round`
+/// keeps keys apart. Every refusal must be one for want of room.
 pub fn fill(nodes: &[SocketAddr], round: usize) -> Filled {
     let writers: Vec<JoinHandle<Filled>> = (0..6)
         .map(|writer| {
@@ -81,7 +84,8 @@ fn write_until_refused(to: SocketAddr, round: usize, writer: usize) -> Filled {
             _ => filled.messages += taken,
         }
         filled.refused += refused as u64;
-        refused_in_a_row = if taken == 0 { refused_in_a_row + 1 } else { 0 };
+        let is_little = taken * LITTLE_PART <= replies.len() as u64;
+        refused_in_a_row = if is_little { refused_in_a_row + 1 } else { 0 };
         if refused_in_a_row >= REFUSED_MAX {
             return filled;
         }

@@ -64,6 +64,7 @@ use crate::consensus::raft::proposer::Proposer;
 use crate::consensus::raft::proposer::Queued;
 use crate::consensus::raft::proposer::ReplyTo;
 use crate::consensus::raft::replica::LEASE_OF_SEVERAL_MAX;
+use crate::consensus::raft::replica::LOSSES_WITHIN;
 use crate::consensus::raft::replica::Shared;
 use crate::consensus::raft::replica::stop_process;
 use crate::consensus::raft::requests;
@@ -165,7 +166,7 @@ pub enum Event {
     },
     PeerDown(NodeId),
     /// A peer has seen a later start of this node than the one that its data directory knows of.
-    OldDirectory,
+    OldDirectory(NodeId),
     /// From a peer. `clock`: the leader's cluster time when it sent.
     Messages {
         from: NodeId,
@@ -325,6 +326,8 @@ pub struct Driver {
     incoming: Option<String>,
     install: Option<Box<Install>>,
     heard: BTreeMap<u64, Heard>,
+    /// Who has seen a later start of this node, and when it said so last.
+    outdated_for: BTreeMap<NodeId, Monotonic>,
     sending: SentSnapshots,
     /// Reads of the log that were put off to the next sweep, and how many this one may still do.
     fetches: Vec<Fetch>,
@@ -401,6 +404,7 @@ impl Driver {
             incoming: None,
             install: None,
             heard: BTreeMap::new(),
+            outdated_for: BTreeMap::new(),
             sending: SentSnapshots::default(),
             fetches: Vec::new(),
             fetches_left: FETCHES,
@@ -581,7 +585,7 @@ impl Driver {
                 self.on_peer_up(node, now);
             }
             Event::PeerDown(node) => self.on_peer_down(node),
-            Event::OldDirectory => self.give_up_if(OLD_DIRECTORY),
+            Event::OldDirectory(peer) => self.on_old_directory(peer, now),
             Event::Transfer { to, done } => self.on_transfer(to, done, now),
             Event::Join { node, nonce, address, done } => {
                 let is_leading = self.leading;
@@ -719,6 +723,16 @@ impl Driver {
         heard.min().unwrap_or(Millis(u64::MAX))
     }
 
+    /// A peer has seen a later start of this node. One alone may have seen that of a copy.
+    fn on_old_directory(&mut self, peer: NodeId, now: Monotonic) {
+        self.outdated_for.insert(peer, now);
+        self.outdated_for.retain(|_, at| now.since(*at) <= LOSSES_WITHIN);
+        let peers = self.config.get().cluster_nodes.len().saturating_sub(1);
+        if self.outdated_for.len() * 2 > peers {
+            self.give_up_if(OLD_DIRECTORY);
+        }
+    }
+
     /// Gives up this replica's data once this was said often enough.
     fn give_up_if(&mut self, why: &'static str) {
         let config = self.config.get();
@@ -810,6 +824,9 @@ impl Driver {
 
     fn on_tick(&mut self, now: Monotonic) {
         self.is_held_back = false;
+        let Some(cluster) = &self.cluster else { return };
+        // Only members are of interest, and some that nobody knows yet.
+        self.heard.retain(|replica, _| cluster.members.node_of(*replica).is_some());
         if self.is_alone() {
             return;
         }

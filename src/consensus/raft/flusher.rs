@@ -39,6 +39,7 @@ use crate::storage::StorageError;
 use crate::storage::Watermark;
 use crate::storage::geometry::Geometry;
 use crate::storage::snapshot;
+use crate::telemetry::process;
 use crate::types::GroupId;
 use crate::types::LogIndex;
 use crate::types::Millis;
@@ -161,11 +162,17 @@ impl Flusher {
                         }
                         FlushJob::Checkpoint(job) => self.check(|this| this.checkpoint(job)),
                         FlushJob::Install { job, reply } => {
-                            self.check(|this| {
-                                let state = this.install(&job)?;
-                                // The apply thread waits for it, unless the process ends.
-                                let _ = reply.send(Box::new(state));
-                                Ok(())
+                            self.check(|this| match this.install(&job) {
+                                Ok(state) => {
+                                    // The apply thread waits for it, unless the process ends.
+                                    let _ = reply.send(Box::new(state));
+                                    Ok(())
+                                }
+                                // The next start puts it in place.
+                                Err(error) if error.is_no_space() && this.shared.is_stopping() => {
+                                    process::exit_now(0)
+                                }
+                                Err(error) => Err(error),
                             });
                         }
                         FlushJob::GiveBack { done } => self.check(|this| {
@@ -189,8 +196,12 @@ impl Flusher {
     }
 
     fn check(&mut self, work: impl FnOnce(&mut Flusher) -> Result<(), StorageError>) {
-        if let Err(error) = work(self) {
-            restart::stop_on("writing the state failed", &error);
+        match work(self) {
+            Err(error) if error.is_no_space() && self.shared.is_stopping() => {
+                tracing::warn!("writing the state failed: {error}. The next start makes it from the log");
+            }
+            Err(error) => restart::stop_on("writing the state failed", &error),
+            Ok(()) => {}
         }
     }
 
@@ -225,10 +236,12 @@ impl Flusher {
             return Err(damage);
         }
         let failed = self.log.background_errors() + self.data.get()?.background_errors();
-        if failed == self.failures_seen {
+        let is_news = failed > self.failures_seen;
+        // A store that was opened anew counts from 0.
+        self.failures_seen = failed;
+        if !is_news {
             return Ok(());
         }
-        self.failures_seen = failed;
         // Who writes next waits for room.
         for probed in [self.log.probe(), self.data.get()?.probe()] {
             probed.or_else(|error| if error.is_no_space() { Ok(()) } else { Err(error) })?;

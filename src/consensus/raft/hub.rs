@@ -474,8 +474,8 @@ impl Handler for Hub {
         self.sweep();
     }
 
-    fn on_old_directory(&self) {
-        self.post(Event::OldDirectory);
+    fn on_old_directory(&self, peer: NodeId) {
+        self.post(Event::OldDirectory(peer));
         self.sweep();
     }
 

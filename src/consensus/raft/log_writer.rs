@@ -107,8 +107,11 @@ pub fn start(
                     }
                     log.write(batch, true)
                 };
-                if let Err(error) = wait_for_room(&dir, &|| shared.is_stopping(), write) {
-                    restart::stop_on("writing the log failed", &error);
+                match wait_for_room(&dir, &|| shared.is_stopping(), write) {
+                    // Nobody is told that it was written.
+                    Err(error) if error.is_no_space() && shared.is_stopping() => return,
+                    Err(error) => restart::stop_on("writing the log failed", &error),
+                    Ok(()) => {}
                 }
                 shared.counters.log_written(clock.monotonic().micros_since(start), true);
                 persisted(token);

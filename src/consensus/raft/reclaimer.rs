@@ -102,12 +102,14 @@ impl Reclaimer {
             }
         };
         self.log.give_back(self.group, purged)?;
-        let parts = self.data.get()?.parts_to_compact()?;
+        // A snapshot may be put in place now, or wait for that until what is given back in between.
+        let Ok(data) = self.data.get() else { return Ok(None) };
+        let parts = data.parts_to_compact()?;
+        drop(data);
         for part in &parts {
             if self.shared.is_stopping() {
                 return Ok(None);
             }
-            // Given back in between: a snapshot may wait to be put in place.
             let Ok(data) = self.data.get() else { return Ok(None) };
             data.compact_part(part);
         }

@@ -138,7 +138,7 @@ const EPOCH_BOOT_SHIFT: u32 = 16;
 const STATUS_INTERVAL: Millis = Millis(500);
 /// How often, and within what time, others must say that something is missing here to be believed.
 const LOSSES_BELIEVED: u32 = 3;
-const LOSSES_WITHIN: Millis = Millis(60_000);
+pub(super) const LOSSES_WITHIN: Millis = Millis(60_000);
 /// A lease that does not end, of a lone voter with learners: one of them may have applied more than it.
 pub const LEASE_OF_SEVERAL_MAX: Boottime = Boottime(u64::MAX - 1);
 /// Snapshots that are kept for followers that may still be receiving them.
@@ -729,8 +729,9 @@ impl Engine {
     fn sweep_with(&self, driver: &mut Driver) {
         let guard = StopOnPanic;
         let mut events = Vec::new();
-        self.shared.has_large.store(false, Ordering::SeqCst);
         self.shared.events.take(&mut events);
+        // One that was posted since is left to whoever comes first.
+        self.shared.has_large.store(false, Ordering::SeqCst);
         driver.sweep(&mut events);
         std::mem::forget(guard);
     }

@@ -456,9 +456,8 @@ impl NodeStatus {
                 let count = reader.count(MAX_GROUPS, GROUP_BYTES_MIN)?;
                 (0..count).map(|_| GroupStatus::read(reader)).collect::<Result<_, _>>()?
             },
-            // A node of an earlier version does not say.
-            disk: if reader.is_empty() { DiskState::Ok } else { DiskState::of(reader.u8()?) },
-            disk_room: if reader.is_empty() { u64::MAX } else { reader.varint()? },
+            disk: DiskState::of(reader.u8()?),
+            disk_room: reader.varint()?,
         })
     }
 }

@@ -22,6 +22,7 @@ use crate::consensus::Status;
 use crate::consensus::claims::Claims;
 use crate::consensus::cluster_clock::ClusterClock;
 use crate::consensus::raft::applier::apply_one;
+use crate::consensus::raft::hub::META_FORMATION;
 use crate::consensus::raft::replica::Boot;
 use crate::consensus::raft::replica::BootError;
 use crate::consensus::raft::replica::META_REPLICA;
@@ -32,6 +33,7 @@ use crate::storage::DataStore;
 use crate::storage::LogStore;
 use crate::storage::SharedCaches;
 use crate::storage::SharedData;
+use crate::storage::Watermark;
 use crate::types::GroupId;
 use crate::types::LogIndex;
 use crate::types::Millis;
@@ -51,6 +53,10 @@ pub fn read(dir: &Path, config: &Config, clock: &Arc<dyn Clock>) -> Result<Optio
     let meta = log.load(GROUP, LogIndex(u64::MAX))?.meta;
     let replica = meta.get(META_REPLICA).and_then(|id| id.as_slice().try_into().ok()).map(u64::from_be_bytes);
     let Some(replica) = replica else { return Ok(None) };
+    if meta.contains_key(META_FORMATION) {
+        // Not all that is in the log of a node with peers is committed.
+        return Ok(None);
+    }
     let mut state = State::new(0);
     if let Some(data) = DataStore::examine(dir, GROUP, &SharedCaches::new(CACHE_BYTES, CACHE_BYTES))? {
         state = State::load_without_payloads(&data)?;
@@ -62,6 +68,9 @@ pub fn read(dir: &Path, config: &Config, clock: &Arc<dyn Clock>) -> Result<Optio
     }
     let contents = log.load(GROUP, state.meta().applied.next())?;
     let boot = Boot::repair(dir, replica, &state, contents)?;
+    if let Some(watermark) = Watermark::examine(dir)? {
+        watermark.check(boot.log_end())?;
+    }
     for entry in boot.entries() {
         apply_one(&mut state, entry, None, |_, _| false);
     }

@@ -858,7 +858,9 @@ pub fn kill(
         let Some(hold) = remove_hold(state, db, key, *token) else { continue };
         state.lock_figures.killed += 1;
         state.note_hold_ended(hold.since, now);
-        tell(state, db, key, hold, LockChange::Killed);
+        // Whoever was not told of it has lost nothing.
+        let is_unheard = state.handed.is_unheard(*token, hold.touches);
+        tell(state, db, key, hold, if is_unheard { LockChange::Released } else { LockChange::Killed });
     }
     if ends_delay {
         change_lock(state, db, key, Lock::end_delay);

@@ -71,15 +71,12 @@ impl Part {
 /// What is asked for in this mode by all of them together, in the order in which they came.
 #[must_use]
 pub fn together<'a>(mode: Mode, limit: u32, parts: impl Iterator<Item = &'a Part>) -> Wanted {
-    let mut wanted = Wanted { mode, limit, lease: Millis(0), grace: Millis(0), data: None };
+    let (mut lease, mut grace, mut data) = (Millis(0), Millis(0), None);
     for part in parts {
-        wanted.lease = wanted.lease.max(part.lease);
-        wanted.grace = wanted.grace.max(part.grace);
-        if part.data.is_some() {
-            wanted.data.clone_from(&part.data);
-        }
+        (lease, grace) = (lease.max(part.lease), grace.max(part.grace));
+        data = part.data.as_ref().or(data);
     }
-    wanted
+    Wanted { mode, limit, lease, grace, data: data.cloned() }
 }
 
 /// A client that waits for locks, and what it asked for.
@@ -120,10 +117,22 @@ impl Wait {
         self.askers.iter().map(|asker| &asker.claim)
     }
 
-    /// Somebody came or left.
-    fn ask_together(&mut self) {
-        let parts = self.askers.iter().map(|asker| &asker.part);
-        self.wanted = together(self.wanted.mode, self.wanted.limit, parts);
+    /// Somebody came.
+    fn ask_more(&mut self, part: &Part) {
+        let wanted = &mut self.wanted;
+        (wanted.lease, wanted.grace) = (wanted.lease.max(part.lease), wanted.grace.max(part.grace));
+        if part.data.is_some() {
+            wanted.data.clone_from(&part.data);
+        }
+    }
+
+    /// Somebody left who asked for this. Most change nothing by that; the others are asked again.
+    fn ask_less(&mut self, part: &Part) {
+        let wanted = &self.wanted;
+        if part.lease == wanted.lease || part.grace == wanted.grace || part.data.is_some() {
+            let parts = self.askers.iter().map(|asker| &asker.part);
+            self.wanted = together(wanted.mode, wanted.limit, parts);
+        }
     }
 
     /// Appends the wait as its row keeps it.
@@ -372,10 +381,10 @@ impl Waits {
         }
         if let Some(wait) = self.by_id.get_mut(&id) {
             self.ends.insert(wait, &asker.claim);
-            wait.askers.push(asker);
             if !is_planted(Bug::JoinAsksForNothing) {
-                wait.ask_together();
+                wait.ask_more(&asker.part);
             }
+            wait.askers.push(asker);
         }
     }
 
@@ -383,8 +392,8 @@ impl Waits {
     pub(super) fn remove_claim(&mut self, claim: ClaimId) -> Option<Claim> {
         let wait = self.by_id.get_mut(self.claims.get(&claim)?)?;
         let at = wait.claims().position(|known| known.id == claim)?;
-        let Asker { claim, .. } = wait.askers.remove(at);
-        wait.ask_together();
+        let Asker { claim, part } = wait.askers.remove(at);
+        wait.ask_less(&part);
         self.ends.remove(wait, &claim);
         self.unindex_claim(&claim);
         Some(claim)

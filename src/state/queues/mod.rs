@@ -666,7 +666,21 @@ pub fn redrive(
     check_type(state, db, target)?;
     let Some(queue) = queue_at(state, db, key).ok_or(WrongType)? else { return Ok(0) };
     let is_dead = |id: &MessageId| queue.life(*id).is_some_and(|life| life.state == MessageState::Dead);
-    let mut ids: Vec<MessageId> = chosen(queue, which).into_iter().filter(is_dead).collect();
+    let is_movable = |id: &MessageId| {
+        let name = queue.extra(*id).and_then(Extra::id);
+        target == key
+            || name.is_none_or(|name| {
+                known_under(state, db, target, name, by.now).is_none_or(|other| other == *id)
+            })
+    };
+    let mut ids: Vec<MessageId> = match which {
+        // Those that cannot go do not keep back those behind them.
+        Which::Count(count) => {
+            let dead = queue.ids_from(StateName::Dead, MessageId::FIRST).take(CHANGED_AT_ONCE);
+            dead.filter(is_movable).take(*count).collect()
+        }
+        which => chosen(queue, which).into_iter().filter(is_dead).filter(is_movable).collect(),
+    };
     let mut moved = 0;
     if target != key {
         let length = |id: &MessageId| queue.message(*id).map_or(0, Slot::payload_len);
@@ -783,6 +797,12 @@ fn bury(state: &mut State, db: DbIndex, key: &[u8], dying: Vec<MessageId>, now: 
     state.note_available(db, &target);
 }
 
+/// The message that a queue knows by this ID, or knew of late.
+fn known_under(state: &State, db: DbIndex, key: &[u8], name: &[u8], now: ClusterTime) -> Option<MessageId> {
+    let dedup = known_at(state, db, key).flatten()?.dedup(name)?;
+    (dedup.until > now).then_some(dedup.id)
+}
+
 /// A dead message goes to another queue, where it is ready. `redriven`: by QREDRIVE.
 ///
 /// Its ID stays known where it was for DEDUP, as that of a finished message. A dead letter queue takes it in as baggage:
@@ -802,12 +822,11 @@ fn move_message(
         return false;
     }
     let name = queue.extra(id).and_then(Extra::id).map(Box::<[u8]>::from);
-    let there = name.as_deref().and_then(|name| known_at(state, db, to).flatten()?.dedup(name));
-    let there = there.filter(|dedup| dedup.until > now);
-    if redriven.is_some() && there.is_some_and(|dedup| dedup.id != id) {
+    let known_as = name.as_deref().and_then(|name| known_under(state, db, to, name, now));
+    if redriven.is_some() && known_as.is_some_and(|other| other != id) {
         return false;
     }
-    let is_known_by_it = redriven.is_some() || there.is_some_and(|dedup| dedup.id == id);
+    let is_known_by_it = redriven.is_some() || known_as == Some(id);
     let Some(mut open) = OpenQueue::new(state, db, from) else { return false };
     let payload = open.payload(id);
     let Some(mut record) = open.take_out(id, now) else { return false };

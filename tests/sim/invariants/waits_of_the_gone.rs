@@ -15,8 +15,7 @@ impl Invariant for WaitsOfTheGone {
 
     fn on(&mut self, fact: &Fact<'_>, world: &mut World) -> Result<(), String> {
         let Fact::Healed = fact else { return Ok(()) };
-        let waiting: Vec<u64> =
-            world.clients.iter().filter_map(|client| client.claim).map(|(id, _)| id).collect();
+        let waiting: Vec<u64> = world.clients.iter().filter_map(|client| claim).map(|(id, _)| id).collect();
         let state = &world.journal.state;
         for (id, wait) in state.waits().iter() {
             if let Some(claim) = wait.claims().find(|claim| !waiting.contains(&claim.id.0)) {
@@ -27,8 +26,8 @@ impl Invariant for WaitsOfTheGone {
             return Err(format!("{wait:?} is nobody's; clients wait for {waiting:?}"));
         }
         for (id, hand_over) in state.handed().iter() {
-            if let Some(client) = hand_over.clients.iter().find(|client| !waiting.contains(&client.claim.0)) {
-                return Err(format!("{client:?} of {id:?} is nobody's; clients wait for {waiting:?}"));
+            if let Some(claim) = hand_over.clients.keys().find(|claim| !waiting.contains(&claim.0)) {
+                return Err(format!("{claim:?} of {id:?} is nobody's; clients wait for {waiting:?}"));
             }
         }
         let lost = waiting.iter().find(|claim| !state.is_waiting(holdfast::state::locks::ClaimId(**claim)));
