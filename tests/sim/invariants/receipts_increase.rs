@@ -19,7 +19,10 @@ impl Invariant for ReceiptsIncrease {
 
     fn on(&mut self, fact: &Fact<'_>, world: &mut World) -> Result<(), String> {
         let Fact::Applies { entry, is_first: true, .. } = fact else { return Ok(()) };
-        for (id, delivery) in &world.journal.handed_out {
+        // Within an entry they are told in another order than they were handed out: replies before notices.
+        let mut handed_out = world.journal.handed_out.clone();
+        handed_out.sort_unstable();
+        for (id, delivery) in &handed_out {
             let before = self.last.insert(id.clone(), *delivery).unwrap_or(0);
             if *delivery <= before {
                 let index = entry.index;
