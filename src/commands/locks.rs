@@ -470,6 +470,7 @@ mod tests {
                         origin: &origin,
                         in_transaction: false,
                         bounds: Bounds::DEFAULT,
+                        reply_later: Bounds::DEFAULT.reply,
                     };
                     execute(&mut context, &args)
                 }

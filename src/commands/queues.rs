@@ -269,7 +269,7 @@ fn pop_request(
 }
 
 fn qpop(context: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
-    let (request, block) = pop_request(&args[1..], context.db, context.bounds)?;
+    let (mut request, block) = pop_request(&args[1..], context.db, context.bounds)?;
     let popped = queues::pop(context.state, &request, context.origin, context.now)?;
     if !popped.is_empty() {
         return Ok(popped_reply(&popped, request.with_meta));
@@ -277,6 +277,7 @@ fn qpop(context: &mut WriteContext<'_>, args: Args<'_>) -> CommandResult {
     // A transaction never waits.
     let Some(block) = block.filter(|_| !context.in_transaction) else { return Ok(Reply::NullArray) };
     let until = if block.0 == 0 { ClusterTime::NEVER } else { context.now.after(block) };
+    request.reply_max = context.reply_later;
     match queues::wait(context.state, request, context.origin, until, context.now) {
         Some(claim) => Ok(Reply::Waiting(claim.0)),
         None => Err(CommandError::other("TRYAGAIN too many clients wait for this queue")),

@@ -49,7 +49,17 @@ impl Bench {
         let (user, in_transaction, bounds) = (&b"default"[..], self.in_transaction, self.bounds);
         let result = match spec.execute {
             Execute::Write(execute) => execute(
-                &mut WriteContext { state, db: 0, user, now, wall, origin: &origin, in_transaction, bounds },
+                &mut WriteContext {
+                    state,
+                    db: 0,
+                    user,
+                    now,
+                    wall,
+                    origin: &origin,
+                    in_transaction,
+                    bounds,
+                    reply_later: bounds.reply,
+                },
                 words,
             ),
             Execute::Read(execute) => {

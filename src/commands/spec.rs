@@ -51,6 +51,8 @@ pub struct WriteContext<'a> {
     pub in_transaction: bool,
     /// How large values and the reply may become.
     pub bounds: Bounds,
+    /// How large a reply may become that comes when the client has waited; this entry has no part in that.
+    pub reply_later: usize,
 }
 
 /// How a command runs.

@@ -173,6 +173,7 @@ pub(crate) mod testing {
                             origin: &origin,
                             in_transaction,
                             bounds,
+                            reply_later: bounds.reply,
                         },
                         words,
                     )

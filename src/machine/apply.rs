@@ -17,7 +17,6 @@ use crate::commands::weights::run_read;
 use crate::machine::answers::Answers;
 use crate::machine::budget::ENTRY_REPLIES_MAX;
 use crate::machine::budget::EntryBudget;
-use crate::machine::budget::row_of;
 use crate::machine::entry::BatchHead;
 use crate::machine::entry::Item;
 use crate::machine::entry::LeaderStart;
@@ -129,7 +128,8 @@ pub fn apply_entry_for(
         let (user, bounds) = (head.user, head.bounds);
         let (stamps, origin, entry, in_transaction) = (&stamps, &origin, &entry, false);
         entry.begin_batch();
-        let caller = Caller { stamps, user, origin, in_transaction, bounds, entry, is_wanted };
+        let reply_later = bounds.reply;
+        let caller = Caller { stamps, user, origin, in_transaction, bounds, reply_later, entry, is_wanted };
         let (count, verify, replied) = (head.count, &mut applied.verify, &mut replied);
         let mut batch = OpenBatch { caller, since_last, count, verify, replied };
         let outcome = match head.session {
@@ -247,10 +247,6 @@ impl OpenBatch<'_> {
             replied => whole.min(ENTRY_REPLIES_MAX.saturating_sub(replied)),
         };
         let caller = Caller { bounds: Bounds { reply: room, ..self.caller.bounds }, ..self.caller };
-        if room < whole && waits_for_messages(&item) {
-            // Its wait would keep what is left for it here.
-            return Reply::error(TRY_AGAIN).into();
-        }
         match apply_item(state, &caller, item) {
             Ok(answer) => answer,
             Err(error) if error.room_wanted().is_some() && room < whole => Reply::error(TRY_AGAIN).into(),
@@ -260,12 +256,6 @@ impl OpenBatch<'_> {
 }
 
 const TRY_AGAIN: &str = "TRYAGAIN Too much is being answered at once. The command was not executed.";
-
-/// True of a command that may wait for messages.
-fn waits_for_messages(item: &Item<'_>) -> bool {
-    let flags = Flags::VALUES.and(Flags::BLOCKING);
-    matches!(item, Item::Command { words, .. } if row_of(words).is_some_and(|row| row.flags.has(flags)))
-}
 
 /// A reply and the bytes that it takes by [`Reply::size_hint`], which is what counts where it is not wanted and parts
 /// of it are left out.
@@ -350,6 +340,8 @@ pub struct Caller<'a> {
     pub in_transaction: bool,
     /// How large values and replies may become.
     pub bounds: Bounds,
+    /// How large a reply may become that comes later.
+    pub reply_later: usize,
     /// What its entry may take besides.
     pub entry: &'a EntryBudget,
     /// A client of this node waits for the reply. Nothing that is replicated may depend on it.
@@ -375,7 +367,7 @@ pub(super) fn apply_command(
     if !spec.arity_allows(words.len()) || !row.arity_allows(words.len()) {
         return Ok(Reply::error("ERR malformed command in the log"));
     }
-    let Caller { stamps, user, origin, in_transaction, bounds, entry, .. } = *caller;
+    let Caller { stamps, user, origin, in_transaction, bounds, reply_later, entry, .. } = *caller;
     if spec.flags.has_any(WALKS_OR_COPIES) && !in_transaction {
         let weight = Scales::new(state, user).weigh(db, words);
         entry.check(weight)?;
@@ -387,7 +379,9 @@ pub(super) fn apply_command(
     let (now, wall, seed) = (stamps.clock, stamps.wall, stamps.seed);
     match spec.execute {
         Execute::Write(write) => {
-            write(&mut WriteContext { state, db, user, now, wall, origin, in_transaction, bounds }, words)
+            let mut context =
+                WriteContext { state, db, user, now, wall, origin, in_transaction, bounds, reply_later };
+            write(&mut context, words)
         }
         Execute::Read(read) => {
             state.reads_in_log(true);

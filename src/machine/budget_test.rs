@@ -261,21 +261,21 @@ fn a_database_is_flushed_in_a_transaction_that_need_not_be_taken_back() {
 }
 
 #[test]
-fn who_would_wait_with_what_an_entry_has_left_comes_again() {
+fn who_waits_is_told_later_as_much_as_one_reply_may_take() {
     let mut state = state(0);
     let large = || transaction(Bounds::DEFAULT, &commands(&[("INCR n", 1), ("GET big", 60)]), false);
-    for (count, waits) in [(1, true), (4, false)] {
-        let mut batches: Vec<_> = (0..count).map(|_| (None, large())).collect();
-        let mut pop = Batch::new(b"default");
+    let mut batches: Vec<_> = (0..4).map(|_| (None, large())).collect();
+    for reply in [Bounds::DEFAULT.reply, usize::MAX] {
+        let mut pop = Batch::within(b"default", Bounds { reply, ..Bounds::DEFAULT });
         pop.push_command(0, ["QPOP", "BLOCK", "0", "FROM", "q"].map(str::as_bytes).into_iter());
         batches.push((None, pop));
-        let Some(BatchOutcome::Done(replies)) = apply(&mut state, &entry(&batches), true).outcomes.pop()
-        else {
-            panic!("done")
-        };
-        assert_eq!(matches!(replies[0], Reply::Waiting(_)), waits, "{replies:?}");
-        assert_eq!(told_to_try_again(&replies), usize::from(!waits));
     }
+    let outcomes = apply(&mut state, &entry(&batches), true).outcomes;
+    let waiting = |reply: &Reply| matches!(reply, Reply::Waiting(_));
+    let waits = |outcome: &&BatchOutcome| matches!(outcome, BatchOutcome::Done(replies) if replies.iter().all(waiting));
+    assert_eq!(outcomes.iter().filter(waits).count(), 2, "however little room their entry has left");
+    let most: Vec<usize> = state.pop_waits().iter().map(|wait| wait.request.reply_max).collect();
+    assert_eq!(most, [Bounds::DEFAULT.reply, usize::MAX]);
 }
 
 #[test]

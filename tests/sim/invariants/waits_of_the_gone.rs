@@ -15,7 +15,8 @@ impl Invariant for WaitsOfTheGone {
 
     fn on(&mut self, fact: &Fact<'_>, world: &mut World) -> Result<(), String> {
         let Fact::Healed = fact else { return Ok(()) };
-        let waiting: Vec<u64> = world.clients.iter().filter_map(|client| client.claim).map(|(id, _)| id).collect();
+        let waiting: Vec<u64> =
+            world.clients.iter().filter_map(|client| client.claim).map(|(id, _)| id).collect();
         let state = &world.journal.state;
         for (id, wait) in state.waits().iter() {
             if let Some(claim) = wait.claims().find(|claim| !waiting.contains(&claim.id.0)) {
