@@ -518,6 +518,7 @@ impl Claims {
                     *asked = Some(now);
                     confirmed.push(*claim);
                 }
+                Entry::Abandoned { handed: Some(_), .. } if is_planted(Bug::GrantUnheard) => {}
                 Entry::Abandoned { asked, .. } if is_late(asked) => {
                     *asked = Some(now);
                     cancelled.push(claim.0);
