@@ -100,8 +100,9 @@ fn sharing_of_heavy<'a>(row: &CommandSpec, words: impl ExactSizeIterator<Item = 
     }
 }
 
-fn has_ids<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> bool {
-    words.any(|word| eq_ignore_case(word, "IDS"))
+/// Whether a command of a queue names messages, behind the queue's own name.
+fn has_ids<'a>(words: impl Iterator<Item = &'a [u8]>) -> bool {
+    words.skip(2).any(|word| eq_ignore_case(word, "IDS"))
 }
 
 /// Refuses a reply of so many bytes, or more, that the bounds do not allow.
@@ -466,7 +467,9 @@ mod tests {
             assert_eq!(sharing(command), Sharing::Any, "{command}");
         }
         assert_eq!(sharing("QPOP FROM q"), Sharing::Messages);
-        for command in ["COPY a b", "RENAME a b", "SETRANGE a 9 x", "QDEL q ALL", "LOCKEXTEND me 1000"] {
+        for command in
+            ["COPY a b", "RENAME a b", "SETRANGE a 9 x", "QDEL q ALL", "QDEL ids ALL", "LOCKEXTEND me 9"]
+        {
             assert_eq!(sharing(command), Sharing::Few, "{command}");
         }
         for command in ["QDEL q IDS 1 1-1", "QREDRIVE q IDS 1 1-1", "LOCKEXTEND me 1000 KEYS 1 k"] {
