@@ -101,7 +101,8 @@ fn origin_of(state: &State, id: WaitId, claim: ClaimId) -> Option<Origin> {
 
 fn take(state: &mut State, id: WaitId, claim: ClaimId, event: Event, now: ClusterTime) {
     let Some(hand_over) = state.handed.get(id) else { return };
-    match step(hand_over.is_known, hand_over.clients.len(), event) {
+    let step = step(hand_over.is_known, hand_over.clients.len(), event);
+    match step {
         Step::GoBack => {
             let hand_over = hand_over.clone();
             return go_back(state, id, &hand_over, now);
@@ -117,11 +118,12 @@ fn take(state: &mut State, id: WaitId, claim: ClaimId, event: Event, now: Cluste
                 Handed::Messages(_) => Vec::new(),
             };
             tokens.into_iter().for_each(|token| state.release_from_handed(token));
-            state.change_handed(id);
-            state.handed.set_known(id);
         }
     }
     state.change_handed(id);
+    if step == Step::Tell {
+        state.handed.set_known(id);
+    }
     state.handed.remove_client(id, claim);
 }
 
